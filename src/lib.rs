@@ -1,0 +1,41 @@
+//! `distill`: small open models to reasoning models, the way DeepSeek-R1 did.
+//!
+//! The crate is cut into rooms. A room imports only rooms of earlier layers; `tests/architecture.rs` holds the table and
+//! checks it.
+//!
+//! | layer | room | holds |
+//! |---|---|---|
+//! | 1 | [`error`], [`progress`] | the error enum with its hints; the reporter trait (no terminal code) |
+//! | 1 | [`ops`] | operations with a backward, plain and fast |
+//! | 1 | [`verify`] | text to verdict |
+//! | 2 | [`recipe`] | TOML to typed recipe to resolved plan; cards of students and suites |
+//! | 2 | [`hub`] | models and data sets from the Hugging Face Hub |
+//! | 3 | [`tokenize`] | tokenizer, chat template and loss mask, packing |
+//! | 3 | [`model`] | Qwen2, Qwen3, Llama: forward, backward, KV cache, weights in and out |
+//! | 3 | [`optim`] | AdamW, schedules, clipping |
+//! | 4 | [`data`] | the trace record, its sources, the token store |
+//! | 4 | [`generate`] | batched sampling |
+//! | 6 | [`train`] | SFT and its checkpoints, memory footprint |
+//! | 6 | [`eval`] | benchmark runs with intervals |
+//! | 7 | [`report`] | metrics log, TensorBoard events, HTML report |
+//! | 8 | [`pipeline`] | stages in order, run folder, resume |
+//! | 9 | [`cli`] | one file per command; the only place that prints |
+
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod eval;
+pub mod generate;
+pub mod hub;
+pub mod model;
+pub mod ops;
+pub mod optim;
+pub mod pipeline;
+pub mod progress;
+pub mod recipe;
+pub mod report;
+pub mod tokenize;
+pub mod train;
+pub mod verify;
+
+pub use error::{Error, Result};
