@@ -100,10 +100,13 @@ impl Error {
         match self {
             Self::Input { hint, .. } | Self::NonFinite { hint, .. } => hint.clone(),
             Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::StorageFull => {
-                    Some("free some space and run the same command again: it goes on where it stopped".into())
+                std::io::ErrorKind::StorageFull => Some(
+                    "free some space and run the same command again: it goes on where it stopped"
+                        .into(),
+                ),
+                std::io::ErrorKind::PermissionDenied => {
+                    Some("check the permissions of that path".into())
                 }
-                std::io::ErrorKind::PermissionDenied => Some("check the permissions of that path".into()),
                 std::io::ErrorKind::NotFound => Some("check the spelling of the path".into()),
                 _ => None,
             },

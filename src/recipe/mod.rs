@@ -1,1 +1,343 @@
-//! The room `recipe`.
+//! TOML to a typed recipe, and the recipe to a resolved plan.
+//!
+//! This file holds the recipe as a user writes it: one struct a table, one doc comment a field. Reading, `--set` and
+//! "did you mean" are in [`load`]; the shipped recipes, cards and suites in [`shipped`]; what a recipe means once every
+//! default is filled in, in [`plan`].
+
+pub mod card;
+pub mod load;
+pub mod plan;
+pub mod shipped;
+pub mod suite;
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One run: which student learns from which traces, how, and how it is judged.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the run; its folder is `runs/<name>` unless `--run-dir` says otherwise.
+    pub name: String,
+    /// Seed of shuffling, of random weights and of sampling.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// `auto` (CUDA, then Metal, then CPU), `cpu`, `cuda:N` or `metal`.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// The model that learns.
+    pub student: Student,
+    /// What it learns from; several sources are read one after the other.
+    pub traces: Vec<Traces>,
+    /// How it learns.
+    #[serde(default)]
+    pub sft: Sft,
+    /// How it is judged; without the table nothing is evaluated.
+    #[serde(default)]
+    pub eval: Option<Eval>,
+}
+
+/// `[student]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Student {
+    /// A card's name (`qwen2.5-math-7b`), a Hub repo (`org/name` or `org/name@revision`) or a folder in the Hugging Face
+    /// layout. Left out where `[student.init]` makes random weights.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Which weights are trained.
+    #[serde(default)]
+    pub method: Method,
+    /// Dtype of weights and activations; optimiser states are f32, and so is a master copy of 16-bit weights.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// A Jinja chat template in place of the student's own: a file, or the name of one under `models/templates`.
+    #[serde(default)]
+    pub chat_template: Option<String>,
+    /// RoPE base in place of the checkpoint's.
+    #[serde(default)]
+    pub rope_theta: Option<f64>,
+    /// Number of positions written to the result's `config.json`.
+    #[serde(default)]
+    pub max_position_embeddings: Option<usize>,
+    /// Random weights of a given shape in place of a checkpoint.
+    #[serde(default)]
+    pub init: Option<Init>,
+}
+
+/// `[student.init]`: a student with random weights.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Init {
+    /// `qwen2`, `qwen3` or `llama`.
+    pub architecture: String,
+    /// Folder or file of a `tokenizer.json`, or `builtin:arithmetic`.
+    pub tokenizer: String,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    /// Default: `hidden_size / num_attention_heads`.
+    #[serde(default)]
+    pub head_dim: Option<usize>,
+    /// Default: as many as the tokenizer has entries.
+    #[serde(default)]
+    pub vocab_size: Option<usize>,
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f64,
+    #[serde(default = "default_positions")]
+    pub max_position_embeddings: usize,
+    #[serde(default = "yes")]
+    pub tie_word_embeddings: bool,
+}
+
+/// Which weights are trained.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// All of them.
+    #[default]
+    Full,
+    Lora,
+    Dora,
+    Qlora,
+}
+
+/// Dtype of weights and activations.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    #[default]
+    F32,
+    Bf16,
+    F16,
+}
+
+/// `[[traces]]`: one source of traces.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// Hub data set, file or folder (parquet, JSONL, `.gz`, `.zst`), or `builtin:arithmetic`.
+    pub source: String,
+    /// Configuration of a Hub data set.
+    #[serde(default)]
+    pub config: Option<String>,
+    /// Split of a Hub data set.
+    #[serde(default = "default_split")]
+    pub split: String,
+    /// Branch, tag or commit of a Hub data set.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// How many problems a `builtin:` source makes.
+    #[serde(default)]
+    pub num_problems: Option<usize>,
+    /// Where the parts of a trace stand, for a file whose columns are not told apart by themselves: part to column, dots
+    /// going into objects. Parts: problem, reasoning, answer, gold, system, messages, generation, correct, domain, id.
+    #[serde(default)]
+    pub columns: BTreeMap<String, String>,
+    /// Verdicts kept in a file of their own.
+    #[serde(default)]
+    pub labels: Option<Labels>,
+    /// Which traces are used: `all`, or only those with a verdict that says `correct`.
+    #[serde(default)]
+    pub keep: Keep,
+    /// Use at most so many traces a problem.
+    #[serde(default)]
+    pub max_per_problem: Option<usize>,
+    /// Use at most so many traces of this source, the first ones that pass.
+    #[serde(default)]
+    pub limit: Option<usize>,
+    /// A row that cannot be read stops the run (`error`) or is dropped and counted (`drop`).
+    #[serde(default)]
+    pub on_bad_row: OnBad,
+}
+
+/// `[traces.labels]`: verdicts joined to the rows by a key.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Labels {
+    /// JSONL file.
+    pub file: String,
+    /// Column of the key in both files.
+    pub key: String,
+    /// Column of the verdict in the label file: a bool, or a string such as `correct`.
+    pub column: String,
+}
+
+/// Which traces are used.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    #[default]
+    All,
+    Correct,
+}
+
+/// What a row that cannot be used does.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBad {
+    #[default]
+    Error,
+    Drop,
+}
+
+/// `[sft]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sft {
+    /// Passes over the traces.
+    pub epochs: usize,
+    /// Stop after so many optimiser steps even when epochs are left.
+    pub max_steps: Option<usize>,
+    /// Peak learning rate; default: the card's (the paper's for that student).
+    pub learning_rate: Option<f64>,
+    /// Shape of the decay after the warmup.
+    pub schedule: ScheduleKind,
+    /// Floor of the schedule as a share of the peak.
+    pub min_learning_rate_ratio: f64,
+    /// Share of all steps that warm up linearly.
+    pub warmup_ratio: f64,
+    /// Sequences per optimiser step.
+    pub batch_size: usize,
+    /// Longest sequence in tokens.
+    pub max_length: usize,
+    /// What happens to a longer one; always counted and reported.
+    pub over_length: OverLength,
+    /// What happens to a row without a trained token or without an end.
+    pub on_untrainable: OnBad,
+    /// Sequences share a pack and never see each other; `false` runs them one by one.
+    pub packing: bool,
+    /// Tokens a pack holds at most; default `max_length`. Memory grows with it.
+    pub pack_length: Option<usize>,
+    /// Whose tokens are trained.
+    pub train_on: TrainOn,
+    /// Shuffle each epoch by the seed; `false` trains in file order.
+    pub shuffle: bool,
+    pub weight_decay: f64,
+    pub betas: [f64; 2],
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this global norm; 0 turns it off.
+    pub max_grad_norm: f64,
+    /// Which activations are computed again in the backward pass.
+    pub recompute: Recompute,
+    /// Steps between checkpoints.
+    pub checkpoint_every_steps: usize,
+    /// Checkpoints that are kept; the newest ones.
+    pub keep_checkpoints: usize,
+}
+
+impl Default for Sft {
+    fn default() -> Self {
+        Self {
+            epochs: 2,
+            max_steps: None,
+            learning_rate: None,
+            schedule: ScheduleKind::Cosine,
+            min_learning_rate_ratio: 0.1,
+            warmup_ratio: 0.0,
+            batch_size: 64,
+            max_length: 32_768,
+            over_length: OverLength::Drop,
+            on_untrainable: OnBad::Drop,
+            packing: true,
+            pack_length: None,
+            train_on: TrainOn::Last,
+            shuffle: true,
+            weight_decay: 0.0,
+            betas: [0.9, 0.95],
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            recompute: Recompute::None,
+            checkpoint_every_steps: 100,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+/// Shape of the learning rate after the warmup.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    #[default]
+    Cosine,
+    Linear,
+    Constant,
+}
+
+/// What happens to a sequence over `max_length`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum OverLength {
+    #[default]
+    Drop,
+    Truncate,
+    Error,
+}
+
+/// Whose tokens are trained.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOn {
+    /// The last assistant turn.
+    #[default]
+    Last,
+    /// Every assistant turn.
+    All,
+}
+
+/// Which activations are computed again in the backward pass.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    #[default]
+    None,
+    /// A block's inputs are kept, the rest is computed again.
+    Block,
+}
+
+/// `[eval]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Eval {
+    /// Names of shipped suites or paths of suite files.
+    pub suites: Vec<String>,
+    /// Evaluate the student before training as well.
+    #[serde(default)]
+    pub before: bool,
+    /// Samples a problem in place of the suite's.
+    #[serde(default)]
+    pub num_samples: Option<usize>,
+    /// Only the first so many problems of each suite; said in the result.
+    #[serde(default)]
+    pub limit: Option<usize>,
+    /// Longest answer in tokens in place of the suite's.
+    #[serde(default)]
+    pub max_new_tokens: Option<usize>,
+    /// Sequences that are sampled side by side.
+    #[serde(default = "default_eval_batch")]
+    pub batch_size: usize,
+}
+
+fn default_seed() -> u64 {
+    42
+}
+fn default_device() -> String {
+    "auto".into()
+}
+fn default_split() -> String {
+    "train".into()
+}
+fn default_rope_theta() -> f64 {
+    10_000.0
+}
+fn default_positions() -> usize {
+    32_768
+}
+fn default_eval_batch() -> usize {
+    32
+}
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,322 @@
+//! The resolved plan: a recipe with every default, card and check applied. Stages see only this form; it is saved with
+//! the run as `plan.json`, and hashed into the stages' keys.
+
+use super::card::Card;
+use super::suite::Suite;
+use super::{
+    Dtype, Init, Method, OnBad, OverLength, Recipe, Recompute, ScheduleKind, Sft, Traces, TrainOn,
+    load,
+};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What a run will do.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Plan {
+    pub name: String,
+    pub seed: u64,
+    pub device: String,
+    pub student: StudentPlan,
+    pub traces: Vec<Traces>,
+    pub sft: SftPlan,
+    #[serde(default)]
+    pub eval: Option<EvalPlan>,
+    /// Names of the stages in order.
+    pub stages: Vec<String>,
+    /// What the user should know about choices made for him.
+    pub notes: Vec<String>,
+}
+
+/// The student, with the card's values filled in.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct StudentPlan {
+    pub source: StudentSource,
+    pub card: Option<String>,
+    /// Shape for planning without network.
+    pub family: Option<String>,
+    pub method: Method,
+    pub dtype: Dtype,
+    /// File, or name under `models/templates`.
+    pub chat_template: Option<String>,
+    pub rope_theta: Option<f64>,
+    pub max_position_embeddings: Option<usize>,
+}
+
+/// Where the first weights come from.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StudentSource {
+    Hub { repo: String, revision: String },
+    Folder(String),
+    Random(Init),
+}
+
+/// `[sft]` without options.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct SftPlan {
+    pub epochs: usize,
+    pub max_steps: Option<usize>,
+    pub learning_rate: f64,
+    pub schedule: ScheduleKind,
+    pub min_learning_rate_ratio: f64,
+    pub warmup_ratio: f64,
+    pub batch_size: usize,
+    pub max_length: usize,
+    pub over_length: OverLength,
+    pub on_untrainable: OnBad,
+    pub packing: bool,
+    pub pack_length: usize,
+    pub train_on: TrainOn,
+    pub shuffle: bool,
+    pub weight_decay: f64,
+    pub betas: [f64; 2],
+    pub adam_epsilon: f64,
+    pub max_grad_norm: f64,
+    pub recompute: Recompute,
+    pub checkpoint_every_steps: usize,
+    pub keep_checkpoints: usize,
+}
+
+/// `[eval]` with its suites read.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct EvalPlan {
+    pub suites: Vec<Suite>,
+    pub before: bool,
+    pub limit: Option<usize>,
+    pub batch_size: usize,
+}
+
+/// Applies cards, defaults and checks.
+///
+/// # Errors
+/// A value out of range, a card or suite that does not exist, a feature this version does not have.
+pub fn resolve(recipe: &Recipe) -> Result<Plan> {
+    check_name(&recipe.name)?;
+    if recipe.traces.is_empty() {
+        return Err(Error::input("the recipe has no `[[traces]]`")
+            .with_hint("add `[[traces]]` with `source = ...`"));
+    }
+    let mut notes = Vec::new();
+    let (student, card) = resolve_student(recipe, &mut notes)?;
+    let sft = resolve_sft(&recipe.sft, card.as_ref())?;
+    let eval = recipe
+        .eval
+        .as_ref()
+        .map(|e| -> Result<EvalPlan> {
+            let mut suites = Vec::new();
+            for name in &e.suites {
+                let mut suite = Suite::load(name)?;
+                if let Some(k) = e.num_samples {
+                    suite.sampling.k = k;
+                }
+                if let Some(n) = e.max_new_tokens {
+                    suite.sampling.max_new_tokens = n;
+                }
+                suites.push(suite);
+            }
+            at_least("eval.batch_size", e.batch_size, 1)?;
+            Ok(EvalPlan {
+                suites,
+                before: e.before,
+                limit: e.limit,
+                batch_size: e.batch_size,
+            })
+        })
+        .transpose()?;
+    let mut stages = vec!["data".to_string()];
+    if eval.as_ref().is_some_and(|e| e.before) {
+        stages.push("eval-before".into());
+    }
+    stages.push("sft".into());
+    if eval.is_some() {
+        stages.push("eval".into());
+    }
+    Ok(Plan {
+        name: recipe.name.clone(),
+        seed: recipe.seed,
+        device: recipe.device.clone(),
+        student,
+        traces: recipe.traces.clone(),
+        sft,
+        eval,
+        stages,
+        notes,
+    })
+}
+
+fn resolve_student(
+    recipe: &Recipe,
+    notes: &mut Vec<String>,
+) -> Result<(StudentPlan, Option<Card>)> {
+    let student = &recipe.student;
+    if student.method != Method::Full {
+        return Err(Error::input(format!(
+            "`student.method = \"{}\"` is not in this version",
+            format!("{:?}", student.method).to_lowercase()
+        ))
+        .with_hint("use `method = \"full\"`, with a smaller student where memory is short"));
+    }
+    let (source, card) = match (&student.model, &student.init) {
+        (Some(_), Some(_)) => {
+            return Err(Error::input("`[student]` has both `model` and `[student.init]`")
+                .with_hint("keep `model` to start from a checkpoint, `[student.init]` to start from random weights"));
+        }
+        (None, None) => {
+            return Err(
+                Error::input("`[student]` has neither `model` nor `[student.init]`")
+                    .with_hint("add `model = \"qwen2.5-math-1.5b\"`, a Hub repo or a folder"),
+            );
+        }
+        (None, Some(init)) => (StudentSource::Random(init.clone()), None),
+        (Some(model), None) => model_source(model)?,
+    };
+    if let Some(note) = card.as_ref().and_then(|c| c.rope_note.clone())
+        && student.rope_theta.is_none()
+    {
+        notes.push(note);
+    }
+    let plan = StudentPlan {
+        source,
+        family: card.as_ref().map(|c| c.family.clone()),
+        method: student.method,
+        dtype: student.dtype,
+        chat_template: student
+            .chat_template
+            .clone()
+            .or_else(|| card.as_ref().and_then(|c| c.chat_template.clone())),
+        rope_theta: student
+            .rope_theta
+            .or_else(|| card.as_ref().and_then(|c| c.rope_theta)),
+        max_position_embeddings: student
+            .max_position_embeddings
+            .or_else(|| card.as_ref().and_then(|c| c.max_position_embeddings)),
+        card: card.as_ref().map(|c| c.name.clone()),
+    };
+    Ok((plan, card))
+}
+
+/// What a `model =` or `--model` means: a folder, a card's name, or `org/name[@revision]`.
+///
+/// # Errors
+/// A name that is none of the three.
+pub fn model_source(model: &str) -> Result<(StudentSource, Option<Card>)> {
+    if Path::new(model).is_dir() {
+        return Ok((StudentSource::Folder(model.to_string()), None));
+    }
+    let looks_like_path = model.starts_with(['.', '/', '~']) || model.matches('/').count() > 1;
+    if looks_like_path && !model.ends_with(".toml") {
+        return Err(Error::input(format!("no folder `{model}`")).with_hint(
+            "a local model is a folder with `config.json`, `tokenizer.json` and `*.safetensors`",
+        ));
+    }
+    if model.matches('/').count() == 1 && !model.ends_with(".toml") {
+        let (repo, revision) = model.split_once('@').unwrap_or((model, "main"));
+        return Ok((
+            StudentSource::Hub {
+                repo: repo.to_string(),
+                revision: revision.to_string(),
+            },
+            None,
+        ));
+    }
+    let card = Card::load(model)?;
+    let source = StudentSource::Hub {
+        repo: card.repo.clone(),
+        revision: card.revision.clone(),
+    };
+    Ok((source, Some(card)))
+}
+
+fn resolve_sft(sft: &Sft, card: Option<&Card>) -> Result<SftPlan> {
+    let learning_rate = sft.learning_rate.or(card.map(|c| c.learning_rate)).ok_or_else(|| {
+        Error::input("`sft.learning_rate` is missing, and the student has no card that knows it")
+            .with_hint("add `learning_rate = 1e-5` or so to `[sft]`; the paper's students use 1e-4 (1.5B) to 2e-5 (70B)")
+    })?;
+    at_least("sft.epochs", sft.epochs, 1)?;
+    at_least("sft.batch_size", sft.batch_size, 1)?;
+    at_least("sft.max_length", sft.max_length, 2)?;
+    at_least("sft.checkpoint_every_steps", sft.checkpoint_every_steps, 1)?;
+    at_least("sft.keep_checkpoints", sft.keep_checkpoints, 1)?;
+    if let Some(n) = sft.max_steps {
+        at_least("sft.max_steps", n, 1)?;
+    }
+    let pack_length = sft.pack_length.unwrap_or(sft.max_length);
+    at_least("sft.pack_length", pack_length, sft.max_length).map_err(|e| {
+        e.with_hint("the longest sequence must fit into a pack: raise it or lower `max_length`")
+    })?;
+    in_range("sft.learning_rate", learning_rate, f64::MIN_POSITIVE, 1e3)?;
+    in_range(
+        "sft.min_learning_rate_ratio",
+        sft.min_learning_rate_ratio,
+        0.0,
+        1.0,
+    )?;
+    in_range("sft.warmup_ratio", sft.warmup_ratio, 0.0, 1.0)?;
+    in_range("sft.weight_decay", sft.weight_decay, 0.0, 1e3)?;
+    in_range("sft.betas.0", sft.betas[0], 0.0, 1.0 - 1e-9)?;
+    in_range("sft.betas.1", sft.betas[1], 0.0, 1.0 - 1e-9)?;
+    in_range("sft.adam_epsilon", sft.adam_epsilon, 0.0, 1.0)?;
+    in_range("sft.max_grad_norm", sft.max_grad_norm, 0.0, f64::MAX)?;
+    Ok(SftPlan {
+        epochs: sft.epochs,
+        max_steps: sft.max_steps,
+        learning_rate,
+        schedule: sft.schedule,
+        min_learning_rate_ratio: sft.min_learning_rate_ratio,
+        warmup_ratio: sft.warmup_ratio,
+        batch_size: sft.batch_size,
+        max_length: sft.max_length,
+        over_length: sft.over_length,
+        on_untrainable: sft.on_untrainable,
+        packing: sft.packing,
+        pack_length,
+        train_on: sft.train_on,
+        shuffle: sft.shuffle,
+        weight_decay: sft.weight_decay,
+        betas: sft.betas,
+        adam_epsilon: sft.adam_epsilon,
+        max_grad_norm: sft.max_grad_norm,
+        recompute: sft.recompute,
+        checkpoint_every_steps: sft.checkpoint_every_steps,
+        keep_checkpoints: sft.keep_checkpoints,
+    })
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fine = !name.is_empty()
+        && !name.starts_with('.')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if fine {
+        return Ok(());
+    }
+    Err(
+        Error::input(format!("`name = \"{name}\"` cannot name a folder"))
+            .with_hint("use letters, digits, `-`, `_` and `.`"),
+    )
+}
+
+fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
+    if value >= least {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "`{key} = {value}` must be at least {least}"
+    )))
+}
+
+fn in_range(key: &str, value: f64, least: f64, most: f64) -> Result<()> {
+    if value >= least && value <= most {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "`{key} = {value}` must lie between {least} and {most}"
+    )))
+}
+
+/// Parses a recipe's text and resolves it, for tests and tools.
+pub fn from_text(text: &str, origin: &str, sets: &[String]) -> Result<Plan> {
+    resolve(&load::parse::<Recipe>(text, origin, sets)?)
+}

@@ -1,0 +1,129 @@
+//! What the binary brings along: recipes, cards of students, suites, chat templates. Text only; readers are elsewhere.
+//!
+//! A new file is added to its list below; a test compares the lists with the folders.
+
+macro_rules! embedded {
+    ($folder:literal, $ending:literal, [$($name:literal),* $(,)?]) => {
+        &[$(($name, include_str!(concat!("../../", $folder, "/", $name, $ending)))),*]
+    };
+}
+
+const RECIPES: &[(&str, &str)] = embedded!(
+    "recipes",
+    ".toml",
+    [
+        "quickstart",
+        "own-traces",
+        "qwen-1.5b",
+        "qwen-7b",
+        "qwen-14b",
+        "qwen-32b",
+        "llama-8b",
+        "llama-70b",
+    ]
+);
+
+const CARDS: &[(&str, &str)] = embedded!(
+    "models",
+    ".toml",
+    [
+        "qwen2.5-math-1.5b",
+        "qwen2.5-math-7b",
+        "qwen2.5-14b",
+        "qwen2.5-32b",
+        "llama-3.1-8b",
+        "llama-3.3-70b-instruct",
+    ]
+);
+
+const SUITES: &[(&str, &str)] = embedded!(
+    "eval",
+    ".toml",
+    ["arithmetic", "aime-2024", "math-500", "gsm8k"]
+);
+
+fn find(list: &'static [(&str, &str)], name: &str) -> Option<&'static str> {
+    let name = name.strip_suffix(".toml").unwrap_or(name);
+    list.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
+}
+
+/// Text of the shipped recipe `name` (with or without `.toml`).
+pub fn recipe(name: &str) -> Option<&'static str> {
+    find(RECIPES, name.strip_prefix("recipes/").unwrap_or(name))
+}
+
+/// Names of the shipped recipes, without `.toml`.
+pub fn recipe_names() -> Vec<String> {
+    RECIPES.iter().map(|(n, _)| n.to_string()).collect()
+}
+
+/// Text of the shipped card `name`.
+pub fn card(name: &str) -> Option<&'static str> {
+    find(CARDS, name)
+}
+
+/// Names of the shipped cards.
+pub fn card_names() -> Vec<String> {
+    CARDS.iter().map(|(n, _)| n.to_string()).collect()
+}
+
+/// Text of the shipped suite `name`.
+pub fn suite(name: &str) -> Option<&'static str> {
+    find(SUITES, name)
+}
+
+/// Names of the shipped suites.
+pub fn suite_names() -> Vec<String> {
+    SUITES.iter().map(|(n, _)| n.to_string()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{card::Card, load, plan};
+
+    fn stems(folder: &str) -> Vec<String> {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let mut names: Vec<String> = std::fs::read_dir(root)
+            .unwrap()
+            .filter_map(|e| {
+                e.unwrap()
+                    .file_name()
+                    .into_string()
+                    .unwrap()
+                    .strip_suffix(".toml")
+                    .map(String::from)
+            })
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn every_file_of_the_folders_is_embedded() {
+        for (folder, mut names) in [
+            ("recipes", recipe_names()),
+            ("models", card_names()),
+            ("eval", suite_names()),
+        ] {
+            names.sort();
+            assert_eq!(stems(folder), names, "{folder}");
+        }
+    }
+
+    #[test]
+    fn every_shipped_recipe_and_card_loads_and_resolves() {
+        for name in card_names() {
+            assert_eq!(Card::load(&name).unwrap().name, name);
+        }
+        for name in suite_names() {
+            assert_eq!(crate::recipe::suite::Suite::load(&name).unwrap().name, name);
+        }
+        for name in recipe_names() {
+            let loaded = load::load(&name, &[]).unwrap();
+            let plan = plan::resolve(&loaded.recipe).unwrap();
+            assert_eq!(plan.name, name);
+            assert!(plan.sft.learning_rate > 0.0);
+        }
+    }
+}
