@@ -1,4 +1,1 @@
 //! The room `cli`.
-
-pub mod color;
-pub mod terminal;

@@ -1,0 +1,585 @@
+//! From one row of logits to one token: which tokens stay in play, which one is drawn, and how probable it was.
+//!
+//! The order of the steps is that of transformers: repetition penalty, temperature, top-k, top-p (over what top-k left),
+//! min-p (relative to the most probable token). The log-probability reported is the model's own, before all of them.
+//! vLLM filters by min-p before top-k and top-p, which differs only where several filters are used at once.
+//!
+//! A draw needs one uniform number, made from (seed, request id, position) alone, so that a text does not depend on the
+//! batch it was sampled in. V is the vocabulary; a row is read in a few passes and never sorted whole.
+
+use super::Sampling;
+use super::softmax;
+
+/// The token drawn and its natural log-probability under the unfiltered distribution at temperature 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    pub token: u32,
+    pub logprob: f32,
+}
+
+/// Buffers of one thread, used again for each row.
+#[derive(Default)]
+pub struct Scratch {
+    /// the row after the repetition penalty
+    penalised: Vec<f32>,
+    /// exp((logit - max) / temperature): 1 for the most probable token
+    weights: Vec<f32>,
+    /// by bucket of weight: how many tokens and how much of the mass
+    counts: Vec<u32>,
+    masses: Vec<f64>,
+    keys: Vec<u64>,
+}
+
+/// A number in [0, 1) that is a pure function of its three arguments: SplitMix64's mixing step over each in turn
+/// (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195).
+pub fn uniform(seed: u64, request: u64, position: u64) -> f64 {
+    let mix = |value: u64| {
+        let z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let bits = mix(mix(mix(seed) ^ request) ^ position);
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Chooses from `logits` [V] with the uniform number `u`; `seen` are the distinct tokens the repetition penalty is for.
+/// None where the row holds a NaN or an infinity that leaves no distribution.
+pub fn choose(
+    logits: &[f32],
+    sampling: &Sampling,
+    seen: impl Iterator<Item = u32>,
+    u: f64,
+    scratch: &mut Scratch,
+) -> Option<Choice> {
+    let (max, sum) = softmax::max_and_sum(logits);
+    // a NaN anywhere, an infinite maximum and a row of nothing but -inf all end here
+    if !(max.is_finite() && sum.is_finite()) {
+        return None;
+    }
+    let log_sum = sum.ln() as f32;
+    let Scratch {
+        penalised,
+        weights,
+        counts,
+        masses,
+        keys,
+    } = scratch;
+    let adjusted = if sampling.repetition_penalty == 1.0 {
+        logits
+    } else {
+        penalised.clear();
+        penalised.extend_from_slice(logits);
+        let penalty = sampling.repetition_penalty as f32;
+        for token in seen {
+            if let Some(logit) = penalised.get_mut(token as usize) {
+                *logit = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
+            }
+        }
+        penalised
+    };
+    let token = if sampling.temperature == 0.0 {
+        softmax::argmax(adjusted)
+    } else {
+        softmax::weights(adjusted, sampling.temperature as f32, weights);
+        let cut = lowest_kept(weights, sampling, counts, masses, keys);
+        draw(weights, cut, u)
+    };
+    Some(Choice {
+        token,
+        logprob: logits[token as usize] - max - log_sum,
+    })
+}
+
+/// Tokens in falling order of weight, the lower id first among equals, have falling keys. Weights are in [0, 1], where the
+/// bits of a float grow with its value.
+fn key(weight: f32, token: usize) -> u64 {
+    u64::from(weight.to_bits()) << 32 | u64::from(!(token as u32))
+}
+
+/// A bucket holds the weights that agree in exponent and four bits of mantissa.
+const BUCKET_SHIFT: u32 = 19;
+const NUM_BUCKETS: usize = (1.0f32.to_bits() >> BUCKET_SHIFT) as usize + 1;
+
+/// The key of the last token that top-k, top-p and min-p leave in play; 0 where nothing is filtered.
+fn lowest_kept(
+    weights: &[f32],
+    sampling: &Sampling,
+    counts: &mut Vec<u32>,
+    masses: &mut Vec<f64>,
+    keys: &mut Vec<u64>,
+) -> u64 {
+    let by_min_p = if sampling.min_p > 0.0 {
+        u64::from((sampling.min_p as f32).to_bits()) << 32
+    } else {
+        0
+    };
+    let limits_count = sampling.top_k > 0 && sampling.top_k < weights.len();
+    let limits_mass = sampling.top_p < 1.0;
+    if !limits_count && !limits_mass {
+        return by_min_p;
+    }
+    // Tokens below `floor` have together less than 1 - top_p of the mass, which is at least 1: none is in the nucleus.
+    let floor = match limits_count {
+        true => 0.0,
+        false => ((1.0 - sampling.top_p) / weights.len() as f64) as f32 * 0.5,
+    };
+    counts.clear();
+    counts.resize(NUM_BUCKETS, 0);
+    masses.clear();
+    masses.resize(NUM_BUCKETS, 0.0);
+    let bucket_of =
+        |weight: f32| ((weight.to_bits() >> BUCKET_SHIFT) as usize).min(NUM_BUCKETS - 1);
+    let mut below_floor = 0.0;
+    for chunk in weights.chunks(1024) {
+        let mut below = 0.0f32;
+        for &weight in chunk {
+            if weight >= floor {
+                let bucket = bucket_of(weight);
+                counts[bucket] += 1;
+                masses[bucket] += f64::from(weight);
+            } else {
+                below += weight;
+            }
+        }
+        below_floor += f64::from(below);
+    }
+    let mut members = |bucket: usize, keys: &mut Vec<u64>| {
+        keys.clear();
+        let in_bucket = weights
+            .iter()
+            .enumerate()
+            .filter(|&(_, &weight)| bucket_of(weight) == bucket);
+        keys.extend(in_bucket.map(|(token, &weight)| key(weight, token)));
+        keys.sort_unstable_by(|a, b| b.cmp(a));
+    };
+    let weight_of = |key: u64| f64::from(f32::from_bits((key >> 32) as u32));
+
+    let mut lowest = 0;
+    let mut total: f64 = masses.iter().sum::<f64>() + below_floor;
+    if limits_count {
+        let mut wanted = sampling.top_k;
+        total = 0.0;
+        for bucket in (0..NUM_BUCKETS).rev() {
+            if counts[bucket] as usize >= wanted {
+                members(bucket, keys);
+                keys.truncate(wanted);
+                lowest = keys.last().copied().unwrap_or(0);
+                // the rest of this bucket and all below are out
+                masses[bucket] = keys.iter().map(|&key| weight_of(key)).sum();
+                masses[..bucket].fill(0.0);
+                total += masses[bucket];
+                break;
+            }
+            wanted -= counts[bucket] as usize;
+            total += masses[bucket];
+        }
+    }
+    if limits_mass {
+        let target = sampling.top_p * total;
+        let mut sum = 0.0;
+        'buckets: for bucket in (0..NUM_BUCKETS).rev() {
+            if masses[bucket] > 0.0 && sum + masses[bucket] >= target {
+                members(bucket, keys);
+                for &key in keys.iter() {
+                    sum += weight_of(key);
+                    if sum >= target {
+                        lowest = lowest.max(key);
+                        break 'buckets;
+                    }
+                }
+                // rounding: the whole bucket is needed after all
+                continue;
+            }
+            sum += masses[bucket];
+        }
+    }
+    lowest.max(by_min_p)
+}
+
+/// The token where the running sum of the weights kept, in order of ids, passes `u` times their total.
+fn draw(weights: &[f32], lowest: u64, u: f64) -> u32 {
+    const CHUNK: usize = 256;
+    // a token above the cut in weight stays; of those equal to it the ids up to the one in the key
+    let (cut, last_equal) = (
+        f32::from_bits((lowest >> 32) as u32),
+        !(lowest as u32) as usize,
+    );
+    let kept = |token: usize, weight: f32| {
+        if weight > cut || (weight == cut && token <= last_equal) {
+            weight
+        } else {
+            0.0
+        }
+    };
+    let sum_of = |at: usize, chunk: &[f32]| -> f64 {
+        let sum: f32 = chunk
+            .iter()
+            .enumerate()
+            .map(|(i, &weight)| kept(at + i, weight))
+            .sum();
+        f64::from(sum)
+    };
+    let sums: Vec<f64> = weights
+        .chunks(CHUNK)
+        .enumerate()
+        .map(|(i, chunk)| sum_of(i * CHUNK, chunk))
+        .collect();
+    let target = u * sums.iter().sum::<f64>();
+    let mut before = 0.0;
+    let mut last_kept = 0;
+    for (i, (chunk, &sum)) in weights.chunks(CHUNK).zip(&sums).enumerate() {
+        if before + sum > target {
+            let mut running = before;
+            for (j, &weight) in chunk.iter().enumerate() {
+                let weight = kept(i * CHUNK + j, weight);
+                if weight > 0.0 {
+                    running += f64::from(weight);
+                    last_kept = i * CHUNK + j;
+                    if running > target {
+                        return last_kept as u32;
+                    }
+                }
+            }
+            // f32 and f64 sums of a chunk differ in the last bits: the last one kept is the one
+            return last_kept as u32;
+        }
+        before += sum;
+    }
+    // only by rounding: the last token kept
+    (0..weights.len())
+        .rev()
+        .find(|&token| kept(token, weights[token]) > 0.0)
+        .unwrap_or(last_kept) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// exp(logit) = 8, 4, 2, 1, 1 in a mixed order: probabilities 2/16, 8/16, 1/16, 4/16, 1/16.
+    fn row() -> Vec<f32> {
+        [2.0f32, 8.0, 1.0, 4.0, 1.0]
+            .iter()
+            .map(|weight| weight.ln())
+            .collect()
+    }
+
+    /// Which tokens are ever drawn, and how often in a thousand, over evenly spaced uniform numbers.
+    fn shares(sampling: &Sampling, logits: &[f32]) -> Vec<usize> {
+        let mut counts = vec![0; logits.len()];
+        let mut scratch = Scratch::default();
+        for i in 0..1000 {
+            let u = (f64::from(i) + 0.5) / 1000.0;
+            let choice = choose(logits, sampling, std::iter::empty(), u, &mut scratch).unwrap();
+            counts[choice.token as usize] += 1;
+        }
+        counts
+    }
+
+    fn sampling() -> Sampling {
+        Sampling::default()
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        assert_eq!(shares(&sampling(), &row()), [125, 500, 62, 250, 63]);
+    }
+
+    #[test]
+    fn temperature_sharpens() {
+        // at temperature 1/2 the weights are squared: 4, 64, 1, 16, 1 of 86
+        let sampling = Sampling {
+            temperature: 0.5,
+            ..sampling()
+        };
+        let expected = [4.0, 64.0, 1.0, 16.0, 1.0].map(|w: f64| w / 86.0 * 1000.0);
+        for (count, expected) in shares(&sampling, &row()).into_iter().zip(expected) {
+            assert!((count as f64 - expected).abs() <= 1.0, "{count} {expected}");
+        }
+    }
+
+    #[test]
+    fn filters_keep_what_they_should() {
+        let kept = |sampling: Sampling| -> Vec<usize> {
+            let counts = shares(&sampling, &row());
+            (0..counts.len())
+                .filter(|&token| counts[token] > 0)
+                .collect()
+        };
+        let cases = [
+            (
+                Sampling {
+                    top_k: 2,
+                    ..sampling()
+                },
+                vec![1, 3],
+            ),
+            (
+                Sampling {
+                    top_k: 4,
+                    ..sampling()
+                },
+                vec![0, 1, 2, 3],
+            ), // of two equals the lower id
+            (
+                Sampling {
+                    top_k: 9,
+                    ..sampling()
+                },
+                vec![0, 1, 2, 3, 4],
+            ),
+            (
+                Sampling {
+                    top_p: 0.01,
+                    ..sampling()
+                },
+                vec![1],
+            ),
+            (
+                Sampling {
+                    top_p: 0.5,
+                    ..sampling()
+                },
+                vec![1],
+            ), // 8/16 is reached by the first
+            (
+                Sampling {
+                    top_p: 0.51,
+                    ..sampling()
+                },
+                vec![1, 3],
+            ),
+            (
+                Sampling {
+                    top_p: 0.9,
+                    ..sampling()
+                },
+                vec![0, 1, 2, 3],
+            ),
+            (
+                Sampling {
+                    top_p: 0.99,
+                    ..sampling()
+                },
+                vec![0, 1, 2, 3, 4],
+            ),
+            (
+                Sampling {
+                    min_p: 0.25,
+                    ..sampling()
+                },
+                vec![0, 1, 3],
+            ),
+            (
+                Sampling {
+                    min_p: 0.26,
+                    ..sampling()
+                },
+                vec![1, 3],
+            ),
+            (
+                Sampling {
+                    min_p: 1.0,
+                    ..sampling()
+                },
+                vec![1],
+            ),
+            // top-p counts within what top-k left: of 8 + 4, 60% is reached by the first
+            (
+                Sampling {
+                    top_k: 2,
+                    top_p: 0.6,
+                    ..sampling()
+                },
+                vec![1],
+            ),
+            (
+                Sampling {
+                    top_k: 2,
+                    top_p: 0.7,
+                    ..sampling()
+                },
+                vec![1, 3],
+            ),
+        ];
+        for (sampling, expected) in cases {
+            assert_eq!(kept(sampling.clone()), expected, "{sampling:?}");
+        }
+        // what is left is renormalised
+        assert_eq!(
+            shares(
+                &Sampling {
+                    top_k: 2,
+                    ..sampling()
+                },
+                &row()
+            )[1],
+            667
+        );
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_best() {
+        let sampling = Sampling {
+            temperature: 0.0,
+            ..sampling()
+        };
+        let choice = choose(
+            &[0.0, 3.0, 3.0],
+            &sampling,
+            std::iter::empty(),
+            0.9,
+            &mut Scratch::default(),
+        )
+        .unwrap();
+        assert_eq!(choice.token, 1);
+        // log(e^3 / (1 + 2 e^3))
+        assert!(
+            (choice.logprob - -0.717_741).abs() < 1e-5,
+            "{}",
+            choice.logprob
+        );
+    }
+
+    #[test]
+    fn the_penalty_divides_and_multiplies() {
+        let sampling = Sampling {
+            temperature: 0.0,
+            repetition_penalty: 2.0,
+            ..sampling()
+        };
+        let mut scratch = Scratch::default();
+        let mut best = |logits: &[f32], seen: &[u32]| {
+            choose(logits, &sampling, seen.iter().copied(), 0.0, &mut scratch).unwrap()
+        };
+        assert_eq!(best(&[3.0, 2.0], &[0]).token, 1); // 1.5 < 2
+        assert_eq!(best(&[-1.0, -1.5], &[0]).token, 1); // -2 < -1.5
+        // the log-probability is the model's: log(e^2 / (e^3 + e^2))
+        assert!((best(&[3.0, 2.0], &[0, 7]).logprob - -1.313_262).abs() < 1e-5);
+    }
+
+    #[test]
+    fn log_probabilities_ignore_temperature_and_filters() {
+        let sampling = Sampling {
+            temperature: 0.6,
+            top_p: 0.95,
+            top_k: 3,
+            ..sampling()
+        };
+        for i in 0..10 {
+            let u = f64::from(i) / 10.0;
+            let choice = choose(
+                &row(),
+                &sampling,
+                std::iter::empty(),
+                u,
+                &mut Scratch::default(),
+            )
+            .unwrap();
+            let expected = [2.0f32, 8.0, 1.0, 4.0, 1.0][choice.token as usize].ln() - 16.0f32.ln();
+            assert!((choice.logprob - expected).abs() < 1e-6);
+        }
+    }
+
+    /// Against the definition, on rows long enough for several chunks and buckets.
+    #[test]
+    fn filters_agree_with_sorting() {
+        for round in 0..40u64 {
+            let len = 700 + 13 * round as usize;
+            let spread = [0.001, 1.0, 6.0, 30.0][round as usize % 4];
+            let logits: Vec<f32> = (0..len)
+                .map(|i| (uniform(7, round, i as u64) * spread) as f32)
+                .collect();
+            let (top_k, top_p) = (
+                [0, 50][round as usize / 4 % 2],
+                [0.1, 0.9, 0.999][round as usize % 3],
+            );
+            let sampling = Sampling {
+                top_k,
+                top_p,
+                temperature: 0.6,
+                ..sampling()
+            };
+            let mut scratch = Scratch::default();
+            softmax::weights(&logits, 0.6, &mut scratch.weights);
+            let Scratch {
+                weights,
+                counts,
+                masses,
+                keys,
+                ..
+            } = &mut scratch;
+            let lowest = lowest_kept(weights, &sampling, counts, masses, keys);
+            let kept = (0..len)
+                .filter(|&token| key(weights[token], token) >= lowest)
+                .count();
+
+            let mut sorted: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            if top_k > 0 {
+                sorted.truncate(top_k);
+            }
+            let target = top_p * sorted.iter().sum::<f64>();
+            let mut sum = 0.0;
+            let expected = 1 + sorted
+                .iter()
+                .take_while(|&&w| {
+                    sum += w;
+                    sum < target
+                })
+                .count();
+            assert!(
+                kept.abs_diff(expected.min(sorted.len())) <= 1,
+                "round {round}: {kept} {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_distribution_is_refused() {
+        let mut scratch = Scratch::default();
+        let mut rows = vec![vec![f32::NEG_INFINITY; 40]];
+        for bad in [f32::NAN, f32::INFINITY] {
+            for at in [0, 17, 39] {
+                let mut row = vec![0.5; 40];
+                row[at] = bad;
+                rows.push(row);
+            }
+        }
+        for row in rows {
+            assert_eq!(
+                choose(&row, &sampling(), std::iter::empty(), 0.5, &mut scratch),
+                None,
+                "{row:?}"
+            );
+        }
+        // a masked token is no error and is never drawn
+        let masked = [f32::NEG_INFINITY, 0.0];
+        assert_eq!(
+            choose(&masked, &sampling(), std::iter::empty(), 0.0, &mut scratch)
+                .unwrap()
+                .token,
+            1
+        );
+    }
+
+    #[test]
+    fn uniform_numbers_are_uniform_and_independent() {
+        let mut buckets = [0; 10];
+        for position in 0..10_000 {
+            buckets[(uniform(42, 3, position) * 10.0) as usize] += 1;
+        }
+        assert!(
+            buckets.iter().all(|&count| (880..1120).contains(&count)),
+            "{buckets:?}"
+        );
+        assert_ne!(uniform(1, 2, 3), uniform(1, 3, 2));
+        assert_ne!(uniform(1, 2, 3), uniform(2, 1, 3));
+        assert_eq!(uniform(0, 0, 0), uniform(0, 0, 0));
+    }
+}

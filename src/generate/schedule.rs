@@ -1,0 +1,630 @@
+//! Continuous batching: a finished sequence leaves its slot of the KV cache to the next request at once, and requests with
+//! the same prompt read it once.
+//!
+//! The loop is written against the few things a language model does for it ([`Lm`]), so that it can be tested without
+//! weights. What it hands out does not depend on the batch: a row of logits depends on its own sequence only
+//! (`ops::decode`), and a draw on (seed, request id, position) only.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use rayon::prelude::*;
+
+use super::sampler::{self, Choice, Scratch};
+use super::stopping::{Detokenize, Watch, first_stop};
+use super::{Completion, FinishReason, Request, Sampling};
+use crate::progress::Stop;
+use crate::{Error, Result};
+
+/// What the loop asks of a language model. Rows of logits are f32; V is the vocabulary.
+pub trait Lm {
+    /// Logits in the memory of the CPU: one row after prefill, B rows after decode.
+    type Logits;
+    fn vocab_size(&self) -> usize;
+    /// The longest sequence, prompt and completion together.
+    fn max_positions(&self) -> usize;
+    /// Reads `prompt` into the empty `slot`; logits of what follows it.
+    fn prefill(&mut self, slot: u32, prompt: &[u32]) -> Result<Self::Logits>;
+    /// Appends one token to each of `slots`; logits of what follows, in their order.
+    fn decode(&mut self, slots: &[u32], tokens: &[u32]) -> Result<Self::Logits>;
+    /// Makes `to` hold the first `len` positions of `from`, and nothing else; they may be the same slot.
+    fn share(&mut self, from: u32, to: u32, len: usize) -> Result<()>;
+    /// Forgets what a slot holds.
+    fn clear(&mut self, slot: u32) -> Result<()>;
+    /// The numbers of all rows, one after the other.
+    fn with_rows<R>(&self, logits: &Self::Logits, read: impl FnOnce(&[f32]) -> R) -> Result<R>;
+}
+
+/// One sequence that is being continued.
+struct Sequence {
+    /// index into the requests
+    request: usize,
+    slot: u32,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    watch: Watch,
+    /// distinct tokens of prompt and completion, where a repetition penalty needs them
+    seen: HashSet<u32>,
+    limit: usize,
+}
+
+/// Requests with the same prompt.
+struct Prompt<L> {
+    /// how many of them have not begun
+    waiting: usize,
+    /// the logits after the prompt, kept while somebody waits for them
+    logits: Option<L>,
+}
+
+/// Continues `requests`, at most `max_batch` at a time, and hands each completion to `on_done` as it ends.
+pub fn run<M: Lm>(
+    model: &mut M,
+    decoder: &impl Detokenize,
+    max_batch: usize,
+    requests: &[Request],
+    sampling: &Sampling,
+    on_done: &mut dyn FnMut(Completion) -> Result<()>,
+    stop: &Stop,
+) -> Result<()> {
+    sampling.validate()?;
+    check_requests(model, requests)?;
+    let mut prompt_of: HashMap<&[u32], usize> = HashMap::new();
+    let mut prompts: Vec<Prompt<M::Logits>> = Vec::new();
+    let mut waiting: VecDeque<(usize, usize)> = VecDeque::with_capacity(requests.len());
+    for (index, request) in requests.iter().enumerate() {
+        let prompt = *prompt_of.entry(&request.prompt).or_insert(prompts.len());
+        if prompt == prompts.len() {
+            prompts.push(Prompt {
+                waiting: 0,
+                logits: None,
+            });
+        }
+        prompts[prompt].waiting += 1;
+        waiting.push_back((index, prompt));
+    }
+    let num_slots = max_batch.clamp(1, requests.len().max(1));
+    // the prompt each slot begins with, also after its sequence has ended
+    let mut holds: Vec<Option<usize>> = vec![None; num_slots];
+    let mut free: Vec<u32> = (0..num_slots as u32).rev().collect();
+    let mut active: Vec<Sequence> = Vec::with_capacity(num_slots);
+    let mut scratch: Vec<Scratch> = Vec::new();
+    loop {
+        if stop.requested() {
+            return Err(Error::Interrupted {
+                message: format!(
+                    "sampling was stopped with {} completions to go",
+                    waiting.len() + active.len()
+                ),
+            });
+        }
+        while !free.is_empty()
+            && let Some((index, prompt)) = waiting.pop_front()
+        {
+            let request = &requests[index];
+            let slot = take_slot(&mut free, &holds, prompt, &prompts);
+            let source = holds.iter().position(|&held| held == Some(prompt));
+            match (source, &prompts[prompt].logits) {
+                (Some(source), Some(_)) => {
+                    model.share(source as u32, slot, request.prompt.len())?
+                }
+                _ => {
+                    model.clear(slot)?;
+                    prompts[prompt].logits = Some(model.prefill(slot, &request.prompt)?);
+                }
+            }
+            holds[slot as usize] = Some(prompt);
+            prompts[prompt].waiting -= 1;
+            let mut sequence = Sequence::new(request, index, slot, sampling, model.max_positions());
+            if let Some(logits) = &prompts[prompt].logits {
+                let first = std::slice::from_ref(&sequence);
+                let choices = model.with_rows(logits, |rows| {
+                    choose_rows(rows, first, requests, sampling, &mut scratch)
+                })?;
+                match sequence.push(choices?[0], request, sampling, decoder)? {
+                    Some(completion) => {
+                        free.push(slot);
+                        on_done(completion)?;
+                    }
+                    None => active.push(sequence),
+                }
+            }
+            if prompts[prompt].waiting == 0 {
+                prompts[prompt].logits = None;
+            }
+        }
+        if active.is_empty() {
+            return Ok(());
+        }
+        let slots: Vec<u32> = active.iter().map(|sequence| sequence.slot).collect();
+        let last: Vec<u32> = active
+            .iter()
+            .filter_map(|sequence| sequence.tokens.last().copied())
+            .collect();
+        let logits = model.decode(&slots, &last)?;
+        let choices = model.with_rows(&logits, |rows| {
+            choose_rows(rows, &active, requests, sampling, &mut scratch)
+        })??;
+        let mut going = Vec::with_capacity(num_slots);
+        for (mut sequence, choice) in active.drain(..).zip(choices) {
+            match sequence.push(choice, &requests[sequence.request], sampling, decoder)? {
+                Some(completion) => {
+                    free.push(sequence.slot);
+                    on_done(completion)?;
+                }
+                None => going.push(sequence),
+            }
+        }
+        active = going;
+    }
+}
+
+fn check_requests<M: Lm>(model: &M, requests: &[Request]) -> Result<()> {
+    let vocab = model.vocab_size();
+    for request in requests {
+        if request.prompt.is_empty() {
+            return Err(Error::input(format!(
+                "request {}: the prompt has no tokens",
+                request.id
+            )));
+        }
+        if let Some(token) = request
+            .prompt
+            .iter()
+            .find(|&&token| token as usize >= vocab)
+        {
+            return Err(Error::input(format!(
+                "request {}: token {token} is outside the model's vocabulary of {vocab}",
+                request.id
+            ))
+            .with_hint("the tokenizer belongs to another model"));
+        }
+        if request.prompt.len() >= model.max_positions() {
+            return Err(Error::input(format!(
+                "request {}: a prompt of {} tokens leaves no room in the model's {} positions",
+                request.id,
+                request.prompt.len(),
+                model.max_positions()
+            ))
+            .with_hint("shorten the prompt, or raise `max_position_embeddings` of the model"));
+        }
+    }
+    Ok(())
+}
+
+/// A free slot: one that holds the prompt already, or else one whose prompt nobody waits for, or else any.
+fn take_slot<L>(
+    free: &mut Vec<u32>,
+    holds: &[Option<usize>],
+    prompt: usize,
+    prompts: &[Prompt<L>],
+) -> u32 {
+    let held = |slot: &u32| holds[*slot as usize];
+    let best = free
+        .iter()
+        .rposition(|slot| held(slot) == Some(prompt))
+        .or_else(|| {
+            free.iter()
+                .rposition(|slot| held(slot).is_none_or(|other| prompts[other].waiting == 0))
+        })
+        .unwrap_or(free.len() - 1);
+    free.swap_remove(best)
+}
+
+/// One choice a row, rows in parallel. `rows` is [B, V] flat, B the number of sequences.
+fn choose_rows(
+    rows: &[f32],
+    sequences: &[Sequence],
+    requests: &[Request],
+    sampling: &Sampling,
+    scratch: &mut Vec<Scratch>,
+) -> Result<Vec<Choice>> {
+    scratch.resize_with(scratch.len().max(sequences.len()), Scratch::default);
+    let vocab = rows.len() / sequences.len();
+    let choose = |(row, (sequence, scratch)): (&[f32], (&Sequence, &mut Scratch))| {
+        let request = &requests[sequence.request];
+        let position = sequence.tokens.len() as u64;
+        let u = sampler::uniform(sampling.seed, request.id, position);
+        sampler::choose(row, sampling, sequence.seen.iter().copied(), u, scratch).ok_or_else(|| Error::NonFinite {
+            message: format!(
+                "request {}: the logits of token {} of its completion are not finite",
+                request.id,
+                position + 1
+            ),
+            hint: Some("the weights hold NaN or infinite values, or a 16-bit dtype overflows: try `dtype = \"f32\"`".into()),
+        })
+    };
+    if sequences.len() == 1 {
+        return Ok(vec![choose((rows, (&sequences[0], &mut scratch[0])))?]);
+    }
+    rows.par_chunks(vocab)
+        .zip(sequences.par_iter().zip(scratch.par_iter_mut()))
+        .map(choose)
+        .collect()
+}
+
+impl Sequence {
+    fn new(
+        request: &Request,
+        index: usize,
+        slot: u32,
+        sampling: &Sampling,
+        max_positions: usize,
+    ) -> Self {
+        let seen = match sampling.repetition_penalty == 1.0 {
+            true => HashSet::new(),
+            false => request.prompt.iter().copied().collect(),
+        };
+        Self {
+            request: index,
+            slot,
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            watch: Watch::default(),
+            seen,
+            limit: sampling
+                .max_new_tokens
+                .min(max_positions - request.prompt.len()),
+        }
+    }
+
+    /// Takes one more token; the completion where it is the last.
+    fn push(
+        &mut self,
+        choice: Choice,
+        request: &Request,
+        sampling: &Sampling,
+        decoder: &impl Detokenize,
+    ) -> Result<Option<Completion>> {
+        self.tokens.push(choice.token);
+        self.logprobs.push(choice.logprob);
+        if sampling.repetition_penalty != 1.0 {
+            self.seen.insert(choice.token);
+        }
+        let by_token = sampling.stop_ids.contains(&choice.token);
+        let by_text = !by_token
+            && !sampling.stop.is_empty()
+            && self.watch.grew(&self.tokens, &sampling.stop, decoder)?;
+        if !(by_token || by_text || self.tokens.len() >= self.limit) {
+            return Ok(None);
+        }
+        let spoken = &self.tokens[..self.tokens.len() - usize::from(by_token)];
+        let mut text = decoder.detokenize(spoken)?;
+        let cut = first_stop(&text, &sampling.stop);
+        if let Some(at) = cut {
+            text.truncate(at);
+        }
+        Ok(Some(Completion {
+            id: request.id,
+            tokens: std::mem::take(&mut self.tokens),
+            logprobs: std::mem::take(&mut self.logprobs),
+            text,
+            finish_reason: match by_token || by_text || cut.is_some() {
+                true => FinishReason::Stop,
+                false => FinishReason::Length,
+            },
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOCAB: usize = 23;
+
+    /// A language model whose next token depends on everything its slot holds, and which counts what it is asked to do.
+    struct Fake {
+        slots: Vec<Vec<u32>>,
+        max_positions: usize,
+        num_prefills: usize,
+        widest: usize,
+        num_rows: usize,
+        poison: Option<u32>,
+    }
+
+    impl Fake {
+        fn new(max_positions: usize) -> Self {
+            Self {
+                slots: vec![Vec::new(); 64],
+                max_positions,
+                num_prefills: 0,
+                widest: 0,
+                num_rows: 0,
+                poison: None,
+            }
+        }
+
+        fn row(&self, slot: u32) -> Vec<f32> {
+            let held = &self.slots[slot as usize];
+            assert!(held.len() <= self.max_positions);
+            let hash = held.iter().fold(17u64, |hash, &token| {
+                hash.wrapping_mul(31).wrapping_add(u64::from(token))
+            });
+            let nan = self.poison.is_some_and(|token| held.contains(&token));
+            (0..VOCAB as u64)
+                .map(|v| {
+                    if nan {
+                        f32::NAN
+                    } else {
+                        sampler::uniform(hash, v, 0) as f32 * 4.0
+                    }
+                })
+                .collect()
+        }
+    }
+
+    impl Lm for Fake {
+        type Logits = Vec<f32>;
+        fn vocab_size(&self) -> usize {
+            VOCAB
+        }
+        fn max_positions(&self) -> usize {
+            self.max_positions
+        }
+        fn prefill(&mut self, slot: u32, prompt: &[u32]) -> Result<Vec<f32>> {
+            assert!(self.slots[slot as usize].is_empty());
+            self.num_prefills += 1;
+            self.slots[slot as usize] = prompt.to_vec();
+            Ok(self.row(slot))
+        }
+        fn decode(&mut self, slots: &[u32], tokens: &[u32]) -> Result<Vec<f32>> {
+            assert_eq!(slots.len(), tokens.len());
+            self.widest = self.widest.max(slots.len());
+            self.num_rows += slots.len();
+            for (&slot, &token) in slots.iter().zip(tokens) {
+                self.slots[slot as usize].push(token);
+            }
+            Ok(slots.iter().flat_map(|&slot| self.row(slot)).collect())
+        }
+        fn share(&mut self, from: u32, to: u32, len: usize) -> Result<()> {
+            self.slots[to as usize] = self.slots[from as usize][..len].to_vec();
+            Ok(())
+        }
+        fn clear(&mut self, slot: u32) -> Result<()> {
+            self.slots[slot as usize].clear();
+            Ok(())
+        }
+        fn with_rows<R>(&self, logits: &Vec<f32>, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+            Ok(read(logits))
+        }
+    }
+
+    struct Letters;
+
+    impl Detokenize for Letters {
+        fn detokenize(&self, tokens: &[u32]) -> Result<String> {
+            Ok(tokens
+                .iter()
+                .map(|&token| char::from(b'a' + token as u8))
+                .collect())
+        }
+    }
+
+    fn complete(
+        model: &mut Fake,
+        max_batch: usize,
+        requests: &[Request],
+        sampling: &Sampling,
+    ) -> Vec<Completion> {
+        let mut done = Vec::new();
+        let mut on_done = |completion| {
+            done.push(completion);
+            Ok(())
+        };
+        run(
+            model,
+            &Letters,
+            max_batch,
+            requests,
+            sampling,
+            &mut on_done,
+            &Stop::default(),
+        )
+        .unwrap();
+        done.sort_by_key(|completion| completion.id);
+        done
+    }
+
+    fn requests(num_prompts: u32, samples: u64) -> Vec<Request> {
+        (0..num_prompts)
+            .flat_map(|p| (0..samples).map(move |s| (p, s)))
+            .map(|(p, s)| Request {
+                id: u64::from(p) * 1000 + s,
+                prompt: (0..3 + p % 5).map(|i| (p + i) % 20).collect(),
+            })
+            .collect()
+    }
+
+    fn sampling() -> Sampling {
+        Sampling {
+            max_new_tokens: 12,
+            stop_ids: vec![21],
+            stop: vec!["ab".into()],
+            seed: 5,
+            ..Sampling::default()
+        }
+    }
+
+    #[test]
+    fn completions_do_not_depend_on_the_batch_or_the_order() {
+        let requests = requests(9, 4);
+        let alone = complete(&mut Fake::new(100), 1, &requests, &sampling());
+        assert_eq!(alone.len(), 36);
+        assert!(alone.iter().any(|c| c.finish_reason == FinishReason::Stop));
+        assert!(
+            alone
+                .iter()
+                .any(|c| c.finish_reason == FinishReason::Length)
+        );
+        let mut shuffled = requests.clone();
+        shuffled.sort_by_key(|request| sampler::uniform(3, request.id, 0).to_bits());
+        for max_batch in [2, 3, 16, 100] {
+            let mut model = Fake::new(100);
+            assert_eq!(
+                complete(&mut model, max_batch, &requests, &sampling()),
+                alone
+            );
+            assert_eq!(model.num_prefills, 9, "one prefill a prompt");
+            assert_eq!(
+                complete(&mut Fake::new(100), max_batch, &shuffled, &sampling()),
+                alone
+            );
+        }
+        assert_ne!(
+            complete(
+                &mut Fake::new(100),
+                4,
+                &requests,
+                &Sampling {
+                    seed: 6,
+                    ..sampling()
+                }
+            ),
+            alone
+        );
+    }
+
+    #[test]
+    fn slots_are_never_idle_while_requests_wait() {
+        let mut model = Fake::new(100);
+        let done = complete(&mut model, 4, &requests(8, 5), &sampling());
+        assert_eq!(model.widest, 4);
+        // the last token of a completion is never fed back, and nothing is computed for an ended sequence
+        assert_eq!(
+            model.num_rows,
+            done.iter().map(|c| c.tokens.len() - 1).sum::<usize>()
+        );
+    }
+
+    #[test]
+    fn completions_end_where_they_should() {
+        for completion in complete(&mut Fake::new(100), 16, &requests(9, 6), &sampling()) {
+            let Completion {
+                tokens,
+                logprobs,
+                text,
+                finish_reason,
+                ..
+            } = completion;
+            assert_eq!(tokens.len(), logprobs.len());
+            assert!(logprobs.iter().all(|&logprob| logprob < 0.0));
+            let full = Letters.detokenize(&tokens).unwrap();
+            let by_token = tokens.iter().position(|&token| token == 21);
+            match (by_token, full.find("ab")) {
+                (_, Some(at)) => {
+                    assert_eq!((at + 2, finish_reason), (full.len(), FinishReason::Stop));
+                    assert_eq!(text, full[..at]);
+                }
+                (Some(at), None) => {
+                    assert_eq!((at + 1, finish_reason), (tokens.len(), FinishReason::Stop));
+                    assert_eq!(text, full[..at]);
+                }
+                (None, None) => {
+                    assert_eq!((tokens.len(), finish_reason), (12, FinishReason::Length));
+                    assert_eq!(text, full);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn positions_bound_a_completion() {
+        let request = Request {
+            id: 1,
+            prompt: vec![1; 6],
+        };
+        let sampling = Sampling {
+            max_new_tokens: 50,
+            ..Sampling::default()
+        };
+        let done = complete(
+            &mut Fake::new(10),
+            2,
+            std::slice::from_ref(&request),
+            &sampling,
+        );
+        assert_eq!(
+            (done[0].tokens.len(), done[0].finish_reason),
+            (4, FinishReason::Length)
+        );
+    }
+
+    fn error_of(model: &mut Fake, requests: &[Request], sampling: &Sampling, stop: &Stop) -> Error {
+        run(
+            model,
+            &Letters,
+            4,
+            requests,
+            sampling,
+            &mut |_| Ok(()),
+            stop,
+        )
+        .unwrap_err()
+    }
+
+    #[test]
+    fn what_cannot_be_continued_is_refused_by_name() {
+        let go = Stop::default();
+        let cases = [
+            (vec![], "no tokens"),
+            (vec![1, 23], "token 23"),
+            (vec![1; 10], "10 positions"),
+        ];
+        for (prompt, message) in cases {
+            let request = Request { id: 77, prompt };
+            let error = error_of(&mut Fake::new(10), &[request], &sampling(), &go).to_string();
+            assert!(
+                error.contains("request 77") && error.contains(message),
+                "{error}"
+            );
+        }
+        let wrong = Sampling {
+            top_p: 0.0,
+            ..sampling()
+        };
+        assert!(
+            error_of(&mut Fake::new(10), &requests(1, 1), &wrong, &go)
+                .to_string()
+                .contains("`top_p`")
+        );
+        let mut model = Fake {
+            poison: Some(19),
+            ..Fake::new(100)
+        };
+        let requests = [
+            Request {
+                id: 5,
+                prompt: vec![1],
+            },
+            Request {
+                id: 6,
+                prompt: vec![19],
+            },
+        ];
+        match error_of(&mut model, &requests, &sampling(), &go) {
+            Error::NonFinite { message, .. } => assert!(message.contains("request 6"), "{message}"),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_stop_is_honoured_between_steps() {
+        let stop = Stop::default();
+        let mut num_done = 0;
+        let mut on_done = |_| {
+            num_done += 1;
+            stop.request();
+            Ok(())
+        };
+        let result = run(
+            &mut Fake::new(100),
+            &Letters,
+            3,
+            &requests(9, 4),
+            &sampling(),
+            &mut on_done,
+            &stop,
+        );
+        assert!(matches!(result, Err(Error::Interrupted { .. })));
+        assert!((1..=3).contains(&num_done));
+    }
+}

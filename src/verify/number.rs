@@ -1,0 +1,483 @@
+//! Numbers as they are written in answers, read as exact rationals: `1,234.50`, `-3/4`, `\frac{3}{4}`, `1\frac12`, `5\%`,
+//! `$140`, `540 meters`. No floating point: equal means equal. Formulas, intervals and lists are no numbers here.
+//!
+//! A percent sign and a unit are dropped, not converted: `50\%` is 50.
+
+/// Longer numbers are refused: comparing takes time in the square of the digits.
+const MAX_DIGITS: usize = 400;
+
+/// An exact rational number.
+#[derive(Debug, Clone)]
+pub struct Rational {
+    negative: bool,
+    numerator: Natural,
+    denominator: Natural,
+}
+
+impl PartialEq for Rational {
+    fn eq(&self, other: &Self) -> bool {
+        let zero = self.numerator.is_zero() && other.numerator.is_zero();
+        zero || self.negative == other.negative
+            && self.numerator.times(&other.denominator) == other.numerator.times(&self.denominator)
+    }
+}
+
+impl Eq for Rational {}
+
+/// Words after a number that are not its unit: they make it another number or no number.
+const NO_UNITS: [&str; 14] = [
+    "and",
+    "or",
+    "to",
+    "pi",
+    "sqrt",
+    "hundred",
+    "thousand",
+    "million",
+    "billion",
+    "trillion",
+    "dozen",
+    "percentage",
+    "mod",
+    "choose",
+];
+
+/// The number that `text` is, with the signs and words around it that do not change its value.
+pub fn parse(text: &str) -> Option<Rational> {
+    // an answer, not an essay: nothing longer than its digits and some decoration
+    if text.len() > 4 * MAX_DIGITS {
+        return None;
+    }
+    let text = strip_decoration(text);
+    // `x = 5` is 5
+    let text = match text.rfind('=') {
+        Some(at) => strip_decoration(&text[at + 1..]),
+        None => text,
+    };
+    let (value, rest) = leading(text)?;
+    is_unit(rest).then_some(value)
+}
+
+/// The last number in running text, and how it is written there.
+pub fn last_in(text: &str) -> Option<(&str, Rational)> {
+    let bytes = text.as_bytes();
+    let mut end = text.len();
+    // from the right: a run of characters that numbers are made of, holding a digit
+    while let Some(digit) = bytes[..end].iter().rposition(u8::is_ascii_digit) {
+        let of_number = |b: &u8| b.is_ascii_digit() || matches!(b, b'.' | b',' | b'/');
+        let start = bytes[..digit]
+            .iter()
+            .rposition(|b| !of_number(b))
+            .map_or(0, |at| at + 1);
+        let run = text[start..=digit].trim_start_matches(['.', ',', '/']);
+        let start = digit + 1 - run.len();
+        let signed = match text[..start].chars().next_back() {
+            Some(sign @ ('-' | '−')) => {
+                let before = text[..start - sign.len_utf8()].chars().next_back();
+                // `5-3` is a difference, `= -3` a sign
+                let is_sign = before.is_none_or(|c| !c.is_alphanumeric() && c != ')');
+                if is_sign {
+                    &text[start - sign.len_utf8()..=digit]
+                } else {
+                    run
+                }
+            }
+            _ => run,
+        };
+        if let Some((value, "")) = leading(signed) {
+            return Some((signed, value));
+        }
+        // a list such as `1,2`, or too long a number: its last member
+        let piece = run.rfind([',', '/']).map_or(run, |at| &run[at + 1..]);
+        if let Some((value, "")) = leading(piece) {
+            return Some((piece, value));
+        }
+        end = start;
+    }
+    None
+}
+
+/// Without the dollars, emphasis, delimiters and stops around an answer.
+fn strip_decoration(mut text: &str) -> &str {
+    loop {
+        let before = text.len();
+        text = text
+            .trim()
+            .trim_matches(['$', '*', '`', '"', '~', ':', ';', ',']);
+        text = text.trim_end_matches('.');
+        for prefix in ["\\$", "\\(", "\\[", "\\,", "\\!", "\\ ", "€", "£"] {
+            text = text.strip_prefix(prefix).unwrap_or(text);
+        }
+        for suffix in ["\\)", "\\]", "\\,", "\\!", "\\ ", "\\", "\\%", "%", "\\$"] {
+            text = text.strip_suffix(suffix).unwrap_or(text);
+        }
+        for open in ["\\text{", "\\mathrm{", "\\textbf{", "\\mathbf{", "{"] {
+            if let Some(inner) = text
+                .strip_prefix(open)
+                .and_then(|rest| rest.strip_suffix('}'))
+                && !inner.contains(['{', '}'])
+            {
+                text = inner;
+            }
+        }
+        if text.len() == before {
+            return text;
+        }
+    }
+}
+
+/// A number at the beginning of `text`, and the rest.
+fn leading(text: &str) -> Option<(Rational, &str)> {
+    let (negative, rest) = match text.strip_prefix(['-', '−']) {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    // `-\$5`
+    let rest = rest.trim_start();
+    let rest = rest
+        .strip_prefix("\\$")
+        .or(rest.strip_prefix('$'))
+        .unwrap_or(rest);
+    let (mut value, rest) = match fraction(rest) {
+        Some(found) => found,
+        None => {
+            let (whole, rest) = decimal(rest)?;
+            if let Some((part, after)) = fraction(rest.trim_start()).filter(|_| whole.is_integer())
+            {
+                (whole.plus_proper(part)?, after)
+            } else if let Some(below) = rest.trim_start().strip_prefix('/') {
+                let (below, after) = decimal(below.trim_start())?;
+                (whole.over(below)?, after)
+            } else {
+                (whole, rest)
+            }
+        }
+    };
+    value.negative = value.negative != negative;
+    Some((value, rest))
+}
+
+/// `\frac{a}{b}`, `\dfrac{a}{b}` or `\frac12`, and the rest.
+fn fraction(text: &str) -> Option<(Rational, &str)> {
+    let rest = ["\\frac", "\\dfrac", "\\tfrac"]
+        .iter()
+        .find_map(|name| text.strip_prefix(name))?;
+    let (above, rest) = argument(rest)?;
+    let (below, rest) = argument(rest)?;
+    Some((above.over(below)?, rest))
+}
+
+/// A braced number or a single digit.
+fn argument(text: &str) -> Option<(Rational, &str)> {
+    let text = text.trim_start();
+    if let Some(rest) = text.strip_prefix('{') {
+        let (inner, rest) = rest.split_once('}')?;
+        let inner = inner.trim();
+        let (negative, inner) = match inner.strip_prefix(['-', '−']) {
+            Some(inner) => (true, inner),
+            None => (false, inner),
+        };
+        let (mut value, "") = decimal(inner)? else {
+            return None;
+        };
+        value.negative = negative;
+        return Some((value, rest));
+    }
+    let digit = text
+        .get(..1)
+        .filter(|c| c.bytes().all(|b| b.is_ascii_digit()))?;
+    Some((decimal(digit)?.0, &text[1..]))
+}
+
+/// An unsigned decimal, thousands separated or not, and the rest. Groups are `,`, `{,}` or `\,` and three digits; a comma
+/// that separates no thousands (`1,2`) ends nothing: it makes the text no number.
+fn decimal(text: &str) -> Option<(Rational, &str)> {
+    let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+    let mut count = digits(text);
+    let mut whole = text[..count].to_string();
+    let mut rest = &text[count..];
+    if (1..=3).contains(&count) && !whole.starts_with('0') {
+        while let Some(after) = ["{,}", ",\\!", "\\,", ","]
+            .iter()
+            .find_map(|mark| rest.strip_prefix(mark))
+        {
+            if digits(after) != 3 {
+                break;
+            }
+            whole.push_str(&after[..3]);
+            rest = &after[3..];
+        }
+    }
+    if rest
+        .strip_prefix(',')
+        .is_some_and(|after| after.trim_start().starts_with(|c: char| c.is_ascii_digit()))
+    {
+        return None;
+    }
+    let mut places = 0;
+    if let Some(after) = rest.strip_prefix('.') {
+        count = digits(after);
+        // `5.` ends a sentence; `5.a` is no number
+        if count > 0 {
+            whole.push_str(&after[..count]);
+            places = count;
+            rest = &after[count..];
+            if rest.starts_with('.') {
+                return None;
+            }
+        }
+    }
+    if whole.is_empty() || whole.len() > MAX_DIGITS {
+        return None;
+    }
+    Some((
+        Rational {
+            negative: false,
+            numerator: Natural::from_digits(&whole),
+            denominator: Natural::power_of_ten(places),
+        },
+        rest,
+    ))
+}
+
+/// Whether what follows a number leaves its value alone: nothing, or a unit in words.
+fn is_unit(text: &str) -> bool {
+    let text = text.trim_end_matches('.').trim();
+    if text.is_empty() || matches!(text, "%" | "\\%" | "^\\circ" | "^{\\circ}" | "°") {
+        return true;
+    }
+    // the unit stands in `\text{}` or apart from the number; `3x` and `3 x` are formulas
+    let upright = [
+        "\\text",
+        "\\mathrm",
+        "\\textbf",
+        "\\,\\text",
+        "\\ \\text",
+        "\\;\\text",
+        "~\\text",
+    ];
+    let words = match upright.iter().find_map(|name| text.strip_prefix(name)) {
+        Some(rest) => rest,
+        None if text.starts_with(|c: char| c.is_alphabetic()) => text,
+        None => return false,
+    };
+    let plain = |c: char| {
+        c.is_alphabetic()
+            || c.is_whitespace()
+            || matches!(c, '{' | '}' | '.' | '/' | '-' | '^' | '2' | '3')
+    };
+    let mut names = words
+        .split(|c: char| !c.is_alphabetic())
+        .filter(|word| !word.is_empty());
+    words.chars().all(plain)
+        && names.clone().next().is_some()
+        && (words.starts_with('{') || names.clone().all(|word| word.len() > 1))
+        && names.all(|word| !NO_UNITS.contains(&word.to_lowercase().as_str()))
+}
+
+impl Rational {
+    fn is_integer(&self) -> bool {
+        self.denominator == Natural::power_of_ten(0)
+    }
+
+    /// `self / below`; None for a division by zero.
+    fn over(self, below: Self) -> Option<Self> {
+        (!below.numerator.is_zero()).then(|| Self {
+            negative: self.negative != below.negative,
+            numerator: self.numerator.times(&below.denominator),
+            denominator: self.denominator.times(&below.numerator),
+        })
+    }
+
+    /// A mixed number: the integer `self` and a fraction after it, as in `1\frac12`.
+    fn plus_proper(self, part: Self) -> Option<Self> {
+        (!part.negative).then(|| Self {
+            negative: false,
+            numerator: self
+                .numerator
+                .times(&part.denominator)
+                .plus(&part.numerator),
+            denominator: part.denominator,
+        })
+    }
+}
+
+/// A natural number: base 10^9, least significant first, no leading zeros; zero is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Natural(Vec<u32>);
+
+const BASE: u64 = 1_000_000_000;
+
+impl Natural {
+    fn from_digits(digits: &str) -> Self {
+        let limbs = digits.as_bytes().rchunks(9);
+        Self(
+            limbs
+                .map(|chunk| {
+                    chunk
+                        .iter()
+                        .fold(0, |value, b| value * 10 + u32::from(b - b'0'))
+                })
+                .collect(),
+        )
+        .trimmed()
+    }
+
+    fn power_of_ten(exponent: usize) -> Self {
+        let mut limbs = vec![0; exponent / 9];
+        limbs.push(10u32.pow((exponent % 9) as u32));
+        Self(limbs)
+    }
+
+    fn is_zero(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn times(&self, other: &Self) -> Self {
+        let mut product = vec![0u32; self.0.len() + other.0.len()];
+        for (i, &a) in self.0.iter().enumerate() {
+            let mut carry = 0;
+            for (j, &b) in other.0.iter().enumerate() {
+                let sum = u64::from(product[i + j]) + u64::from(a) * u64::from(b) + carry;
+                product[i + j] = (sum % BASE) as u32;
+                carry = sum / BASE;
+            }
+            product[i + other.0.len()] = carry as u32;
+        }
+        Self(product).trimmed()
+    }
+
+    fn plus(&self, other: &Self) -> Self {
+        let mut carry = 0;
+        let mut sum = Vec::new();
+        for i in 0..=self.0.len().max(other.0.len()) {
+            let limb = |n: &Self| u64::from(n.0.get(i).copied().unwrap_or(0));
+            let value = limb(self) + limb(other) + carry;
+            sum.push((value % BASE) as u32);
+            carry = value / BASE;
+        }
+        Self(sum).trimmed()
+    }
+
+    fn trimmed(mut self) -> Self {
+        while self.0.last() == Some(&0) {
+            self.0.pop();
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_numbers_however_written() {
+        let same = [
+            ("540", "540.0"),
+            ("1,234", "1234"),
+            ("1{,}234{,}567", "1234567"),
+            (r"1,\!234", "1234"),
+            ("0.75", "3/4"),
+            (r"\frac{3}{4}", "6/8"),
+            (r"\dfrac34", ".75"),
+            (r"-\frac{1}{2}", "-0.5"),
+            (r"\frac{-1}{2}", "-.50"),
+            (r"1\frac{1}{2}", "1.5"),
+            ("$140", "140"),
+            (r"\$140.00", "140"),
+            (r"**\$140**", "140"),
+            (r"50\%", "50"),
+            ("−7", "-7"),
+            ("+7", "7"),
+            ("-0", "0"),
+            ("x = 5", "5"),
+            ("540 meters", "540"),
+            (r"540 \text{ meters}", "540"),
+            (r"12\text{ cm}^2", "12"),
+            (r"90^\circ", "90"),
+            ("007", "7"),
+            ("5.", "5"),
+            (
+                "100000000000000000000000000000000000000001",
+                "100000000000000000000000000000000000000001.0",
+            ),
+        ];
+        for (a, b) in same {
+            assert!(parse(a).is_some(), "{a:?} is a number");
+            assert_eq!(parse(a), parse(b), "{a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn unequal_numbers_stay_unequal() {
+        let other = [
+            ("0.3333333333333333", "1/3"),
+            ("5", "-5"),
+            (
+                "100000000000000000000000000000000000000001",
+                "100000000000000000000000000000000000000002",
+            ),
+            ("1234", "1.234"),
+            ("50%", "0.5"),
+        ];
+        for (a, b) in other {
+            assert!(parse(a).is_some() && parse(b).is_some());
+            assert_ne!(parse(a), parse(b), "{a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number() {
+        let long = "9".repeat(100_000);
+        let texts = [
+            "",
+            "-",
+            ".",
+            "x",
+            "3x",
+            "3 x",
+            r"3\pi",
+            "3 pi",
+            "1,2",
+            "1, 2",
+            "(1,2)",
+            "5 and 6",
+            "5 million",
+            "1/0",
+            r"\frac{1}{0}",
+            r"\frac{1}",
+            r"\frac{x}{2}",
+            "1.2.3",
+            "2^{10}",
+            "12,34",
+            "1,2345",
+            "é",
+            &long,
+        ];
+        for text in texts {
+            assert_eq!(parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_number_of_a_text() {
+        let cases = [
+            ("James runs a total of 540 meters a week.", Some("540")),
+            ("**Final Answer:** $1,234.50.", Some("1,234.50")),
+            ("It is -3.", Some("-3")),
+            ("so 5-3", Some("3")),
+            ("either 1,2", Some("2")),
+            ("about 3/4 of it", Some("3/4")),
+            ("at 10/0", Some("0")),
+            ("no digits", None),
+            ("数5é", Some("5")),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(last_in(text).map(|found| found.0), expected, "{text:?}");
+        }
+        // a long row of digits costs no more than its length
+        assert!(last_in(&"7".repeat(1_000_000)).is_none());
+        assert!(last_in(&"1,".repeat(500_000)).is_some());
+    }
+}
