@@ -1,0 +1,193 @@
+//! The run folder: one process at a time, one recipe for ever, stages finished once.
+//!
+//! A stage is finished when `RUN/<stage>/done.json` holds its key. Every file is written beside, synced and renamed, so
+//! that a half-written one is never read.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// An open run folder; the lock is held until it is dropped.
+pub struct RunFolder {
+    root: PathBuf,
+    _lock: File,
+}
+
+/// What says that a stage is finished.
+#[derive(Debug, Deserialize, Serialize)]
+struct Done {
+    key: String,
+    result: Value,
+}
+
+impl RunFolder {
+    /// Opens or creates `root` for the run called `name`.
+    ///
+    /// # Errors
+    /// Another process runs in it; it cannot be created or written.
+    pub fn open(root: &Path) -> Result<Self> {
+        fs::create_dir_all(root).map_err(|e| Error::io("creating", root, e))?;
+        let path = root.join(".lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|e| Error::io("opening", &path, e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::input(format!("another `distill` is running in `{}`", root.display()))
+                    .with_hint("wait for it, or give this run a folder of its own with `--run-dir`"));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io("locking", &path, e)),
+        }
+        Ok(Self {
+            root: root.to_path_buf(),
+            _lock: lock,
+        })
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of a stage, created.
+    pub fn stage(&self, name: &str) -> Result<PathBuf> {
+        let path = self.root.join(name);
+        fs::create_dir_all(&path).map_err(|e| Error::io("creating", &path, e))?;
+        Ok(path)
+    }
+
+    /// The key of the run this folder belongs to, where one has been started.
+    pub fn owner(&self) -> Result<Option<String>> {
+        let path = self.root.join("plan.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let plan: Value = read_json(&path)?;
+        Ok(plan.get("key").and_then(Value::as_str).map(String::from))
+    }
+
+    /// Deletes what a run left here, the lock aside. Only names that a run writes are touched.
+    pub fn clear(&self, stages: &[String]) -> Result<()> {
+        for name in stages.iter().map(String::as_str).chain(["recipe.toml", "plan.json", "report.html"]) {
+            let path = self.root.join(name);
+            let gone = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            match gone {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("deleting", &path, e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The result of `stage` where it finished with this key.
+    pub fn finished(&self, stage: &str, key: &str) -> Result<Option<Value>> {
+        let path = self.root.join(stage).join("done.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let done: Done = read_json(&path)?;
+        Ok((done.key == key).then_some(done.result))
+    }
+
+    /// Marks `stage` as finished.
+    pub fn finish(&self, stage: &str, key: &str, result: &Value) -> Result<()> {
+        let done = Done {
+            key: key.to_string(),
+            result: result.clone(),
+        };
+        write_json(&self.stage(stage)?.join("done.json"), &done)
+    }
+}
+
+/// SHA-256 of a serialisable value, hexadecimal.
+pub fn key_of(value: &impl Serialize) -> Result<String> {
+    let bytes = serde_json::to_vec(value).map_err(|e| Error::input(format!("hashing settings: {e}")))?;
+    Ok(Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// The file cannot be read or does not hold what is expected.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = fs::read(path).map_err(|e| Error::io("reading", path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Error::input(format!("`{}` is damaged: {e}", path.display()))
+            .with_hint("delete the file, or start over with `--fresh`")
+    })
+}
+
+/// Writes a JSON file beside, syncs and renames it.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
+    bytes.push(b'\n');
+    write_atomic(path, &bytes)
+}
+
+/// Writes a file beside, syncs and renames it.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|e| Error::io("writing", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = RunFolder::open(dir.path()).unwrap();
+        let second = RunFolder::open(dir.path()).err().unwrap();
+        assert!(second.to_string().contains("another `distill` is running"));
+        drop(first);
+        RunFolder::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_stage_is_finished_for_its_key_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunFolder::open(dir.path()).unwrap();
+        assert!(run.finished("sft", "a").unwrap().is_none());
+        run.finish("sft", "a", &serde_json::json!({"steps": 3})).unwrap();
+        assert_eq!(run.finished("sft", "a").unwrap().unwrap()["steps"], 3);
+        assert!(run.finished("sft", "b").unwrap().is_none());
+        fs::write(dir.path().join("sft/done.json"), b"{").unwrap();
+        assert!(run.finished("sft", "a").unwrap_err().to_string().contains("damaged"));
+    }
+
+    #[test]
+    fn clearing_touches_only_what_a_run_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunFolder::open(dir.path()).unwrap();
+        run.finish("sft", "a", &Value::Null).unwrap();
+        fs::write(dir.path().join("mine.txt"), b"x").unwrap();
+        run.clear(&["sft".into()]).unwrap();
+        assert!(!dir.path().join("sft").exists() && dir.path().join("mine.txt").exists());
+    }
+
+    #[test]
+    fn keys_depend_on_content() {
+        assert_eq!(key_of(&"a").unwrap(), key_of(&"a").unwrap());
+        assert_ne!(key_of(&"a").unwrap(), key_of(&"b").unwrap());
+        assert_eq!(key_of(&"a").unwrap().len(), 64);
+    }
+}
