@@ -1,0 +1,142 @@
+//! What a report shows, as plain data: the pipeline fills it, or rebuilt from the run folder.
+//!
+//! Every part may be absent; the page then says so instead of showing an empty section.
+
+use serde::{Deserialize, Serialize};
+
+/// One run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReportData {
+    /// Name of the run, the page's title.
+    pub title: String,
+    /// What was run, as label and value: command, model, parameters, device, version, started, duration.
+    pub facts: Vec<(String, String)>,
+    /// Every stage in order.
+    pub stages: Vec<StageReport>,
+    /// The recipe as given.
+    pub recipe: Option<String>,
+    /// Results of all suites, in the order they were run.
+    pub evaluations: Vec<Evaluation>,
+    /// Files that were expected and are not there, with the reason where it is known.
+    pub missing: Vec<String>,
+}
+
+/// One stage of the run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StageReport {
+    /// Name of the stage and of its folder.
+    pub name: String,
+    /// `data`, `sft`, `eval`, ... as the plan calls it.
+    pub kind: String,
+    /// Facts about how it went: status, duration, tokens, peak memory.
+    pub facts: Vec<(String, String)>,
+    /// The resolved settings, keys joined with dots.
+    pub settings: Vec<(String, String)>,
+    /// Optimiser steps, ascending.
+    pub steps: Vec<Step>,
+    /// What became of the data.
+    pub data: Option<DataReport>,
+    /// Checkpoint folders, relative to the run folder, with their size in bytes.
+    pub checkpoints: Vec<(String, u64)>,
+    /// The resulting model folder, relative to the run folder.
+    pub model: Option<String>,
+}
+
+/// One line of `metrics.jsonl`; other fields of the line are not shown.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Step {
+    pub step: u64,
+    pub epoch: Option<f64>,
+    pub loss: Option<f64>,
+    pub grad_norm: Option<f64>,
+    pub learning_rate: Option<f64>,
+    pub num_tokens: Option<f64>,
+    pub tokens_per_s: Option<f64>,
+}
+
+/// What became of the rows: `RUN/<stage>/data.json`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataReport {
+    /// Rows that are trained on.
+    pub kept: u64,
+    /// Rows left out, by reason.
+    pub dropped: Vec<Dropped>,
+    /// Tokens of all kept rows.
+    pub tokens: u64,
+    /// Those of them that are trained on.
+    pub trained_tokens: u64,
+    /// Lengths of the kept rows in tokens.
+    pub lengths: Vec<LengthBin>,
+    /// Where the rows came from.
+    pub sources: Vec<Source>,
+}
+
+/// Rows left out for one reason.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dropped {
+    pub reason: String,
+    pub count: u64,
+    /// Names of some of them, such as `traces.parquet row 17 trace 2`.
+    pub examples: Vec<String>,
+}
+
+/// Rows with `from <= length < to`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct LengthBin {
+    pub from: u64,
+    pub to: u64,
+    pub count: u64,
+}
+
+/// One source of traces.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    pub name: String,
+    /// Commit or content hash.
+    pub revision: Option<String>,
+    pub kept: u64,
+    pub dropped: u64,
+    pub tokens: u64,
+}
+
+/// One suite at one moment of the run: `eval.json` with some rows of its `samples.jsonl`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Evaluation {
+    /// When: the stage's name, such as `before` or `eval`.
+    pub stage: String,
+    pub suite: String,
+    pub version: Option<String>,
+    pub num_problems: u64,
+    pub k: u64,
+    /// Share of correct samples, 0 to 1.
+    pub pass_at_1: f64,
+    pub pass_at_1_ci95: Option<(f64, f64)>,
+    pub cons_at_k: Option<f64>,
+    pub num_tokens_mean: Option<f64>,
+    /// Share of samples that ran into the token limit.
+    pub truncated_share: Option<f64>,
+    /// Temperature, top-p and the like in one line.
+    pub sampling: Option<String>,
+    pub samples: Vec<Sample>,
+}
+
+/// One sampled answer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sample {
+    pub problem: String,
+    pub gold: Option<String>,
+    /// What the model wrote, thinking included.
+    pub text: String,
+    /// `correct`, `wrong` or `unparsable`.
+    pub verdict: Option<String>,
+    /// `stop` or `length`.
+    pub finish_reason: Option<String>,
+}
