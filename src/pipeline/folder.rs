@@ -41,8 +41,11 @@ impl RunFolder {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::input(format!("another `distill` is running in `{}`", root.display()))
-                    .with_hint("wait for it, or give this run a folder of its own with `--run-dir`"));
+                return Err(Error::input(format!(
+                    "another `distill` is running in `{}`",
+                    root.display()
+                ))
+                .with_hint("wait for it, or give this run a folder of its own with `--run-dir`"));
             }
             Err(TryLockError::Error(e)) => return Err(Error::io("locking", &path, e)),
         }
@@ -76,7 +79,12 @@ impl RunFolder {
 
     /// Deletes what a run left here, the lock aside. Only names that a run writes are touched.
     pub fn clear(&self, stages: &[String]) -> Result<()> {
-        for name in stages.iter().map(String::as_str).chain(["recipe.toml", "plan.json", "report.html"]) {
+        for name in
+            stages
+                .iter()
+                .map(String::as_str)
+                .chain(["recipe.toml", "plan.json", "report.html"])
+        {
             let path = self.root.join(name);
             let gone = if path.is_dir() {
                 fs::remove_dir_all(&path)
@@ -84,7 +92,9 @@ impl RunFolder {
                 fs::remove_file(&path)
             };
             match gone {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("deleting", &path, e)),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("deleting", &path, e));
+                }
                 _ => {}
             }
         }
@@ -113,8 +123,12 @@ impl RunFolder {
 
 /// SHA-256 of a serialisable value, hexadecimal.
 pub fn key_of(value: &impl Serialize) -> Result<String> {
-    let bytes = serde_json::to_vec(value).map_err(|e| Error::input(format!("hashing settings: {e}")))?;
-    Ok(Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect())
+    let bytes =
+        serde_json::to_vec(value).map_err(|e| Error::input(format!("hashing settings: {e}")))?;
+    Ok(Sha256::digest(&bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect())
 }
 
 /// Reads a JSON file.
@@ -131,7 +145,8 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Writes a JSON file beside, syncs and renames it.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
     bytes.push(b'\n');
     write_atomic(path, &bytes)
 }
@@ -167,11 +182,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = RunFolder::open(dir.path()).unwrap();
         assert!(run.finished("sft", "a").unwrap().is_none());
-        run.finish("sft", "a", &serde_json::json!({"steps": 3})).unwrap();
+        run.finish("sft", "a", &serde_json::json!({"steps": 3}))
+            .unwrap();
         assert_eq!(run.finished("sft", "a").unwrap().unwrap()["steps"], 3);
         assert!(run.finished("sft", "b").unwrap().is_none());
         fs::write(dir.path().join("sft/done.json"), b"{").unwrap();
-        assert!(run.finished("sft", "a").unwrap_err().to_string().contains("damaged"));
+        assert!(
+            run.finished("sft", "a")
+                .unwrap_err()
+                .to_string()
+                .contains("damaged")
+        );
     }
 
     #[test]

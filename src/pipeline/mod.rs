@@ -7,4 +7,3 @@
 //! - `preview`: rows as the trainer will see them.
 
 pub mod folder;
-

@@ -22,10 +22,34 @@ pub struct Plan {
     pub sft: SftPlan,
     #[serde(default)]
     pub eval: Option<EvalPlan>,
-    /// Names of the stages in order.
-    pub stages: Vec<String>,
+    /// What runs, in order.
+    pub stages: Vec<Stage>,
     /// What the user should know about choices made for him.
     pub notes: Vec<String>,
+}
+
+/// One step of the run; its files are in `RUN/<name>/`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Stage {
+    pub name: String,
+    pub kind: StageKind,
+    /// The suite of an evaluation: its place in [`EvalPlan::suites`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suite: Option<usize>,
+}
+
+/// What a stage does.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum StageKind {
+    /// Traces to the token store.
+    Data,
+    /// A suite on the student as it was.
+    EvalBefore,
+    /// Supervised fine-tuning.
+    Sft,
+    /// A suite on the result.
+    Eval,
 }
 
 /// The student, with the card's values filled in.
@@ -124,14 +148,7 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
             })
         })
         .transpose()?;
-    let mut stages = vec!["data".to_string()];
-    if eval.as_ref().is_some_and(|e| e.before) {
-        stages.push("eval-before".into());
-    }
-    stages.push("sft".into());
-    if eval.is_some() {
-        stages.push("eval".into());
-    }
+    let stages = stages(eval.as_ref());
     Ok(Plan {
         name: recipe.name.clone(),
         seed: recipe.seed,
@@ -143,6 +160,39 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
         stages,
         notes,
     })
+}
+
+fn stages(eval: Option<&EvalPlan>) -> Vec<Stage> {
+    let stage = |name: &str, kind| Stage {
+        name: name.to_string(),
+        kind,
+        suite: None,
+    };
+    // one suite keeps the plain name, several carry the suite's
+    let suites = |prefix: &str, kind| -> Vec<Stage> {
+        let Some(eval) = eval else { return Vec::new() };
+        let several = eval.suites.len() > 1;
+        eval.suites
+            .iter()
+            .enumerate()
+            .map(|(i, s)| Stage {
+                name: if several {
+                    format!("{prefix}-{}", s.name)
+                } else {
+                    prefix.to_string()
+                },
+                kind,
+                suite: Some(i),
+            })
+            .collect()
+    };
+    let mut all = vec![stage("data", StageKind::Data)];
+    if eval.is_some_and(|e| e.before) {
+        all.extend(suites("eval-before", StageKind::EvalBefore));
+    }
+    all.push(stage("sft", StageKind::Sft));
+    all.extend(suites("eval", StageKind::Eval));
+    all
 }
 
 fn resolve_student(
