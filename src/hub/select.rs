@@ -1,0 +1,392 @@
+//! Which files of a repository are wanted: of a model what loads it, of a data set the training split of one config.
+
+use std::path::{Path, PathBuf};
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use serde_json::Value;
+
+use super::cache;
+use crate::{Error, Result};
+
+/// How much of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Config, tokenizer and weights.
+    Everything,
+    /// Config and tokenizer.
+    WithoutWeights,
+}
+
+/// The index of sharded weights.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// Weights in one file.
+pub const SINGLE: &str = "model.safetensors";
+
+const MODEL_FILES: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+/// Files that a licence may oblige to pass on.
+const LICENCE_FILES: &[&str] = &[
+    "license",
+    "license.txt",
+    "license.md",
+    "notice",
+    "notice.txt",
+    "use_policy.md",
+];
+const DATA_ENDINGS: &[&str] = &[".parquet", ".jsonl", ".json", ".ndjson"];
+
+/// The small files of a model, in listing order.
+pub fn model_files<'a>(listing: impl Iterator<Item = &'a str>) -> Vec<String> {
+    listing
+        .filter(|path| {
+            MODEL_FILES.contains(path)
+                || LICENCE_FILES.contains(&path.to_ascii_lowercase().as_str())
+        })
+        .map(str::to_string)
+        .collect()
+}
+
+/// The shards that an index names, each once.
+pub fn shards(index: &[u8]) -> std::result::Result<Vec<String>, String> {
+    let index: Value = serde_json::from_slice(index).map_err(|e| e.to_string())?;
+    let map = index["weight_map"].as_object().ok_or("no `weight_map`")?;
+    let mut files: Vec<String> = map
+        .values()
+        .filter_map(Value::as_str)
+        .map(str::to_string)
+        .collect();
+    files.sort();
+    files.dedup();
+    // a shard is a file beside its index
+    match files
+        .iter()
+        .find(|file| file.contains(['/', '\\']) || file.starts_with('.'))
+    {
+        Some(bad) => Err(format!("shard `{bad}` is no file name")),
+        None if files.is_empty() => Err("an empty `weight_map`".into()),
+        None => Ok(files),
+    }
+}
+
+/// Whether the name ends as trace files do, compressed or not.
+pub fn is_data_file(path: &str) -> bool {
+    let path = path.to_ascii_lowercase();
+    let plain = path
+        .strip_suffix(".gz")
+        .or_else(|| path.strip_suffix(".zst"))
+        .unwrap_or(&path);
+    DATA_ENDINGS.iter().any(|ending| plain.ends_with(ending))
+}
+
+/// The data files of a local folder.
+pub fn local_files(
+    folder: &Path,
+    config: Option<&str>,
+    patterns: &[String],
+) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    cache::walk(folder, "", &mut files);
+    files.sort();
+    let listing: Vec<String> = files.into_iter().map(|(path, _)| path).collect();
+    let place = format!("folder `{}`", folder.display());
+    let chosen = dataset_files(&place, &listing, None, config, patterns)?;
+    Ok(chosen.into_iter().map(|path| folder.join(path)).collect())
+}
+
+/// The data files of a data set, sorted. `card` is the repository's metadata, whose `configs` name the files.
+pub fn dataset_files(
+    place: &str,
+    listing: &[String],
+    card: Option<&Value>,
+    config: Option<&str>,
+    patterns: &[String],
+) -> Result<Vec<String>> {
+    let data: Vec<&str> = listing
+        .iter()
+        .map(String::as_str)
+        .filter(|path| is_data_file(path))
+        .collect();
+    let configs = card
+        .and_then(|card| card["configs"].as_array())
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let config_names = || {
+        let names: Vec<&str> = configs
+            .iter()
+            .filter_map(|c| c["config_name"].as_str())
+            .collect();
+        format!("its configs are `{}`", names.join("`, `"))
+    };
+    if patterns.is_empty()
+        && config.is_none()
+        && configs.len() > 1
+        && find_config(configs, None).is_none()
+    {
+        return Err(Error::input(format!(
+            "{place} has several configs and none is the default"
+        ))
+        .with_hint(format!("choose one with `config`: {}", config_names())));
+    }
+    let mut chosen: Vec<String> = if !patterns.is_empty() {
+        let globs = globs(patterns)?;
+        listing
+            .iter()
+            .filter(|path| globs.is_match(path))
+            .cloned()
+            .collect()
+    } else if let Some(entry) = find_config(configs, config) {
+        let globs = globs(&training_patterns(entry))?;
+        data.iter()
+            .filter(|path| globs.is_match(path))
+            .map(|path| path.to_string())
+            .collect()
+    } else {
+        by_name(&data, config)
+    };
+    chosen.sort();
+    if chosen.is_empty() {
+        let wanted = match (patterns.is_empty(), config) {
+            (false, _) => format!("matches `{}`", patterns.join("`, `")),
+            (true, Some(config)) => format!("belongs to config `{config}`"),
+            (true, None) => "is Parquet or JSON lines".into(),
+        };
+        let hint = match (config.is_some() && !configs.is_empty(), data.first()) {
+            (true, _) => config_names(),
+            (false, Some(first)) => {
+                format!("it has {} data files, `{first}` among them", data.len())
+            }
+            (false, None) => "only Parquet and JSON lines, compressed or not, can be read".into(),
+        };
+        return Err(Error::input(format!("no file of {place} {wanted}")).with_hint(hint));
+    }
+    Ok(chosen)
+}
+
+fn find_config<'a>(configs: &'a [Value], config: Option<&str>) -> Option<&'a Value> {
+    match config {
+        Some(name) => configs.iter().find(|c| c["config_name"] == name),
+        None => (configs.iter().find(|c| c["default"] == true))
+            .or_else(|| configs.iter().find(|c| c["config_name"] == "default"))
+            .or_else(|| configs.first().filter(|_| configs.len() == 1)),
+    }
+    .filter(|entry| !training_patterns(entry).is_empty())
+}
+
+/// The patterns of the `train` split, or of all splits where none is called so. `data_files` is a pattern, a list of
+/// patterns or a list of `{split, path}`.
+fn training_patterns(entry: &Value) -> Vec<String> {
+    fn strings(value: &Value, out: &mut Vec<String>) {
+        match value {
+            Value::String(text) => out.push(text.trim_start_matches("./").to_string()),
+            Value::Array(items) => items.iter().for_each(|item| strings(item, out)),
+            Value::Object(map) => strings(map.get("path").unwrap_or(&Value::Null), out),
+            _ => {}
+        }
+    }
+    let mut patterns = Vec::new();
+    let files = &entry["data_files"];
+    let train = files
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|f| f["split"] == "train");
+    train.for_each(|split| strings(split, &mut patterns));
+    if patterns.is_empty() {
+        strings(files, &mut patterns);
+    }
+    let folder = entry["data_dir"].as_str().map(|f| f.trim_matches('/'));
+    match folder {
+        Some(folder) if patterns.is_empty() => vec![format!("{folder}/**")],
+        Some(folder) => patterns.iter().map(|p| format!("{folder}/{p}")).collect(),
+        None => patterns,
+    }
+}
+
+/// Without a card: files below a folder named as the config, or `CONFIG-...` files; of those the `train` ones where some
+/// are called so.
+fn by_name(data: &[&str], config: Option<&str>) -> Vec<String> {
+    let of_config = |path: &&&str| match config {
+        None => true,
+        Some(config) => {
+            let (folders, file) = path.rsplit_once('/').unwrap_or(("", path));
+            folders.split('/').any(|folder| folder == config)
+                || file
+                    .strip_prefix(config)
+                    .is_some_and(|rest| rest.starts_with(['.', '-', '_']))
+        }
+    };
+    let files: Vec<&str> = data.iter().filter(of_config).copied().collect();
+    let is_train = |path: &&str| path.split(['/', '-', '.', '_']).any(|word| word == "train");
+    let train: Vec<String> = files
+        .iter()
+        .copied()
+        .filter(|p| is_train(p))
+        .map(str::to_string)
+        .collect();
+    if train.is_empty() {
+        files.into_iter().map(str::to_string).collect()
+    } else {
+        train
+    }
+}
+
+/// `*` stays within a folder, `**` does not.
+fn globs(patterns: &[String]) -> Result<GlobSet> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+        set.add(glob.map_err(|e| {
+            Error::input(format!("pattern `{pattern}` cannot be read: {}", e.kind()))
+        })?);
+    }
+    set.build()
+        .map_err(|e| Error::input(format!("patterns cannot be read: {}", e.kind())))
+}
+
+/// The first shard that a set of `NAME-00000-of-00003.ENDING` files lacks.
+pub fn missing_shard(files: &[String]) -> Option<String> {
+    for file in files {
+        let Some((start, rest)) = file.rsplit_once("-of-") else {
+            continue;
+        };
+        let Some((count, ending)) = rest.split_once('.') else {
+            continue;
+        };
+        let Some((stem, first)) = start.rsplit_once('-') else {
+            continue;
+        };
+        let (Ok(count), Ok(_), width) =
+            (count.parse::<usize>(), first.parse::<usize>(), first.len())
+        else {
+            continue;
+        };
+        // shards are counted from 0 (data sets) or 1 (weights)
+        let name = |i: usize| {
+            format!(
+                "{stem}-{i:0width$}-of-{rest}",
+                rest = format_args!("{count:0width$}.{ending}")
+            )
+        };
+        let from = usize::from(!files.contains(&name(0)) && files.contains(&name(count)));
+        if let Some(missing) = (from..from + count)
+            .map(name)
+            .find(|name| !files.contains(name))
+        {
+            return Some(missing);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn listing() -> Vec<String> {
+        [
+            "README.md",
+            "all/train-00000-of-00002.parquet",
+            "all/train-00001-of-00002.parquet",
+            "math/train-0.parquet",
+            "math/test-0.parquet",
+        ]
+        .map(str::to_string)
+        .into()
+    }
+
+    #[test]
+    fn the_card_says_which_files() {
+        let card = json!({"configs": [
+            {"config_name": "all", "default": true, "data_files": [{"split": "train", "path": "all/train-*"}]},
+            {"config_name": "math", "data_files": [{"split": "test", "path": ["math/test-*"]}, {"split": "train", "path": ["math/train-*"]}]},
+        ]});
+        let files = |config, patterns: &[String]| {
+            dataset_files("data set `a/b`", &listing(), Some(&card), config, patterns)
+        };
+        assert_eq!(files(None, &[]).unwrap(), listing()[1..3]);
+        assert_eq!(files(Some("math"), &[]).unwrap(), ["math/train-0.parquet"]);
+        assert_eq!(
+            files(None, &["math/*".into()]).unwrap(),
+            ["math/test-0.parquet", "math/train-0.parquet"]
+        );
+        let error = files(Some("maths"), &[]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no file of data set `a/b` belongs to config `maths`"
+        );
+        assert_eq!(error.hint().unwrap(), "its configs are `all`, `math`");
+        let error = files(None, &["x/*.csv".into()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no file of data set `a/b` matches `x/*.csv`"
+        );
+        let two = json!({"configs": [{"config_name": "v0", "data_files": "a*"}, {"config_name": "v1", "data_files": "b*"}]});
+        let error = dataset_files("data set `a/b`", &listing(), Some(&two), None, &[]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "data set `a/b` has several configs and none is the default"
+        );
+        assert_eq!(
+            error.hint().unwrap(),
+            "choose one with `config`: its configs are `v0`, `v1`"
+        );
+        assert!(
+            files(None, &["a[".into()])
+                .unwrap_err()
+                .to_string()
+                .starts_with("pattern `a[` cannot be read")
+        );
+    }
+
+    #[test]
+    fn without_a_card_names_decide() {
+        let files = |config| dataset_files("x", &listing(), None, config, &[]).unwrap();
+        assert_eq!(files(Some("math")), ["math/train-0.parquet"]);
+        assert_eq!(files(Some("all")).len(), 2);
+        assert_eq!(files(None).len(), 3);
+    }
+
+    #[test]
+    fn shards_of_an_index() {
+        let index = br#"{"weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}}"#;
+        assert_eq!(
+            shards(index).unwrap(),
+            ["m-1.safetensors", "m-2.safetensors"]
+        );
+        assert_eq!(
+            shards(br#"{"weight_map": {"a": "../x"}}"#).unwrap_err(),
+            "shard `../x` is no file name"
+        );
+        assert_eq!(shards(b"{}").unwrap_err(), "no `weight_map`");
+    }
+
+    #[test]
+    fn a_missing_shard_is_named() {
+        let files = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
+        let two = files(&[
+            "a/t-00000-of-00002.parquet",
+            "a/t-00001-of-00002.parquet",
+            "b.jsonl",
+        ]);
+        assert_eq!(missing_shard(&two), None);
+        assert_eq!(
+            missing_shard(&two[1..]).unwrap(),
+            "a/t-00000-of-00002.parquet"
+        );
+        assert_eq!(
+            missing_shard(&files(&["m-00001-of-00002.s", "m-00002-of-00002.s"])),
+            None
+        );
+    }
+}
