@@ -1,1 +1,249 @@
-//! The room `eval`.
+//! Benchmark runs: problems x k samples, verdicts, pass@1 with its interval.
+//!
+//! This file asks, collects and goes on where an earlier run stopped. What the numbers mean is in [`metrics`], the file of
+//! samples in [`samples`]; suites are TOML and belong to `recipe/`, problems to `data/`, verdicts to `verify/`.
+
+pub mod metrics;
+pub mod samples;
+
+pub use metrics::EvalResult;
+pub use samples::Sample;
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::generate::{Engine, Request, Sampling};
+use crate::progress::{Reporter, Stop};
+use crate::recipe::suite::Suite;
+use crate::tokenize::{Chat, Message};
+use crate::verify::Kind;
+use crate::{Error, Result};
+
+/// One problem of a benchmark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Its name in the data set, or its row number.
+    pub id: String,
+    pub problem: String,
+    pub gold: String,
+}
+
+/// What to run: which problems, how often, on which model.
+pub struct EvalJob<'a> {
+    pub suite: &'a Suite,
+    pub problems: &'a [Problem],
+    pub chat: &'a Chat,
+    /// Samples a problem.
+    pub k: usize,
+    /// See [`suite_sampling`].
+    pub sampling: &'a Sampling,
+    /// Says which weights are judged: samples of other weights are not taken over.
+    pub model_key: &'a str,
+    /// `samples.jsonl`; what it already holds of this very run is not sampled again.
+    pub samples: &'a Path,
+}
+
+/// The sampling a suite asks for, with the student's stop tokens.
+pub fn suite_sampling(suite: &Suite, chat: &Chat, seed: u64) -> Sampling {
+    Sampling {
+        temperature: suite.sampling.temperature,
+        top_p: suite.sampling.top_p,
+        max_new_tokens: suite.sampling.max_new_tokens,
+        stop_ids: chat.stop_ids().to_vec(),
+        seed,
+        ..Sampling::default()
+    }
+}
+
+/// Runs the suite and leaves every sample in `samples.jsonl`, in order of problems and samples.
+///
+/// # Errors
+/// A suite that asks for nothing, a prompt the template refuses, a full disk, logits that are not finite;
+/// [`Error::Interrupted`] where `stop` was requested, and the next call goes on from there.
+pub fn run(
+    job: &EvalJob<'_>,
+    engine: &mut dyn Engine,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<EvalResult> {
+    let suite = job.suite;
+    let asked = job
+        .problems
+        .iter()
+        .map(|problem| ask(suite, job.chat, problem))
+        .collect::<Result<Vec<_>>>()?;
+    let plan = Plan {
+        name: &suite.name,
+        problems: job.problems,
+        asked: &asked,
+        k: job.k,
+        sampling: job.sampling,
+        kind: Kind::parse(&suite.verifier).map_err(|e| e.at(format!("suite `{}`", suite.name)))?,
+        model_key: job.model_key,
+        samples: job.samples,
+    };
+    let samples = sample(&plan, engine, reporter, stop)?;
+    Ok(metrics::result(suite, job.sampling, plan.kind, job.k, &samples))
+}
+
+/// A problem as the model sees it.
+struct Asked {
+    prompt: Vec<u32>,
+    /// The template ends in `<think>`, so that the completion begins inside the thinking.
+    opens_thinking: bool,
+}
+
+fn ask(suite: &Suite, chat: &Chat, problem: &Problem) -> Result<Asked> {
+    const PLACE: &str = "{problem}";
+    let template = &suite.prompt.template;
+    if !template.contains(PLACE) {
+        return Err(Error::input(format!(
+            "suite `{}`: the prompt's `template` has no `{PLACE}`",
+            suite.name
+        )));
+    }
+    let message = |role: &str, content: String| Message {
+        role: role.into(),
+        content,
+        extra: Default::default(),
+    };
+    let mut messages = Vec::new();
+    if let Some(system) = &suite.prompt.system {
+        messages.push(message("system", system.clone()));
+    }
+    messages.push(message("user", template.replace(PLACE, &problem.problem)));
+    let prompt = chat
+        .prompt(&messages)
+        .map_err(|e| e.at(format!("suite `{}`, problem `{}`", suite.name, problem.id)))?;
+    let tail = &prompt[prompt.len().saturating_sub(16)..];
+    let opens_thinking = chat.tokenizer.decode(tail, false)?.trim_end().ends_with("<think>");
+    Ok(Asked { prompt, opens_thinking })
+}
+
+/// Everything sampling needs, templates and tokenizers left behind.
+struct Plan<'a> {
+    name: &'a str,
+    problems: &'a [Problem],
+    asked: &'a [Asked],
+    k: usize,
+    sampling: &'a Sampling,
+    kind: Kind,
+    model_key: &'a str,
+    samples: &'a Path,
+}
+
+impl Plan<'_> {
+    /// Random numbers are keyed by this, so that a sample stays the same when problems or samples are added after it.
+    fn request_id(problem: usize, sample: usize) -> u64 {
+        (problem as u64) << 20 | sample as u64
+    }
+
+    /// Same key, same text: a hash of the weights' key, the sampling and the prompt.
+    fn key(&self, problem: usize) -> Result<String> {
+        let sampling = serde_json::to_vec(self.sampling)
+            .map_err(|e| Error::input(format!("suite `{}`: sampling: {e}", self.name)))?;
+        let mut hash = Sha256::new();
+        for part in [self.model_key.as_bytes(), &sampling] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        for token in &self.asked[problem].prompt {
+            hash.update(token.to_le_bytes());
+        }
+        Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Fills in the verdict; it depends on the text only, and is made anew for samples of an earlier run.
+    fn judge(&self, sample: &mut Sample) {
+        let problem = &self.problems[sample.index];
+        let verdict = match self.asked[sample.index].opens_thinking {
+            true => self.kind.check(&format!("<think>{}", sample.text), &problem.gold),
+            false => self.kind.check(&sample.text, &problem.gold),
+        };
+        sample.correct = verdict.is_correct();
+        sample.gold.clone_from(&problem.gold);
+        sample.verdict = verdict;
+    }
+}
+
+/// All samples of the plan, those of the file and new ones, in order.
+fn sample(
+    plan: &Plan<'_>,
+    engine: &mut dyn Engine,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Vec<Sample>> {
+    if plan.problems.is_empty() || plan.k == 0 {
+        return Err(Error::input(format!(
+            "suite `{}`: {} problems x {} samples: nothing to evaluate",
+            plan.name,
+            plan.problems.len(),
+            plan.k
+        )));
+    }
+    let keys = (0..plan.problems.len()).map(|problem| plan.key(problem)).collect::<Result<Vec<_>>>()?;
+    let earlier = samples::read_lenient(plan.samples)?;
+    let num_earlier = earlier.samples.len();
+    let mut have: Vec<Option<Sample>> = Vec::new();
+    have.resize_with(plan.problems.len() * plan.k, || None);
+    for mut sample in earlier.samples {
+        if sample.sample < plan.k && keys.get(sample.index) == Some(&sample.key) {
+            plan.judge(&mut sample);
+            let place = sample.index * plan.k + sample.sample;
+            have[place] = Some(sample);
+        }
+    }
+    let num_kept = have.iter().flatten().count();
+    if num_kept > 0 {
+        reporter.note(&format!("`{}`: going on after {num_kept} samples of an earlier run", plan.name));
+    }
+    if num_earlier > num_kept {
+        reporter.note(&format!(
+            "`{}`: {} samples in `{}` are of other weights, prompts or sampling and are left out",
+            plan.name,
+            num_earlier - num_kept,
+            plan.samples.display()
+        ));
+    }
+    let mut requests = Vec::new();
+    for (place, sample) in have.iter().enumerate() {
+        if sample.is_none() {
+            let problem = place / plan.k;
+            requests.push(Request {
+                id: Plan::request_id(problem, place % plan.k),
+                prompt: plan.asked[problem].prompt.clone(),
+            });
+        }
+    }
+    if requests.is_empty() && num_kept == num_earlier && !earlier.damaged {
+        return Ok(have.into_iter().flatten().collect());
+    }
+
+    let task = reporter.task(plan.name, Some(have.len() as u64), "samples");
+    task.set_position(num_kept as u64);
+    let mut num_done = num_kept;
+    let mut num_correct = have.iter().flatten().filter(|sample| sample.correct).count();
+    let mut log = samples::Log::begin(plan.samples, have.iter().flatten())?;
+    engine.generate(
+        &requests,
+        plan.sampling,
+        &mut |completion| {
+            let index = (completion.id >> 20) as usize;
+            let number = (completion.id & 0xf_ffff) as usize;
+            let mut sample = Sample::new(&plan.problems[index].id, index, number, &keys[index], completion);
+            plan.judge(&mut sample);
+            log.append(&sample)?;
+            num_done += 1;
+            num_correct += usize::from(sample.correct);
+            task.set_position(num_done as u64);
+            task.message(&format!("{:.1}% correct", 100.0 * num_correct as f64 / num_done as f64));
+            have[index * plan.k + number] = Some(sample);
+            Ok(())
+        },
+        stop,
+    )?;
+    let samples: Vec<Sample> = have.into_iter().flatten().collect();
+    log.finish(&samples)?;
+    Ok(samples)
+}
