@@ -149,3 +149,90 @@ fn consensus(group: &[Sample], kind: Kind) -> bool {
     let winner = candidates.iter().rev().max_by_key(|candidate| candidate.num_votes);
     winner.is_some_and(|candidate| candidate.correct)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::Verdict;
+
+    fn sample(index: usize, answer: Option<&str>, gold: &str, num_tokens: usize) -> Sample {
+        let verdict = match answer {
+            Some(answer) => Kind::Number.check(&format!("\\boxed{{{answer}}}"), gold),
+            None => Verdict { outcome: Outcome::Unparsable, extracted: None, reason: String::new() },
+        };
+        Sample {
+            problem: index.to_string(),
+            index,
+            sample: 0,
+            gold: gold.into(),
+            correct: verdict.is_correct(),
+            finish_reason: if answer.is_some() { FinishReason::Stop } else { FinishReason::Length },
+            verdict,
+            num_tokens,
+            text: String::new(),
+            key: String::new(),
+        }
+    }
+
+    fn close(a: [f64; 2], b: [f64; 2]) {
+        assert!((a[0] - b[0]).abs() < 1e-4 && (a[1] - b[1]).abs() < 1e-4, "{a:?} {b:?}");
+    }
+
+    #[test]
+    fn intervals_worked_by_hand() {
+        let nine_of_ten: Vec<f64> = (0..10).map(|i| f64::from(u8::from(i < 9))).collect();
+        close(interval(&nine_of_ten, 1), [0.5958, 0.9821]);
+        // p 0.625, standard error sqrt(0.1875 / 12) = 0.125
+        close(interval(&[1.0, 0.5, 0.5, 0.5], 2), [0.3800, 0.8700]);
+        close(interval(&[1.0, 0.0], 4), [0.0, 1.0]);
+        // nothing differs: 5 of 5 problems by Wilson, not a width of zero
+        close(interval(&[1.0; 5], 8), [0.5655, 1.0]);
+        close(interval(&[0.0; 5], 1), [0.0, 0.4345]);
+    }
+
+    #[test]
+    fn the_majority_counts_values_not_spellings() {
+        let group = |answers: &[Option<&str>]| -> Vec<Sample> {
+            answers.iter().map(|answer| sample(0, *answer, "0.5", 1)).collect()
+        };
+        let cases = [
+            (vec![Some("0.5"), Some("2"), Some(r"\frac12")], true),
+            (vec![Some("2"), Some("0.5"), Some("2.0")], false),
+            (vec![Some("0.5"), Some("2")], true), // a tie: the first
+            (vec![Some("2"), Some("0.5")], false),
+            (vec![None, None, Some("1/2")], true), // who has no answer has no vote
+            (vec![None, None], false),
+        ];
+        for (answers, expected) in cases {
+            assert_eq!(consensus(&group(&answers), Kind::Number), expected, "{answers:?}");
+        }
+    }
+
+    #[test]
+    fn a_result_by_hand() {
+        let suite = Suite::load("gsm8k").unwrap();
+        let samples = [
+            sample(0, Some("7"), "7", 10),
+            sample(0, Some("7"), "7", 20),
+            sample(0, Some("8"), "7", 30),
+            sample(0, None, "7", 100),
+            sample(1, Some("1"), "2", 40),
+            sample(1, Some("1"), "2", 40),
+            sample(1, Some("1"), "2", 40),
+            sample(1, Some("2"), "2", 40),
+        ];
+        let sampling = Sampling { temperature: 0.6, top_p: 0.95, seed: 3, max_new_tokens: 100, ..Sampling::default() };
+        let result = result(&suite, &sampling, Kind::Number, 4, &samples);
+        assert_eq!(result.pass_at_1, 0.375); // (2/4 + 1/4) / 2
+        assert_eq!(result.cons_at_k, 0.5);
+        assert_eq!(result.num_tokens_mean, 40.0);
+        assert_eq!(result.truncated_share, 0.125);
+        let json = serde_json::to_value(&result).unwrap();
+        let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
+        let expected = "suite version num_problems k pass@1 pass@1_ci95 cons@k num_tokens_mean truncated_share sampling \
+                        seed verifier";
+        assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(json["verifier"], "number");
+        assert_eq!((json["num_problems"].as_u64(), json["k"].as_u64()), (Some(2), Some(4)));
+    }
+}

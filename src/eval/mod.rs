@@ -247,3 +247,139 @@ fn sample(
     log.finish(&samples)?;
     Ok(samples)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::generate::{Completion, FinishReason};
+    use crate::progress::Silent;
+
+    /// Answers with a number made of prompt and sample, and stops after so many completions.
+    struct Oracle {
+        num_asked: usize,
+        fails_after: usize,
+    }
+
+    impl Engine for Oracle {
+        fn generate(
+            &mut self,
+            requests: &[Request],
+            _: &Sampling,
+            on_done: &mut dyn FnMut(Completion) -> Result<()>,
+            _: &Stop,
+        ) -> Result<()> {
+            // out of order, as an engine may
+            for request in requests.iter().rev() {
+                if self.num_asked == self.fails_after {
+                    return Err(Error::Interrupted { message: "enough".into() });
+                }
+                self.num_asked += 1;
+                let answer = u64::from(request.prompt[0]) + (request.id & 0xf_ffff) % 2;
+                on_done(Completion {
+                    id: request.id,
+                    tokens: vec![1; 5],
+                    logprobs: vec![-1.0; 5],
+                    text: format!("so</think> \\boxed{{{answer}}}"),
+                    finish_reason: FinishReason::Stop,
+                })?;
+            }
+            Ok(())
+        }
+    }
+
+    struct Bench {
+        problems: Vec<Problem>,
+        asked: Vec<Asked>,
+        sampling: Sampling,
+        folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let problem = |n: usize| Problem { id: format!("p{n}"), problem: String::new(), gold: n.to_string() };
+            Self {
+                problems: (0..5).map(problem).collect(),
+                asked: (0..5).map(|n| Asked { prompt: vec![n, 9], opens_thinking: true }).collect(),
+                sampling: Sampling::default(),
+                folder: tempfile::tempdir().unwrap(),
+            }
+        }
+
+        fn path(&self) -> std::path::PathBuf {
+            self.folder.path().join("eval/samples.jsonl")
+        }
+
+        fn run(&self, k: usize, model_key: &str, fails_after: usize) -> (usize, Result<Vec<Sample>>) {
+            let path = self.path();
+            let plan = Plan {
+                name: "bench",
+                problems: &self.problems,
+                asked: &self.asked,
+                k,
+                sampling: &self.sampling,
+                kind: Kind::Number,
+                model_key,
+                samples: &path,
+            };
+            let mut oracle = Oracle { num_asked: 0, fails_after };
+            let samples = sample(&plan, &mut oracle, &Silent, &Stop::default());
+            (oracle.num_asked, samples)
+        }
+    }
+
+    #[test]
+    fn samples_are_judged_and_written_in_order() {
+        let bench = Bench::new();
+        let (num_asked, samples) = bench.run(2, "m", usize::MAX);
+        let samples = samples.unwrap();
+        assert_eq!(num_asked, 10);
+        let order: Vec<_> = samples.iter().map(|s| (s.index, s.sample, s.correct)).collect();
+        assert_eq!(order, (0..5).flat_map(|n| [(n, 0, true), (n, 1, false)]).collect::<Vec<_>>());
+        assert_eq!(samples::read(&bench.path()).unwrap(), samples);
+        let line = fs::read_to_string(bench.path()).unwrap().lines().next().unwrap().to_string();
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json["problem"], "p0");
+        assert_eq!((&json["verdict"], &json["extracted"]), (&"correct".into(), &"0".into()));
+        assert_eq!(json["finish_reason"], "stop");
+    }
+
+    #[test]
+    fn a_stopped_run_goes_on() {
+        let bench = Bench::new();
+        let whole = Bench::new().run(2, "m", usize::MAX).1.unwrap();
+        assert!(matches!(bench.run(2, "m", 4), (4, Err(Error::Interrupted { .. }))));
+        // killed while writing: the last line is cut
+        let mut text = fs::read(bench.path()).unwrap();
+        text.truncate(text.len() - 7);
+        fs::write(bench.path(), text).unwrap();
+        let (num_asked, samples) = bench.run(2, "m", usize::MAX);
+        assert_eq!((num_asked, samples.unwrap()), (7, whole));
+        // all there: nothing is asked; more samples a problem: only those; other weights: everything
+        assert_eq!(bench.run(2, "m", 0).0, 0);
+        assert_eq!(bench.run(3, "m", usize::MAX).0, 5);
+        let (num_asked, samples) = bench.run(2, "other", usize::MAX);
+        assert_eq!((num_asked, samples.unwrap().len()), (10, 10));
+    }
+
+    #[test]
+    fn nothing_to_evaluate_is_an_error() {
+        let mut bench = Bench::new();
+        assert!(bench.run(0, "m", 0).1.is_err());
+        bench.problems.clear();
+        bench.asked.clear();
+        assert!(bench.run(1, "m", 0).1.unwrap_err().to_string().contains("0 problems"));
+    }
+
+    #[test]
+    fn every_shipped_suite_can_be_run() {
+        for name in crate::recipe::shipped::suite_names() {
+            let suite = Suite::load(&name).unwrap();
+            assert_eq!(suite.name, name);
+            Kind::parse(&suite.verifier).unwrap();
+            assert!(suite.prompt.template.contains("{problem}"), "{name}");
+            assert!(suite.sampling.k > 0, "{name}");
+        }
+    }
+}

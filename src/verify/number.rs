@@ -242,37 +242,25 @@ fn decimal(text: &str) -> Option<(Rational, &str)> {
 
 /// Whether what follows a number leaves its value alone: nothing, or a unit in words.
 fn is_unit(text: &str) -> bool {
-    let text = text.trim_end_matches('.').trim();
-    if text.is_empty() || matches!(text, "%" | "\\%" | "^\\circ" | "^{\\circ}" | "°") {
+    let mut text = text.trim_end_matches('.').trim();
+    for space in ["\\,", "\\;", "\\ ", "\\quad", "~"] {
+        text = text.strip_prefix(space).unwrap_or(text).trim_start();
+    }
+    for degree in ["^\\circ", "^{\\circ}", "°", "\\%", "%"] {
+        text = text.strip_prefix(degree).unwrap_or(text).trim_start();
+    }
+    if text.is_empty() {
         return true;
     }
-    // the unit stands in `\text{}` or apart from the number; `3x` and `3 x` are formulas
-    let upright = [
-        "\\text",
-        "\\mathrm",
-        "\\textbf",
-        "\\,\\text",
-        "\\ \\text",
-        "\\;\\text",
-        "~\\text",
-    ];
-    let words = match upright.iter().find_map(|name| text.strip_prefix(name)) {
-        Some(rest) => rest,
-        None if text.starts_with(|c: char| c.is_alphabetic()) => text,
-        None => return false,
-    };
-    let plain = |c: char| {
-        c.is_alphabetic()
-            || c.is_whitespace()
-            || matches!(c, '{' | '}' | '.' | '/' | '-' | '^' | '2' | '3')
-    };
-    let mut names = words
-        .split(|c: char| !c.is_alphabetic())
-        .filter(|word| !word.is_empty());
+    // the unit stands in `\text{}` or is a word; `3x` and `3 x` are formulas
+    let upright = ["\\text", "\\mathrm", "\\textbf"].iter().find_map(|font| text.strip_prefix(font));
+    let words = upright.unwrap_or(text);
+    let plain = |c: char| c.is_alphabetic() || c.is_whitespace() || "{}°./-^23".contains(c);
+    let names = || words.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
     words.chars().all(plain)
-        && names.clone().next().is_some()
-        && (words.starts_with('{') || names.clone().all(|word| word.len() > 1))
-        && names.all(|word| !NO_UNITS.contains(&word.to_lowercase().as_str()))
+        && words.starts_with(|c: char| c.is_alphabetic() || (c == '{' && upright.is_some()))
+        && names().all(|word| upright.is_some() || word.len() > 1)
+        && names().all(|word| !NO_UNITS.contains(&word.to_lowercase().as_str()))
 }
 
 impl Rational {
@@ -396,6 +384,9 @@ mod tests {
             (r"540 \text{ meters}", "540"),
             (r"12\text{ cm}^2", "12"),
             (r"90^\circ", "90"),
+            (r"72\, \text{Mb/h}", "72"),
+            (r"-10\,\text{°F}", "-10"),
+            (r"20^\circ \text{C}", "20"),
             ("007", "7"),
             ("5.", "5"),
             (
