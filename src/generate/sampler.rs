@@ -8,7 +8,7 @@
 //! batch it was sampled in. V is the vocabulary; a row is read in a few passes and never sorted whole.
 
 use super::Sampling;
-use super::softmax;
+use super::softmax::{self, CHUNK, Weights};
 
 /// The token drawn and its natural log-probability under the unfiltered distribution at temperature 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,8 +22,7 @@ pub struct Choice {
 pub struct Scratch {
     /// the row after the repetition penalty
     penalised: Vec<f32>,
-    /// exp((logit - max) / temperature): 1 for the most probable token
-    weights: Vec<f32>,
+    weights: Weights,
     /// by bucket of weight: how many tokens and how much of the mass
     counts: Vec<u32>,
     masses: Vec<f64>,
@@ -85,7 +84,7 @@ pub fn choose(
     let token = if sampling.temperature == 0.0 {
         softmax::argmax(adjusted)
     } else {
-        softmax::weights(adjusted, sampling.temperature as f32, weights);
+        softmax::weigh(adjusted, sampling.temperature as f32, weights);
         let cut = lowest_kept(weights, sampling, counts, masses, keys);
         draw(weights, cut, u)
     };
@@ -107,60 +106,57 @@ const NUM_BUCKETS: usize = (1.0f32.to_bits() >> BUCKET_SHIFT) as usize + 1;
 
 /// The key of the last token that top-k, top-p and min-p leave in play; 0 where nothing is filtered.
 fn lowest_kept(
-    weights: &[f32],
+    weights: &Weights,
     sampling: &Sampling,
     counts: &mut Vec<u32>,
     masses: &mut Vec<f64>,
     keys: &mut Vec<u64>,
 ) -> u64 {
-    let by_min_p = if sampling.min_p > 0.0 {
-        u64::from((sampling.min_p as f32).to_bits()) << 32
-    } else {
-        0
+    let by_min_p = match sampling.min_p > 0.0 {
+        true => u64::from((sampling.min_p as f32).to_bits()) << 32,
+        false => 0,
     };
-    let limits_count = sampling.top_k > 0 && sampling.top_k < weights.len();
+    let num_tokens = weights.each.len();
+    let limits_count = sampling.top_k > 0 && sampling.top_k < num_tokens;
     let limits_mass = sampling.top_p < 1.0;
     if !limits_count && !limits_mass {
         return by_min_p;
     }
-    // Tokens below `floor` have together less than 1 - top_p of the mass, which is at least 1: none is in the nucleus.
+    // Chunks wholly below `floor` have together less than 1 - top_p of the mass, which is at least 1: none of their
+    // tokens is in the nucleus, and all of them weigh less than any other chunk's best.
     let floor = match limits_count {
         true => 0.0,
-        false => ((1.0 - sampling.top_p) / weights.len() as f64) as f32 * 0.5,
+        false => ((1.0 - sampling.top_p) / num_tokens as f64) as f32 * 0.5,
     };
+    let above = |floor: f32| {
+        let chunks = weights.each.chunks(CHUNK).zip(&weights.chunk_max).enumerate();
+        chunks.filter(move |&(_, (_, &max))| max >= floor).map(|(i, (chunk, _))| (i * CHUNK, chunk))
+    };
+    let bucket_of = |weight: f32| ((weight.to_bits() >> BUCKET_SHIFT) as usize).min(NUM_BUCKETS - 1);
     counts.clear();
     counts.resize(NUM_BUCKETS, 0);
     masses.clear();
     masses.resize(NUM_BUCKETS, 0.0);
-    let bucket_of =
-        |weight: f32| ((weight.to_bits() >> BUCKET_SHIFT) as usize).min(NUM_BUCKETS - 1);
-    let mut below_floor = 0.0;
-    for chunk in weights.chunks(1024) {
-        let mut below = 0.0f32;
+    for (_, chunk) in above(floor) {
         for &weight in chunk {
-            if weight >= floor {
-                let bucket = bucket_of(weight);
-                counts[bucket] += 1;
-                masses[bucket] += f64::from(weight);
-            } else {
-                below += weight;
-            }
+            let bucket = bucket_of(weight);
+            counts[bucket] += 1;
+            masses[bucket] += f64::from(weight);
         }
-        below_floor += f64::from(below);
     }
-    let mut members = |bucket: usize, keys: &mut Vec<u64>| {
+    // the tokens of a bucket in falling order
+    let members = |bucket: usize, keys: &mut Vec<u64>| {
         keys.clear();
-        let in_bucket = weights
-            .iter()
-            .enumerate()
-            .filter(|&(_, &weight)| bucket_of(weight) == bucket);
-        keys.extend(in_bucket.map(|(token, &weight)| key(weight, token)));
+        for (at, chunk) in above(f32::from_bits((bucket as u32) << BUCKET_SHIFT).max(floor)) {
+            let of_bucket = chunk.iter().enumerate().filter(|&(_, &weight)| bucket_of(weight) == bucket);
+            keys.extend(of_bucket.map(|(i, &weight)| key(weight, at + i)));
+        }
         keys.sort_unstable_by(|a, b| b.cmp(a));
     };
     let weight_of = |key: u64| f64::from(f32::from_bits((key >> 32) as u32));
 
     let mut lowest = 0;
-    let mut total: f64 = masses.iter().sum::<f64>() + below_floor;
+    let mut total: f64 = weights.chunk_sum.iter().sum();
     if limits_count {
         let mut wanted = sampling.top_k;
         total = 0.0;
@@ -202,59 +198,47 @@ fn lowest_kept(
 }
 
 /// The token where the running sum of the weights kept, in order of ids, passes `u` times their total.
-fn draw(weights: &[f32], lowest: u64, u: f64) -> u32 {
-    const CHUNK: usize = 256;
+fn draw(weights: &Weights, lowest: u64, u: f64) -> u32 {
     // a token above the cut in weight stays; of those equal to it the ids up to the one in the key
-    let (cut, last_equal) = (
-        f32::from_bits((lowest >> 32) as u32),
-        !(lowest as u32) as usize,
-    );
-    let kept = |token: usize, weight: f32| {
-        if weight > cut || (weight == cut && token <= last_equal) {
-            weight
-        } else {
+    let (cut, last_equal) = (f32::from_bits((lowest >> 32) as u32), !(lowest as u32) as usize);
+    let kept = |token: usize| {
+        let weight = weights.each[token];
+        weight > 0.0 && (weight > cut || (weight == cut && token <= last_equal))
+    };
+    let tokens_of = |chunk: usize| chunk * CHUNK..weights.each.len().min((chunk + 1) * CHUNK);
+    let sum_of = |chunk: usize| -> f64 {
+        if lowest == 0 {
+            weights.chunk_sum[chunk]
+        } else if weights.chunk_max[chunk] < cut {
             0.0
+        } else {
+            tokens_of(chunk).filter(|&token| kept(token)).map(|token| f64::from(weights.each[token])).sum()
         }
     };
-    let sum_of = |at: usize, chunk: &[f32]| -> f64 {
-        let sum: f32 = chunk
-            .iter()
-            .enumerate()
-            .map(|(i, &weight)| kept(at + i, weight))
-            .sum();
-        f64::from(sum)
-    };
-    let sums: Vec<f64> = weights
-        .chunks(CHUNK)
-        .enumerate()
-        .map(|(i, chunk)| sum_of(i * CHUNK, chunk))
-        .collect();
-    let target = u * sums.iter().sum::<f64>();
+    let num_chunks = weights.chunk_sum.len();
+    let target = u * (0..num_chunks).map(sum_of).sum::<f64>();
     let mut before = 0.0;
-    let mut last_kept = 0;
-    for (i, (chunk, &sum)) in weights.chunks(CHUNK).zip(&sums).enumerate() {
+    for chunk in 0..num_chunks {
+        let sum = sum_of(chunk);
         if before + sum > target {
             let mut running = before;
-            for (j, &weight) in chunk.iter().enumerate() {
-                let weight = kept(i * CHUNK + j, weight);
-                if weight > 0.0 {
-                    running += f64::from(weight);
-                    last_kept = i * CHUNK + j;
-                    if running > target {
-                        return last_kept as u32;
-                    }
+            let mut last = None;
+            for token in tokens_of(chunk).filter(|&token| kept(token)) {
+                running += f64::from(weights.each[token]);
+                last = Some(token);
+                if running > target {
+                    break;
                 }
             }
-            // f32 and f64 sums of a chunk differ in the last bits: the last one kept is the one
-            return last_kept as u32;
+            // a chunk's sum and the running one may differ in the last bits: then it is the chunk's last
+            if let Some(token) = last {
+                return token as u32;
+            }
         }
         before += sum;
     }
-    // only by rounding: the last token kept
-    (0..weights.len())
-        .rev()
-        .find(|&token| kept(token, weights[token]) > 0.0)
-        .unwrap_or(last_kept) as u32
+    // only by rounding at the very end: the last token in play
+    (0..weights.each.len()).rev().find(|&token| kept(token)).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -506,7 +490,7 @@ mod tests {
                 ..sampling()
             };
             let mut scratch = Scratch::default();
-            softmax::weights(&logits, 0.6, &mut scratch.weights);
+            softmax::weigh(&logits, 0.6, &mut scratch.weights);
             let Scratch {
                 weights,
                 counts,
@@ -516,10 +500,10 @@ mod tests {
             } = &mut scratch;
             let lowest = lowest_kept(weights, &sampling, counts, masses, keys);
             let kept = (0..len)
-                .filter(|&token| key(weights[token], token) >= lowest)
+                .filter(|&token| key(weights.each[token], token) >= lowest)
                 .count();
 
-            let mut sorted: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
+            let mut sorted: Vec<f64> = weights.each.iter().map(|&w| f64::from(w)).collect();
             sorted.sort_by(|a, b| b.total_cmp(a));
             if top_k > 0 {
                 sorted.truncate(top_k);

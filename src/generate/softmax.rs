@@ -4,6 +4,19 @@
 /// Independent accumulators: sums are made in this many lanes, whatever the width of the processor's vectors.
 const LANES: usize = 16;
 
+/// Tokens whose weights are summed up together, so that whole chunks can be passed over.
+pub const CHUNK: usize = 64;
+
+/// What each token weighs in a draw: 1 for the most probable one.
+#[derive(Default)]
+pub struct Weights {
+    pub each: Vec<f32>,
+    /// the largest weight of each chunk of [`CHUNK`] tokens
+    pub chunk_max: Vec<f32>,
+    /// the sum of the weights of each chunk
+    pub chunk_sum: Vec<f64>,
+}
+
 /// Compiles `$body` for AVX-512, AVX2 and the baseline, and calls the best one the processor has.
 macro_rules! vectorised {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block) => {
@@ -56,10 +69,23 @@ fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { p * power }
 }
 
-/// Sums lanes pairwise, always in the same order.
+/// Lanes to one value by halves, always in the same order.
 #[inline(always)]
-fn total(lanes: [f32; LANES]) -> f64 {
-    lanes.iter().map(|&lane| f64::from(lane)).sum()
+fn reduce(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = combine(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The larger one; a NaN on the right is passed over.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 #[inline(always)]
@@ -68,13 +94,10 @@ fn max_of(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
+            *lane = larger(*lane, x);
         }
     }
-    lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max })
+    rest.iter().fold(reduce(lanes, larger), |max, &x| larger(max, x))
 }
 
 vectorised! {
@@ -95,21 +118,39 @@ vectorised! {
             for &x in rest {
                 lanes[0] += exp(x - max);
             }
-            sum += total(lanes);
+            sum += f64::from(reduce(lanes, |a, b| a + b));
         }
         (max, sum)
     }
 }
 
 vectorised! {
-    /// Writes exp((logit - largest) / temperature) of each token into `weights`.
-    fn weights(row: &[f32], temperature: f32, weights: &mut Vec<f32>) {
+    /// Fills in exp((logit - largest) / temperature) of each token, and the largest and the sum of each chunk.
+    fn weigh(row: &[f32], temperature: f32, weights: &mut Weights) {
         let max = max_of(row);
         let scale = 1.0 / temperature;
-        weights.clear();
-        weights.resize(row.len(), 0.0);
-        for (weight, &x) in weights.iter_mut().zip(row) {
-            *weight = exp((x - max) * scale);
+        let Weights { each, chunk_max, chunk_sum } = weights;
+        let num_chunks = row.len().div_ceil(CHUNK);
+        each.resize(row.len(), 0.0);
+        chunk_max.resize(num_chunks, 0.0);
+        chunk_sum.resize(num_chunks, 0.0);
+        let chunks = each.chunks_mut(CHUNK).zip(row.chunks(CHUNK));
+        for ((weights, logits), (max_out, sum_out)) in chunks.zip(chunk_max.iter_mut().zip(chunk_sum)) {
+            for (weight, &x) in weights.iter_mut().zip(logits) {
+                *weight = exp((x - max) * scale);
+            }
+            *max_out = max_of(weights);
+            let mut lanes = [0.0; LANES];
+            let (pieces, rest) = weights.as_chunks::<LANES>();
+            for piece in pieces {
+                for (lane, &weight) in lanes.iter_mut().zip(piece) {
+                    *lane += weight;
+                }
+            }
+            for &weight in rest {
+                lanes[0] += weight;
+            }
+            *sum_out = f64::from(reduce(lanes, |a, b| a + b));
         }
     }
 }
@@ -150,5 +191,20 @@ mod tests {
             assert!((sum - 1.503_214_7).abs() < 1e-6, "{sum}");
             assert_eq!(argmax(&row), 1);
         }
+    }
+
+    #[test]
+    fn weights_by_hand() {
+        let mut row = vec![f32::NEG_INFINITY; CHUNK + 3];
+        (row[1], row[2], row[CHUNK]) = (2.0, 1.0, 0.0);
+        let mut weights = Weights::default();
+        weigh(&row, 0.5, &mut weights);
+        // e^-2 and e^-4
+        let (second, third) = (0.135_335_28, 0.018_315_64);
+        assert_eq!(weights.each.len(), CHUNK + 3);
+        assert!((weights.each[2] - second).abs() < 1e-7 && (weights.each[CHUNK] - third).abs() < 1e-8);
+        assert_eq!(weights.chunk_max, [1.0, weights.each[CHUNK]]);
+        assert!((weights.chunk_sum[0] - f64::from(1.0 + second)).abs() < 1e-6);
+        assert_eq!(weights.chunk_sum[1], f64::from(weights.each[CHUNK]));
     }
 }
