@@ -51,8 +51,8 @@ impl EvalResult {
     /// Writes `eval.json`: beside, synced, then renamed.
     pub fn write(&self, path: &Path) -> Result<()> {
         let beside = path.with_extension("json.tmp");
-        let mut text =
-            serde_json::to_vec_pretty(self).map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
         text.push(b'\n');
         std::fs::write(&beside, text)
             .and_then(|()| std::fs::File::open(&beside)?.sync_all())
@@ -70,7 +70,10 @@ pub(super) fn result(
     samples: &[Sample],
 ) -> EvalResult {
     let groups: Vec<&[Sample]> = samples.chunks(k).collect();
-    let means: Vec<f64> = groups.iter().map(|group| share(group, |sample| sample.correct)).collect();
+    let means: Vec<f64> = groups
+        .iter()
+        .map(|group| share(group, |sample| sample.correct))
+        .collect();
     let pass_at_1 = mean(&means);
     EvalResult {
         suite: suite.name.clone(),
@@ -79,9 +82,21 @@ pub(super) fn result(
         k,
         pass_at_1,
         pass_at_1_ci95: interval(&means, k),
-        cons_at_k: mean(&groups.iter().map(|group| f64::from(u8::from(consensus(group, kind)))).collect::<Vec<_>>()),
-        num_tokens_mean: mean(&samples.iter().map(|sample| sample.num_tokens as f64).collect::<Vec<_>>()),
-        truncated_share: share(samples, |sample| sample.finish_reason == FinishReason::Length),
+        cons_at_k: mean(
+            &groups
+                .iter()
+                .map(|group| f64::from(u8::from(consensus(group, kind))))
+                .collect::<Vec<_>>(),
+        ),
+        num_tokens_mean: mean(
+            &samples
+                .iter()
+                .map(|sample| sample.num_tokens as f64)
+                .collect::<Vec<_>>(),
+        ),
+        truncated_share: share(samples, |sample| {
+            sample.finish_reason == FinishReason::Length
+        }),
         sampling: ResultSampling {
             temperature: sampling.temperature,
             top_p: sampling.top_p,
@@ -121,8 +136,16 @@ fn interval(means: &[f64], k: usize) -> [f64; 2] {
     let center = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = Z95 / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
     // the bound at an end is that end, whatever the rounding
-    let low = if p == 0.0 { 0.0 } else { (center - half).max(0.0) };
-    let high = if p == 1.0 { 1.0 } else { (center + half).min(1.0) };
+    let low = if p == 0.0 {
+        0.0
+    } else {
+        (center - half).max(0.0)
+    };
+    let high = if p == 1.0 {
+        1.0
+    } else {
+        (center + half).min(1.0)
+    };
     [low, high]
 }
 
@@ -136,17 +159,28 @@ fn consensus(group: &[Sample], kind: Kind) -> bool {
     }
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
     for sample in group {
-        let (Some(answer), Outcome::Correct | Outcome::Wrong) = (&sample.verdict.extracted, sample.verdict.outcome)
+        let (Some(answer), Outcome::Correct | Outcome::Wrong) =
+            (&sample.verdict.extracted, sample.verdict.outcome)
         else {
             continue;
         };
-        match candidates.iter_mut().find(|candidate| kind.same(candidate.answer, answer)) {
+        match candidates
+            .iter_mut()
+            .find(|candidate| kind.same(candidate.answer, answer))
+        {
             Some(candidate) => candidate.num_votes += 1,
-            None => candidates.push(Candidate { answer, correct: sample.correct, num_votes: 1 }),
+            None => candidates.push(Candidate {
+                answer,
+                correct: sample.correct,
+                num_votes: 1,
+            }),
         }
     }
     // max_by_key takes the last of equals
-    let winner = candidates.iter().rev().max_by_key(|candidate| candidate.num_votes);
+    let winner = candidates
+        .iter()
+        .rev()
+        .max_by_key(|candidate| candidate.num_votes);
     winner.is_some_and(|candidate| candidate.correct)
 }
 
@@ -158,7 +192,11 @@ mod tests {
     fn sample(index: usize, answer: Option<&str>, gold: &str, num_tokens: usize) -> Sample {
         let verdict = match answer {
             Some(answer) => Kind::Number.check(&format!("\\boxed{{{answer}}}"), gold),
-            None => Verdict { outcome: Outcome::Unparsable, extracted: None, reason: String::new() },
+            None => Verdict {
+                outcome: Outcome::Unparsable,
+                extracted: None,
+                reason: String::new(),
+            },
         };
         Sample {
             problem: index.to_string(),
@@ -166,7 +204,11 @@ mod tests {
             sample: 0,
             gold: gold.into(),
             correct: verdict.is_correct(),
-            finish_reason: if answer.is_some() { FinishReason::Stop } else { FinishReason::Length },
+            finish_reason: if answer.is_some() {
+                FinishReason::Stop
+            } else {
+                FinishReason::Length
+            },
             verdict,
             num_tokens,
             text: String::new(),
@@ -175,7 +217,10 @@ mod tests {
     }
 
     fn close(a: [f64; 2], b: [f64; 2]) {
-        assert!((a[0] - b[0]).abs() < 1e-4 && (a[1] - b[1]).abs() < 1e-4, "{a:?} {b:?}");
+        assert!(
+            (a[0] - b[0]).abs() < 1e-4 && (a[1] - b[1]).abs() < 1e-4,
+            "{a:?} {b:?}"
+        );
     }
 
     #[test]
@@ -193,7 +238,10 @@ mod tests {
     #[test]
     fn the_majority_counts_values_not_spellings() {
         let group = |answers: &[Option<&str>]| -> Vec<Sample> {
-            answers.iter().map(|answer| sample(0, *answer, "0.5", 1)).collect()
+            answers
+                .iter()
+                .map(|answer| sample(0, *answer, "0.5", 1))
+                .collect()
         };
         let cases = [
             (vec![Some("0.5"), Some("2"), Some(r"\frac12")], true),
@@ -204,7 +252,11 @@ mod tests {
             (vec![None, None], false),
         ];
         for (answers, expected) in cases {
-            assert_eq!(consensus(&group(&answers), Kind::Number), expected, "{answers:?}");
+            assert_eq!(
+                consensus(&group(&answers), Kind::Number),
+                expected,
+                "{answers:?}"
+            );
         }
     }
 
@@ -221,7 +273,13 @@ mod tests {
             sample(1, Some("1"), "2", 40),
             sample(1, Some("2"), "2", 40),
         ];
-        let sampling = Sampling { temperature: 0.6, top_p: 0.95, seed: 3, max_new_tokens: 100, ..Sampling::default() };
+        let sampling = Sampling {
+            temperature: 0.6,
+            top_p: 0.95,
+            seed: 3,
+            max_new_tokens: 100,
+            ..Sampling::default()
+        };
         let result = result(&suite, &sampling, Kind::Number, 4, &samples);
         assert_eq!(result.pass_at_1, 0.375); // (2/4 + 1/4) / 2
         assert_eq!(result.cons_at_k, 0.5);
@@ -233,6 +291,9 @@ mod tests {
                         seed verifier";
         assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
         assert_eq!(json["verifier"], "number");
-        assert_eq!((json["num_problems"].as_u64(), json["k"].as_u64()), (Some(2), Some(4)));
+        assert_eq!(
+            (json["num_problems"].as_u64(), json["k"].as_u64()),
+            (Some(2), Some(4))
+        );
     }
 }

@@ -84,7 +84,13 @@ pub fn run(
         samples: job.samples,
     };
     let samples = sample(&plan, engine, reporter, stop)?;
-    Ok(metrics::result(suite, job.sampling, plan.kind, job.k, &samples))
+    Ok(metrics::result(
+        suite,
+        job.sampling,
+        plan.kind,
+        job.k,
+        &samples,
+    ))
 }
 
 /// A problem as the model sees it.
@@ -103,22 +109,22 @@ fn ask(suite: &Suite, chat: &Chat, problem: &Problem) -> Result<Asked> {
             suite.name
         )));
     }
-    let message = |role: &str, content: String| Message {
-        role: role.into(),
-        content,
-        extra: Default::default(),
-    };
     let mut messages = Vec::new();
     if let Some(system) = &suite.prompt.system {
-        messages.push(message("system", system.clone()));
+        messages.push(Message::new("system", system));
     }
-    messages.push(message("user", template.replace(PLACE, &problem.problem)));
-    let prompt = chat
-        .prompt(&messages)
-        .map_err(|e| e.at(format!("suite `{}`, problem `{}`", suite.name, problem.id)))?;
-    let tail = &prompt[prompt.len().saturating_sub(16)..];
-    let opens_thinking = chat.tokenizer.decode(tail, false)?.trim_end().ends_with("<think>");
-    Ok(Asked { prompt, opens_thinking })
+    messages.push(Message::new(
+        "user",
+        template.replace(PLACE, &problem.problem),
+    ));
+    let rendered = || -> Result<Asked> {
+        let text = chat.prompt_text(&messages)?;
+        Ok(Asked {
+            prompt: chat.prompt(&messages)?,
+            opens_thinking: text.trim_end().ends_with("<think>"),
+        })
+    };
+    rendered().map_err(|e| e.at(format!("suite `{}`, problem `{}`", suite.name, problem.id)))
 }
 
 /// Everything sampling needs, templates and tokenizers left behind.
@@ -151,14 +157,21 @@ impl Plan<'_> {
         for token in &self.asked[problem].prompt {
             hash.update(token.to_le_bytes());
         }
-        Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        Ok(hash
+            .finalize()
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect())
     }
 
     /// Fills in the verdict; it depends on the text only, and is made anew for samples of an earlier run.
     fn judge(&self, sample: &mut Sample) {
         let problem = &self.problems[sample.index];
         let verdict = match self.asked[sample.index].opens_thinking {
-            true => self.kind.check(&format!("<think>{}", sample.text), &problem.gold),
+            true => self
+                .kind
+                .check(&format!("<think>{}", sample.text), &problem.gold),
             false => self.kind.check(&sample.text, &problem.gold),
         };
         sample.correct = verdict.is_correct();
@@ -182,7 +195,9 @@ fn sample(
             plan.k
         )));
     }
-    let keys = (0..plan.problems.len()).map(|problem| plan.key(problem)).collect::<Result<Vec<_>>>()?;
+    let keys = (0..plan.problems.len())
+        .map(|problem| plan.key(problem))
+        .collect::<Result<Vec<_>>>()?;
     let earlier = samples::read_lenient(plan.samples)?;
     let num_earlier = earlier.samples.len();
     let mut have: Vec<Option<Sample>> = Vec::new();
@@ -196,7 +211,10 @@ fn sample(
     }
     let num_kept = have.iter().flatten().count();
     if num_kept > 0 {
-        reporter.note(&format!("`{}`: going on after {num_kept} samples of an earlier run", plan.name));
+        reporter.note(&format!(
+            "`{}`: going on after {num_kept} samples of an earlier run",
+            plan.name
+        ));
     }
     if num_earlier > num_kept {
         reporter.note(&format!(
@@ -223,7 +241,11 @@ fn sample(
     let task = reporter.task(plan.name, Some(have.len() as u64), "samples");
     task.set_position(num_kept as u64);
     let mut num_done = num_kept;
-    let mut num_correct = have.iter().flatten().filter(|sample| sample.correct).count();
+    let mut num_correct = have
+        .iter()
+        .flatten()
+        .filter(|sample| sample.correct)
+        .count();
     let mut log = samples::Log::begin(plan.samples, have.iter().flatten())?;
     engine.generate(
         &requests,
@@ -231,13 +253,22 @@ fn sample(
         &mut |completion| {
             let index = (completion.id >> 20) as usize;
             let number = (completion.id & 0xf_ffff) as usize;
-            let mut sample = Sample::new(&plan.problems[index].id, index, number, &keys[index], completion);
+            let mut sample = Sample::new(
+                &plan.problems[index].id,
+                index,
+                number,
+                &keys[index],
+                completion,
+            );
             plan.judge(&mut sample);
             log.append(&sample)?;
             num_done += 1;
             num_correct += usize::from(sample.correct);
             task.set_position(num_done as u64);
-            task.message(&format!("{:.1}% correct", 100.0 * num_correct as f64 / num_done as f64));
+            task.message(&format!(
+                "{:.1}% correct",
+                100.0 * num_correct as f64 / num_done as f64
+            ));
             have[index * plan.k + number] = Some(sample);
             Ok(())
         },
@@ -273,7 +304,9 @@ mod tests {
             // out of order, as an engine may
             for request in requests.iter().rev() {
                 if self.num_asked == self.fails_after {
-                    return Err(Error::Interrupted { message: "enough".into() });
+                    return Err(Error::Interrupted {
+                        message: "enough".into(),
+                    });
                 }
                 self.num_asked += 1;
                 let answer = u64::from(request.prompt[0]) + (request.id & 0xf_ffff) % 2;
@@ -298,10 +331,19 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            let problem = |n: usize| Problem { id: format!("p{n}"), problem: String::new(), gold: n.to_string() };
+            let problem = |n: usize| Problem {
+                id: format!("p{n}"),
+                problem: String::new(),
+                gold: n.to_string(),
+            };
             Self {
                 problems: (0..5).map(problem).collect(),
-                asked: (0..5).map(|n| Asked { prompt: vec![n, 9], opens_thinking: true }).collect(),
+                asked: (0..5)
+                    .map(|n| Asked {
+                        prompt: vec![n, 9],
+                        opens_thinking: true,
+                    })
+                    .collect(),
                 sampling: Sampling::default(),
                 folder: tempfile::tempdir().unwrap(),
             }
@@ -311,7 +353,12 @@ mod tests {
             self.folder.path().join("eval/samples.jsonl")
         }
 
-        fn run(&self, k: usize, model_key: &str, fails_after: usize) -> (usize, Result<Vec<Sample>>) {
+        fn run(
+            &self,
+            k: usize,
+            model_key: &str,
+            fails_after: usize,
+        ) -> (usize, Result<Vec<Sample>>) {
             let path = self.path();
             let plan = Plan {
                 name: "bench",
@@ -323,7 +370,10 @@ mod tests {
                 model_key,
                 samples: &path,
             };
-            let mut oracle = Oracle { num_asked: 0, fails_after };
+            let mut oracle = Oracle {
+                num_asked: 0,
+                fails_after,
+            };
             let samples = sample(&plan, &mut oracle, &Silent, &Stop::default());
             (oracle.num_asked, samples)
         }
@@ -335,13 +385,29 @@ mod tests {
         let (num_asked, samples) = bench.run(2, "m", usize::MAX);
         let samples = samples.unwrap();
         assert_eq!(num_asked, 10);
-        let order: Vec<_> = samples.iter().map(|s| (s.index, s.sample, s.correct)).collect();
-        assert_eq!(order, (0..5).flat_map(|n| [(n, 0, true), (n, 1, false)]).collect::<Vec<_>>());
+        let order: Vec<_> = samples
+            .iter()
+            .map(|s| (s.index, s.sample, s.correct))
+            .collect();
+        assert_eq!(
+            order,
+            (0..5)
+                .flat_map(|n| [(n, 0, true), (n, 1, false)])
+                .collect::<Vec<_>>()
+        );
         assert_eq!(samples::read(&bench.path()).unwrap(), samples);
-        let line = fs::read_to_string(bench.path()).unwrap().lines().next().unwrap().to_string();
+        let line = fs::read_to_string(bench.path())
+            .unwrap()
+            .lines()
+            .next()
+            .unwrap()
+            .to_string();
         let json: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(json["problem"], "p0");
-        assert_eq!((&json["verdict"], &json["extracted"]), (&"correct".into(), &"0".into()));
+        assert_eq!(
+            (&json["verdict"], &json["extracted"]),
+            (&"correct".into(), &"0".into())
+        );
         assert_eq!(json["finish_reason"], "stop");
     }
 
@@ -349,7 +415,10 @@ mod tests {
     fn a_stopped_run_goes_on() {
         let bench = Bench::new();
         let whole = Bench::new().run(2, "m", usize::MAX).1.unwrap();
-        assert!(matches!(bench.run(2, "m", 4), (4, Err(Error::Interrupted { .. }))));
+        assert!(matches!(
+            bench.run(2, "m", 4),
+            (4, Err(Error::Interrupted { .. }))
+        ));
         // killed while writing: the last line is cut
         let mut text = fs::read(bench.path()).unwrap();
         text.truncate(text.len() - 7);
@@ -369,7 +438,14 @@ mod tests {
         assert!(bench.run(0, "m", 0).1.is_err());
         bench.problems.clear();
         bench.asked.clear();
-        assert!(bench.run(1, "m", 0).1.unwrap_err().to_string().contains("0 problems"));
+        assert!(
+            bench
+                .run(1, "m", 0)
+                .1
+                .unwrap_err()
+                .to_string()
+                .contains("0 problems")
+        );
     }
 
     #[test]

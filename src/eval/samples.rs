@@ -35,7 +35,13 @@ pub struct Sample {
 
 impl Sample {
     /// A sample that nobody has judged yet.
-    pub(super) fn new(problem: &str, index: usize, sample: usize, key: &str, completion: Completion) -> Self {
+    pub(super) fn new(
+        problem: &str,
+        index: usize,
+        sample: usize,
+        key: &str,
+        completion: Completion,
+    ) -> Self {
         Self {
             problem: problem.into(),
             index,
@@ -110,14 +116,22 @@ impl Log {
             fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
         }
         replace(path, kept)?;
-        let file = File::options().append(true).open(path).map_err(|e| Error::io("opening", path, e))?;
-        Ok(Self { path: path.into(), file })
+        let file = File::options()
+            .append(true)
+            .open(path)
+            .map_err(|e| Error::io("opening", path, e))?;
+        Ok(Self {
+            path: path.into(),
+            file,
+        })
     }
 
     /// One more line, in one write.
     pub fn append(&mut self, sample: &Sample) -> Result<()> {
         let line = line_of(sample, &self.path)?;
-        self.file.write_all(&line).map_err(|e| Error::io("writing", &self.path, e))
+        self.file
+            .write_all(&line)
+            .map_err(|e| Error::io("writing", &self.path, e))
     }
 
     /// All samples in order, in place of what was appended.
@@ -140,8 +154,8 @@ fn replace<'a>(path: &Path, samples: impl Iterator<Item = &'a Sample>) -> Result
 }
 
 fn line_of(sample: &Sample, path: &Path) -> Result<Vec<u8>> {
-    let mut line =
-        serde_json::to_vec(sample).map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
+    let mut line = serde_json::to_vec(sample)
+        .map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
     line.push(b'\n');
     Ok(line)
 }

@@ -4,14 +4,11 @@
 //! a token is chosen is in `sampler`, where a text ends in `stopping`, who is sampled when in `schedule`. Prompts come as
 //! tokens: templates belong to `tokenize/`.
 
-pub mod local;
 mod sampler;
 mod schedule;
-pub mod score;
+
 mod softmax;
 mod stopping;
-
-pub use local::LocalEngine;
 
 use serde::{Deserialize, Serialize};
 

@@ -129,10 +129,17 @@ fn lowest_kept(
         false => ((1.0 - sampling.top_p) / num_tokens as f64) as f32 * 0.5,
     };
     let above = |floor: f32| {
-        let chunks = weights.each.chunks(CHUNK).zip(&weights.chunk_max).enumerate();
-        chunks.filter(move |&(_, (_, &max))| max >= floor).map(|(i, (chunk, _))| (i * CHUNK, chunk))
+        let chunks = weights
+            .each
+            .chunks(CHUNK)
+            .zip(&weights.chunk_max)
+            .enumerate();
+        chunks
+            .filter(move |&(_, (_, &max))| max >= floor)
+            .map(|(i, (chunk, _))| (i * CHUNK, chunk))
     };
-    let bucket_of = |weight: f32| ((weight.to_bits() >> BUCKET_SHIFT) as usize).min(NUM_BUCKETS - 1);
+    let bucket_of =
+        |weight: f32| ((weight.to_bits() >> BUCKET_SHIFT) as usize).min(NUM_BUCKETS - 1);
     counts.clear();
     counts.resize(NUM_BUCKETS, 0);
     masses.clear();
@@ -148,7 +155,10 @@ fn lowest_kept(
     let members = |bucket: usize, keys: &mut Vec<u64>| {
         keys.clear();
         for (at, chunk) in above(f32::from_bits((bucket as u32) << BUCKET_SHIFT).max(floor)) {
-            let of_bucket = chunk.iter().enumerate().filter(|&(_, &weight)| bucket_of(weight) == bucket);
+            let of_bucket = chunk
+                .iter()
+                .enumerate()
+                .filter(|&(_, &weight)| bucket_of(weight) == bucket);
             keys.extend(of_bucket.map(|(i, &weight)| key(weight, at + i)));
         }
         keys.sort_unstable_by(|a, b| b.cmp(a));
@@ -200,7 +210,10 @@ fn lowest_kept(
 /// The token where the running sum of the weights kept, in order of ids, passes `u` times their total.
 fn draw(weights: &Weights, lowest: u64, u: f64) -> u32 {
     // a token above the cut in weight stays; of those equal to it the ids up to the one in the key
-    let (cut, last_equal) = (f32::from_bits((lowest >> 32) as u32), !(lowest as u32) as usize);
+    let (cut, last_equal) = (
+        f32::from_bits((lowest >> 32) as u32),
+        !(lowest as u32) as usize,
+    );
     let kept = |token: usize| {
         let weight = weights.each[token];
         weight > 0.0 && (weight > cut || (weight == cut && token <= last_equal))
@@ -212,7 +225,10 @@ fn draw(weights: &Weights, lowest: u64, u: f64) -> u32 {
         } else if weights.chunk_max[chunk] < cut {
             0.0
         } else {
-            tokens_of(chunk).filter(|&token| kept(token)).map(|token| f64::from(weights.each[token])).sum()
+            tokens_of(chunk)
+                .filter(|&token| kept(token))
+                .map(|token| f64::from(weights.each[token]))
+                .sum()
         }
     };
     let num_chunks = weights.chunk_sum.len();
@@ -238,7 +254,10 @@ fn draw(weights: &Weights, lowest: u64, u: f64) -> u32 {
         before += sum;
     }
     // only by rounding at the very end: the last token in play
-    (0..weights.each.len()).rev().find(|&token| kept(token)).unwrap_or(0) as u32
+    (0..weights.each.len())
+        .rev()
+        .find(|&token| kept(token))
+        .unwrap_or(0) as u32
 }
 
 #[cfg(test)]

@@ -97,7 +97,8 @@ fn max_of(row: &[f32]) -> f32 {
             *lane = larger(*lane, x);
         }
     }
-    rest.iter().fold(reduce(lanes, larger), |max, &x| larger(max, x))
+    rest.iter()
+        .fold(reduce(lanes, larger), |max, &x| larger(max, x))
 }
 
 vectorised! {
@@ -202,7 +203,9 @@ mod tests {
         // e^-2 and e^-4
         let (second, third) = (0.135_335_28, 0.018_315_64);
         assert_eq!(weights.each.len(), CHUNK + 3);
-        assert!((weights.each[2] - second).abs() < 1e-7 && (weights.each[CHUNK] - third).abs() < 1e-8);
+        assert!(
+            (weights.each[2] - second).abs() < 1e-7 && (weights.each[CHUNK] - third).abs() < 1e-8
+        );
         assert_eq!(weights.chunk_max, [1.0, weights.each[CHUNK]]);
         assert!((weights.chunk_sum[0] - f64::from(1.0 + second)).abs() < 1e-6);
         assert_eq!(weights.chunk_sum[1], f64::from(weights.each[CHUNK]));

@@ -253,10 +253,16 @@ fn is_unit(text: &str) -> bool {
         return true;
     }
     // the unit stands in `\text{}` or is a word; `3x` and `3 x` are formulas
-    let upright = ["\\text", "\\mathrm", "\\textbf"].iter().find_map(|font| text.strip_prefix(font));
+    let upright = ["\\text", "\\mathrm", "\\textbf"]
+        .iter()
+        .find_map(|font| text.strip_prefix(font));
     let words = upright.unwrap_or(text);
     let plain = |c: char| c.is_alphabetic() || c.is_whitespace() || "{}°./-^23".contains(c);
-    let names = || words.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+    let names = || {
+        words
+            .split(|c: char| !c.is_alphabetic())
+            .filter(|word| !word.is_empty())
+    };
     words.chars().all(plain)
         && words.starts_with(|c: char| c.is_alphabetic() || (c == '{' && upright.is_some()))
         && names().all(|word| upright.is_some() || word.len() > 1)
