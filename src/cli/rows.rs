@@ -1,0 +1,223 @@
+//! JSON lines in and out: rows with their line numbers, and rows with fields added.
+//!
+//! A row is kept as it was written: what is added goes in before its closing brace, so that numbers, the order of fields
+//! and fields nobody knows come out as they went in.
+
+use crate::tokenize::Message;
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+/// One line of a file.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Counted from 1, blank lines included.
+    pub line: usize,
+    /// The object as it was written.
+    pub raw: String,
+    pub fields: Map<String, Value>,
+}
+
+impl Row {
+    /// Parses one line; `place` names the file.
+    fn parse(bytes: &[u8], line: usize, place: &Path) -> Result<Self> {
+        let at = || format!("`{}` line {line}", place.display());
+        let text = std::str::from_utf8(bytes).map_err(|e| {
+            Error::input(format!("{} is not valid UTF-8 at byte {}", at(), e.valid_up_to() + 1))
+        })?;
+        let value: Value = serde_json::from_str(text).map_err(|e| {
+            // serde_json counts lines within the row, which is always the first
+            let why = e.to_string();
+            let why = why.split(" at line ").next().unwrap_or_default();
+            Error::input(format!("{} column {}: {why}", at(), e.column()))
+                .with_hint("every line must hold one JSON object")
+        })?;
+        match value {
+            Value::Object(fields) => Ok(Self {
+                line,
+                raw: text.trim().to_string(),
+                fields,
+            }),
+            _ => Err(Error::input(format!("{} is no JSON object", at()))
+                .with_hint("every line must hold one JSON object")),
+        }
+    }
+
+    /// The line of the row with `added` (names and JSON) at its end, in place of fields of those names.
+    pub fn with(&self, added: &[(&str, String)]) -> String {
+        let is_added = |name: &str| added.iter().any(|(other, _)| *other == name);
+        let mut line = if self.fields.keys().any(|name| is_added(name)) {
+            let mut kept = self.fields.clone();
+            kept.retain(|name, _| !is_added(name));
+            Value::Object(kept).to_string()
+        } else {
+            self.raw.clone()
+        };
+        line.pop();
+        let mut is_empty = line.trim_end().ends_with('{') && line.trim_end().len() == 1;
+        for (name, json) in added {
+            if !is_empty {
+                line.push(',');
+            }
+            is_empty = false;
+            line += &format!("\"{name}\":{json}");
+        }
+        line.push('}');
+        line
+    }
+
+    /// The field `name` as `T`.
+    ///
+    /// # Errors
+    /// It is something else; the message names `place`, line and field.
+    pub fn get<T: for<'a> Deserialize<'a>>(&self, name: &str, place: &Path) -> Result<Option<T>> {
+        match self.fields.get(name) {
+            None => Ok(None),
+            Some(value) => T::deserialize(value)
+                .map(Some)
+                .map_err(|e| self.error(place, &format!("`{name}`: {e}"))),
+        }
+    }
+
+    /// The field `messages`.
+    pub fn messages(&self, place: &Path) -> Result<Option<Vec<Message>>> {
+        self.get("messages", place)
+    }
+
+    /// None of the fields that a command reads is there.
+    pub fn no_field_of(&self, wanted: &str, place: &Path) -> Error {
+        let names: Vec<_> = self.fields.keys().map(|k| format!("`{k}`")).collect();
+        let found = match names.is_empty() {
+            true => "nothing".to_string(),
+            false => names.join(", "),
+        };
+        self.error(place, &format!("no {wanted}; the row has {found}"))
+    }
+
+    /// What is wrong with this row.
+    pub fn error(&self, place: &Path, what: &str) -> Error {
+        Error::input(format!("`{}` line {}: {what}", place.display(), self.line))
+    }
+}
+
+/// The rows of a file, one after the other; blank lines are passed over.
+pub struct Rows {
+    path: PathBuf,
+    reader: BufReader<File>,
+    line: usize,
+    buffer: Vec<u8>,
+}
+
+impl Rows {
+    /// Opens a JSON lines file.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            reader: BufReader::with_capacity(1 << 20, file),
+            line: 0,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// All rows of a file.
+    ///
+    /// # Errors
+    /// As [`Rows::open`], and the first row that cannot be read.
+    pub fn read_all(path: &Path) -> Result<Vec<Row>> {
+        Self::open(path)?.collect()
+    }
+
+    fn read(&mut self) -> Result<Option<Row>> {
+        loop {
+            self.buffer.clear();
+            let n = self
+                .reader
+                .read_until(b'\n', &mut self.buffer)
+                .map_err(|e| Error::io("reading", &self.path, e))?;
+            if n == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            let mut bytes = self.buffer.as_slice();
+            if self.line == 1 {
+                bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+            }
+            if bytes.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            return Row::parse(bytes, self.line, &self.path).map(Some);
+        }
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Result<Row>> {
+        self.read().transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(bytes: &[u8]) -> Result<Vec<Row>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.jsonl");
+        std::fs::write(&path, bytes).unwrap();
+        Rows::read_all(&path).map_err(|e| {
+            let text = e.to_string().replace(&format!("{}/", dir.path().display()), "");
+            Error::input(text)
+        })
+    }
+
+    #[test]
+    fn rows_keep_their_lines_and_their_text() {
+        let rows = rows(b"\xef\xbb\xbf{\"a\": 1e400000000000000000000e}\n").unwrap_err();
+        assert!(rows.to_string().starts_with("`r.jsonl` line 1 column"), "{rows}");
+        let rows = self::rows(b"{\"a\": 1.50}\r\n\n  {\"b\":\"\xc3\xa9\"}").unwrap();
+        assert_eq!(rows[0].with(&[("x", "[1]".into())]), "{\"a\": 1.50,\"x\":[1]}");
+        assert_eq!((rows[1].line, rows[1].raw.as_str()), (3, "{\"b\":\"é\"}"));
+    }
+
+    #[test]
+    fn added_fields_replace_those_of_their_name() {
+        let rows = rows(b"{ }\n{\"x\":0,\"o\":{\"k\":{}}}\n").unwrap();
+        let added = [("x", "1".to_string()), ("y", "null".to_string())];
+        assert_eq!(rows[0].with(&added), "{ \"x\":1,\"y\":null}");
+        assert_eq!(rows[1].with(&added), "{\"o\":{\"k\":{}},\"x\":1,\"y\":null}");
+    }
+
+    #[test]
+    fn a_bad_row_names_its_line() {
+        for (bytes, want) in [
+            (&b"{}\n{\"a\":}\n"[..], "`r.jsonl` line 2 column 6: expected value"),
+            (b"{}\n[1]\n", "`r.jsonl` line 2 is no JSON object"),
+            (b"{}\n\n{\"a\":\"\xff\"}", "`r.jsonl` line 3 is not valid UTF-8 at byte 7"),
+            (b"{\"a\":\"b", "`r.jsonl` line 1 column 7: EOF while parsing a string"),
+        ] {
+            assert_eq!(rows(bytes).unwrap_err().to_string(), want);
+        }
+        let e = Rows::read_all(Path::new("/no/rows")).unwrap_err().to_string();
+        assert!(e.starts_with("opening `/no/rows`: No such file"), "{e}");
+    }
+
+    #[test]
+    fn wrong_types_name_line_and_field() {
+        let rows = rows(b"\n{\"text\":3,\"b\":1}").unwrap();
+        let place = Path::new("r");
+        let e = rows[0].get::<String>("text", place).unwrap_err();
+        assert_eq!(e.to_string(), "`r` line 2: `text`: invalid type: integer `3`, expected a string");
+        assert_eq!(rows[0].get::<String>("c", place).unwrap(), None);
+        let e = rows[0].no_field_of("`prompt`", place);
+        assert_eq!(e.to_string(), "`r` line 2: no `prompt`; the row has `text`, `b`");
+    }
+}

@@ -1,0 +1,154 @@
+//! `distill --recipe R`: runs a recipe, or shows what it would run.
+
+use super::options::{RecipeArgs, show_count};
+use super::{Session, stdout};
+use crate::Result;
+use crate::recipe::load::Loaded;
+use crate::recipe::plan::{Plan, StageKind, StudentSource};
+use std::fmt::Write;
+use std::path::PathBuf;
+
+pub const EXAMPLES: &str = "\
+Examples:
+  distill --recipe quickstart.toml
+  distill --recipe qwen-7b.toml --dry-run
+  distill --recipe mine.toml --set sft.epochs=3 --set student.dtype=bf16 --run-dir runs/three
+
+A second call on the same folder goes on where the first one stopped.";
+
+/// Runs a recipe.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Folder of the run [default: runs/<name of the recipe>]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Show what would run, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Throw away what an earlier run left in the folder
+    #[arg(long)]
+    pub fresh: bool,
+    /// Print the result (or the plan) as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub fn run(args: &Args, session: &Session) -> Result<()> {
+    let (loaded, plan) = args.recipe.load()?;
+    if args.dry_run {
+        return if args.json {
+            stdout::json(&plan)
+        } else {
+            stdout::text(&show(&loaded, &plan))
+        };
+    }
+    let _ = session;
+    Ok(())
+}
+
+/// The plan as people read it.
+fn show(loaded: &Loaded, plan: &Plan) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: &str| {
+        // a String never refuses
+        let _ = writeln!(text, "{label:<10}{value}");
+    };
+    line("run", &format!("{} (recipe `{}`)", plan.name, loaded.origin));
+    line("student", &student(plan));
+    for (i, traces) in plan.traces.iter().enumerate() {
+        let mut value = traces.source.clone();
+        if let Some(config) = &traces.config {
+            let _ = write!(value, " / {config}");
+        }
+        if let Some(n) = traces.num_problems {
+            let _ = write!(value, ", {} problems", show_count(n as u64));
+        }
+        if let Some(n) = traces.limit {
+            let _ = write!(value, ", at most {} traces", show_count(n as u64));
+        }
+        line(if i == 0 { "traces" } else { "" }, &value);
+    }
+    line("sft", &sft(plan));
+    for (i, suite) in plan.eval.iter().flat_map(|e| &e.suites).enumerate() {
+        let s = &suite.sampling;
+        let value = format!(
+            "{} (version {}), {} sample{} a problem, temperature {}, at most {} tokens",
+            suite.name,
+            suite.version,
+            s.k,
+            if s.k == 1 { "" } else { "s" },
+            s.temperature,
+            show_count(s.max_new_tokens as u64)
+        );
+        line(if i == 0 { "eval" } else { "" }, &value);
+    }
+    line("seed", &plan.seed.to_string());
+    line("device", &plan.device);
+    for note in &plan.notes {
+        line("note", note);
+    }
+    text += "stages\n";
+    for (i, stage) in plan.stages.iter().enumerate() {
+        let _ = writeln!(text, "  {}. {:<14}{}", i + 1, stage.name, what(stage.kind));
+    }
+    text
+}
+
+fn student(plan: &Plan) -> String {
+    let student = &plan.student;
+    let mut value = match &student.source {
+        StudentSource::Hub { repo, revision } => format!("{repo}@{revision}"),
+        StudentSource::Folder(folder) => folder.clone(),
+        StudentSource::Random(init) => format!(
+            "{} with random weights, {} layers of width {}",
+            init.architecture, init.num_hidden_layers, init.hidden_size
+        ),
+    };
+    if let Some(card) = &student.card {
+        let _ = write!(value, " (card `{card}`)");
+    }
+    let _ = write!(
+        value,
+        ", {} training in {}",
+        lower(&student.method),
+        lower(&student.dtype)
+    );
+    value
+}
+
+fn sft(plan: &Plan) -> String {
+    let sft = &plan.sft;
+    let mut value = format!(
+        "{} epoch{}, batches of {} sequences of at most {} tokens, learning rate {:e} ({}",
+        sft.epochs,
+        if sft.epochs == 1 { "" } else { "s" },
+        sft.batch_size,
+        show_count(sft.max_length as u64),
+        sft.learning_rate,
+        lower(&sft.schedule)
+    );
+    if sft.min_learning_rate_ratio > 0.0 {
+        let _ = write!(value, " to {:e}", sft.learning_rate * sft.min_learning_rate_ratio);
+    }
+    value.push(')');
+    if let Some(n) = sft.max_steps {
+        let _ = write!(value, ", at most {} steps", show_count(n as u64));
+    }
+    value
+}
+
+fn what(kind: StageKind) -> &'static str {
+    match kind {
+        StageKind::Data => "traces to tokens, with what is trained on marked",
+        StageKind::EvalBefore => "the suite on the student as it is",
+        StageKind::Sft => "supervised fine-tuning",
+        StageKind::Eval => "the suite on the result",
+    }
+}
+
+/// The name of a setting as recipes write it.
+fn lower(value: &impl std::fmt::Debug) -> String {
+    format!("{value:?}").to_lowercase()
+}
