@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`run`] | `distill --recipe R` |
+//! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`options`] | options that several commands share |
 //! | [`rows`] | JSON lines in and out |
 //! | [`stdout`] | the way of results |
@@ -12,35 +13,17 @@
 
 pub mod color;
 pub mod options;
+pub mod pull;
 pub mod rows;
 pub mod run;
 pub mod stdout;
 pub mod terminal;
 
+use crate::Result;
 use crate::progress::Stop;
-use crate::{Error, Result};
-use clap::{Parser, Subcommand};
+use clap::{Args as _, FromArgMatches as _, Subcommand};
 use std::process::ExitCode;
 use terminal::{Terminal, Verbosity};
-
-/// Turns small open models into reasoning models the way DeepSeek-R1 did.
-#[derive(Parser)]
-#[command(
-    name = "distill",
-    version,
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true,
-    arg_required_else_help = true,
-    after_help = run::EXAMPLES
-)]
-struct Cli {
-    #[command(flatten)]
-    run: Option<run::Args>,
-    #[command(flatten)]
-    output: Output,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
 
 /// How much is said on stderr.
 #[derive(clap::Args)]
@@ -55,6 +38,15 @@ struct Output {
 
 #[derive(Subcommand)]
 enum Command {
+    Pull(pull::Args),
+}
+
+impl Command {
+    fn run(self, session: &Session) -> Result<()> {
+        match self {
+            Self::Pull(args) => pull::run(&args, session),
+        }
+    }
 }
 
 /// What every command has at hand.
@@ -70,14 +62,39 @@ impl Session {
     }
 }
 
+/// The whole command line. The flags of a run stand beside the subcommands, not under one.
+fn command_line() -> clap::Command {
+    let root = Output::augment_args(run::Args::augment_args(clap::Command::new("distill")));
+    Command::augment_subcommands(root)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Turns small open models into reasoning models the way DeepSeek-R1 did")
+        .after_help(run::EXAMPLES)
+        .args_conflicts_with_subcommands(true)
+        .subcommand_negates_reqs(true)
+        .subcommand_required(false)
+        .arg_required_else_help(true)
+}
+
 /// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut line = command_line();
+    let matches = line.get_matches_mut();
+    let output = Output::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut line).exit());
     let session = Session {
-        terminal: Terminal::new(Verbosity::from_options(cli.output.quiet, cli.output.no_progress)),
+        terminal: Terminal::new(Verbosity::from_options(output.quiet, output.no_progress)),
         stop: Stop::default(),
     };
-    match dispatch(cli, &session) {
+    let done = match matches.subcommand_name() {
+        Some(_) => match Command::from_arg_matches(&matches) {
+            Ok(command) => command.run(&session),
+            Err(e) => e.format(&mut line).exit(),
+        },
+        None => match run::Args::from_arg_matches(&matches) {
+            Ok(args) => run::run(&args, &session),
+            Err(e) => e.format(&mut line).exit(),
+        },
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         // whoever read the results has had enough, as in `distill plan ... | head -1`
         Err(e) if stdout::is_closed(&e) => ExitCode::SUCCESS,
@@ -88,33 +105,31 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli, session: &Session) -> Result<()> {
-    match (cli.command, cli.run) {
-        (None, Some(args)) => run::run(&args, session),
-        (None, None) => Err(Error::input("no recipe and no command").with_hint("`distill --help` shows both")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        super::command_line().debug_assert();
     }
 
     #[test]
     fn every_command_shows_an_example() {
-        let mut root = super::Cli::command();
+        let mut root = super::command_line();
         root.build();
         let mut todo: Vec<&clap::Command> = vec![&root];
         while let Some(command) = todo.pop() {
             if command.get_name() == "help" || command.is_hide_set() {
                 continue;
             }
-            let help = command.get_after_help().map(|h| h.to_string()).unwrap_or_default();
-            assert!(help.contains("distill"), "{} has no example", command.get_name());
+            let help = command
+                .get_after_help()
+                .map(|h| h.to_string())
+                .unwrap_or_default();
+            assert!(
+                help.contains("distill"),
+                "{} has no example",
+                command.get_name()
+            );
             todo.extend(command.get_subcommands());
         }
     }

@@ -180,6 +180,9 @@ mod tests {
         assert_eq!(show_size(24 << 30), "24.0 GiB");
         assert_eq!(show_size(300 << 30), "300 GiB");
         assert_eq!(show_size(5 << 40), "5.0 TiB");
-        assert_eq!(["7", "1,234", "12,345,678"].map(String::from), [7, 1234, 12_345_678].map(show_count));
+        assert_eq!(
+            ["7", "1,234", "12,345,678"].map(String::from),
+            [7, 1234, 12_345_678].map(show_count)
+        );
     }
 }

@@ -26,7 +26,11 @@ impl Row {
     fn parse(bytes: &[u8], line: usize, place: &Path) -> Result<Self> {
         let at = || format!("`{}` line {line}", place.display());
         let text = std::str::from_utf8(bytes).map_err(|e| {
-            Error::input(format!("{} is not valid UTF-8 at byte {}", at(), e.valid_up_to() + 1))
+            Error::input(format!(
+                "{} is not valid UTF-8 at byte {}",
+                at(),
+                e.valid_up_to() + 1
+            ))
         })?;
         let value: Value = serde_json::from_str(text).map_err(|e| {
             // serde_json counts lines within the row, which is always the first
@@ -174,7 +178,9 @@ mod tests {
         let path = dir.path().join("r.jsonl");
         std::fs::write(&path, bytes).unwrap();
         Rows::read_all(&path).map_err(|e| {
-            let text = e.to_string().replace(&format!("{}/", dir.path().display()), "");
+            let text = e
+                .to_string()
+                .replace(&format!("{}/", dir.path().display()), "");
             Error::input(text)
         })
     }
@@ -182,9 +188,15 @@ mod tests {
     #[test]
     fn rows_keep_their_lines_and_their_text() {
         let rows = rows(b"\xef\xbb\xbf{\"a\": 1e400000000000000000000e}\n").unwrap_err();
-        assert!(rows.to_string().starts_with("`r.jsonl` line 1 column"), "{rows}");
+        assert!(
+            rows.to_string().starts_with("`r.jsonl` line 1 column"),
+            "{rows}"
+        );
         let rows = self::rows(b"{\"a\": 1.50}\r\n\n  {\"b\":\"\xc3\xa9\"}").unwrap();
-        assert_eq!(rows[0].with(&[("x", "[1]".into())]), "{\"a\": 1.50,\"x\":[1]}");
+        assert_eq!(
+            rows[0].with(&[("x", "[1]".into())]),
+            "{\"a\": 1.50,\"x\":[1]}"
+        );
         assert_eq!((rows[1].line, rows[1].raw.as_str()), (3, "{\"b\":\"é\"}"));
     }
 
@@ -193,20 +205,34 @@ mod tests {
         let rows = rows(b"{ }\n{\"x\":0,\"o\":{\"k\":{}}}\n").unwrap();
         let added = [("x", "1".to_string()), ("y", "null".to_string())];
         assert_eq!(rows[0].with(&added), "{ \"x\":1,\"y\":null}");
-        assert_eq!(rows[1].with(&added), "{\"o\":{\"k\":{}},\"x\":1,\"y\":null}");
+        assert_eq!(
+            rows[1].with(&added),
+            "{\"o\":{\"k\":{}},\"x\":1,\"y\":null}"
+        );
     }
 
     #[test]
     fn a_bad_row_names_its_line() {
         for (bytes, want) in [
-            (&b"{}\n{\"a\":}\n"[..], "`r.jsonl` line 2 column 6: expected value"),
+            (
+                &b"{}\n{\"a\":}\n"[..],
+                "`r.jsonl` line 2 column 6: expected value",
+            ),
             (b"{}\n[1]\n", "`r.jsonl` line 2 is no JSON object"),
-            (b"{}\n\n{\"a\":\"\xff\"}", "`r.jsonl` line 3 is not valid UTF-8 at byte 7"),
-            (b"{\"a\":\"b", "`r.jsonl` line 1 column 7: EOF while parsing a string"),
+            (
+                b"{}\n\n{\"a\":\"\xff\"}",
+                "`r.jsonl` line 3 is not valid UTF-8 at byte 7",
+            ),
+            (
+                b"{\"a\":\"b",
+                "`r.jsonl` line 1 column 7: EOF while parsing a string",
+            ),
         ] {
             assert_eq!(rows(bytes).unwrap_err().to_string(), want);
         }
-        let e = Rows::read_all(Path::new("/no/rows")).unwrap_err().to_string();
+        let e = Rows::read_all(Path::new("/no/rows"))
+            .unwrap_err()
+            .to_string();
         assert!(e.starts_with("opening `/no/rows`: No such file"), "{e}");
     }
 
@@ -215,9 +241,15 @@ mod tests {
         let rows = rows(b"\n{\"text\":3,\"b\":1}").unwrap();
         let place = Path::new("r");
         let e = rows[0].get::<String>("text", place).unwrap_err();
-        assert_eq!(e.to_string(), "`r` line 2: `text`: invalid type: integer `3`, expected a string");
+        assert_eq!(
+            e.to_string(),
+            "`r` line 2: `text`: invalid type: integer `3`, expected a string"
+        );
         assert_eq!(rows[0].get::<String>("c", place).unwrap(), None);
         let e = rows[0].no_field_of("`prompt`", place);
-        assert_eq!(e.to_string(), "`r` line 2: no `prompt`; the row has `text`, `b`");
+        assert_eq!(
+            e.to_string(),
+            "`r` line 2: no `prompt`; the row has `text`, `b`"
+        );
     }
 }

@@ -55,7 +55,10 @@ fn show(loaded: &Loaded, plan: &Plan) -> String {
         // a String never refuses
         let _ = writeln!(text, "{label:<10}{value}");
     };
-    line("run", &format!("{} (recipe `{}`)", plan.name, loaded.origin));
+    line(
+        "run",
+        &format!("{} (recipe `{}`)", plan.name, loaded.origin),
+    );
     line("student", &student(plan));
     for (i, traces) in plan.traces.iter().enumerate() {
         let mut value = traces.source.clone();
@@ -91,7 +94,7 @@ fn show(loaded: &Loaded, plan: &Plan) -> String {
     }
     text += "stages\n";
     for (i, stage) in plan.stages.iter().enumerate() {
-        let _ = writeln!(text, "  {}. {:<14}{}", i + 1, stage.name, what(stage.kind));
+        let _ = writeln!(text, "  {}. {:<18} {}", i + 1, stage.name, what(stage.kind));
     }
     text
 }
@@ -121,22 +124,32 @@ fn student(plan: &Plan) -> String {
 fn sft(plan: &Plan) -> String {
     let sft = &plan.sft;
     let mut value = format!(
-        "{} epoch{}, batches of {} sequences of at most {} tokens, learning rate {:e} ({}",
+        "{} epoch{}, batches of {} sequences of at most {} tokens, learning rate {} ({}",
         sft.epochs,
         if sft.epochs == 1 { "" } else { "s" },
         sft.batch_size,
         show_count(sft.max_length as u64),
-        sft.learning_rate,
+        rate(sft.learning_rate),
         lower(&sft.schedule)
     );
     if sft.min_learning_rate_ratio > 0.0 {
-        let _ = write!(value, " to {:e}", sft.learning_rate * sft.min_learning_rate_ratio);
+        let _ = write!(
+            value,
+            " to {}",
+            rate(sft.learning_rate * sft.min_learning_rate_ratio)
+        );
     }
     value.push(')');
     if let Some(n) = sft.max_steps {
         let _ = write!(value, ", at most {} steps", show_count(n as u64));
     }
     value
+}
+
+/// A learning rate, without the noise of a product in the last digits.
+fn rate(value: f64) -> String {
+    let rounded = format!("{value:.4e}").parse().unwrap_or(value);
+    format!("{rounded:e}")
 }
 
 fn what(kind: StageKind) -> &'static str {
