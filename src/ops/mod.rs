@@ -1,8 +1,46 @@
 //! Operations with a hand-written backward, each in a plain and a fast form. No autograd tape: every forward has a
-//! matching `*_backward` that takes what the forward took, the incoming gradient, and returns the outgoing ones.
+//! matching `*_backward` that takes what the forward took and the incoming gradient, and returns the outgoing ones.
 //!
 //! Letters: T tokens of all sequences end to end, C model width, H query heads, K key/value heads, D head dim,
 //! F feed-forward width, V vocabulary, S cache slots, P cache positions.
 //!
-//! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here
-//! take the fast CPU kernel where the tensors are f32, contiguous and on the CPU, and the plain form everywhere else.
+//! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference.
+
+pub mod decode;
+pub mod gradients;
+pub mod plain;
+pub mod seq_lens;
+pub mod update;
+
+pub use gradients::{Gradients, ParamId};
+pub use plain::{
+    attention, attention_backward, embedding, linear, linear_backward_input, linear_logprobs,
+    linear_logprobs_backward, rms_norm, rms_norm_backward, rope, rope_backward, swiglu,
+    swiglu_backward,
+};
+pub use seq_lens::SeqLens;
+pub use update::{AdamWStep, adamw_inplace, add_inplace};
+
+use crate::Result;
+use candle_core::Tensor;
+
+/// Cosines and sines of every position: `[P, D/2]` each, f32.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    pub cos: Tensor,
+    pub sin: Tensor,
+}
+
+/// Loss `-sum_t weights[t] * logp[t]` of trained rows in one pass: log-probabilities of the targets, and the gradient of
+/// the loss with respect to h `[T, C]`; the gradient of w is added to `grads`. The logits never exist whole.
+pub fn linear_cross_entropy(
+    h: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    weights: &[f32],
+    grads: &mut Gradients,
+    w_id: ParamId,
+) -> Result<(Vec<f32>, Tensor)> {
+    let coef: Vec<f32> = weights.iter().map(|w| -w).collect();
+    linear_logprobs_backward(h, w, targets, &coef, grads, w_id)
+}
