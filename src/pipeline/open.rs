@@ -2,14 +2,14 @@
 //! standard cache; local folders and files need no network.
 
 use crate::data::builtin;
-use crate::model::{Architecture, CausalLm, LoadOptions, ModelConfig};
+use crate::model::{Architecture, CausalLm, LoadOptions, ModelConfig, family};
 use crate::progress::Reporter;
-use crate::recipe::Dtype;
-use crate::recipe::Init;
-use crate::recipe::plan::{StudentPlan, StudentSource, model_source};
-use crate::tokenize::Chat;
+use crate::recipe::plan::{Plan, StudentSource, model_source};
+use crate::recipe::{Dtype, Init, shipped};
+use crate::tokenize::{Chat, TextTokenizer};
 use crate::{Error, Result, hub};
 use candle_core::{DType, Device};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// A model with its tokenizer and template.
@@ -77,14 +77,20 @@ pub fn dtype(dtype: Dtype) -> DType {
 ///
 /// # Errors
 /// No such model, or one that cannot be loaded.
-pub fn open_model(place: &str, device_name: &str, dtype_name: Dtype, reporter: &dyn Reporter) -> Result<Opened> {
-    let (source, _) = model_source(place)?;
-    let (folder, revision) = local_folder(&source, reporter)?;
+pub fn open_model(
+    place: &str,
+    device_name: &str,
+    dtype_name: Dtype,
+    reporter: &dyn Reporter,
+) -> Result<Opened> {
     let options = LoadOptions {
         device: device(device_name)?,
         dtype: dtype(dtype_name),
     };
-    let chat = Chat::load(&folder, None)?;
+    let (source, card) = model_source(place)?;
+    let (folder, revision) = local_folder(&source, reporter)?;
+    let template = card.and_then(|c| c.chat_template);
+    let chat = Chat::load(&folder, template_text(template.as_deref())?.as_deref())?;
     let model = CausalLm::load(&folder, &options)?;
     Ok(Opened {
         model,
@@ -95,13 +101,223 @@ pub fn open_model(place: &str, device_name: &str, dtype_name: Dtype, reporter: &
 }
 
 /// The local folder of a checkpoint, fetched where it is on the Hub, with the commit it has there.
-fn local_folder(source: &StudentSource, reporter: &dyn Reporter) -> Result<(PathBuf, Option<String>)> {
+fn local_folder(
+    source: &StudentSource,
+    reporter: &dyn Reporter,
+) -> Result<(PathBuf, Option<String>)> {
     match source {
         StudentSource::Folder(path) => Ok((PathBuf::from(path), None)),
         StudentSource::Hub { repo, revision } => {
             let resolved = hub::resolve_model(repo, Some(revision), reporter)?;
             Ok((resolved.folder, resolved.revision))
         }
-        StudentSource::Random(_) => Err(Error::input("a student with random weights has no folder")),
+        StudentSource::Random(_) => Err(Error::input(
+            "a student with random weights has no folder",
+        )),
     }
+}
+
+/// The text of a chat template: a file, or one of those under `models/templates`.
+fn template_text(name: Option<&str>) -> Result<Option<String>> {
+    let Some(name) = name else { return Ok(None) };
+    if let Some(text) = shipped::template(name) {
+        return Ok(Some(text.to_string()));
+    }
+    if Path::new(name).is_file() {
+        return crate::recipe::load::read_text(Path::new(name)).map(Some);
+    }
+    Err(
+        Error::input(format!("no chat template `{name}`")).with_hint(format!(
+            "give a file, or one of: {}",
+            shipped::template_names().join(", ")
+        )),
+    )
+}
+
+/// The student of a plan: tokenizer and shape at once, weights when they are asked for.
+pub struct Student {
+    chat: Chat,
+    config: ModelConfig,
+    device: Device,
+    dtype: DType,
+    weights: Weights,
+    /// What the first weights are, for the keys of stages.
+    identity: serde_json::Value,
+}
+
+/// Where the first weights come from.
+enum Weights {
+    Folder(PathBuf),
+    Random(u64),
+}
+
+impl Student {
+    /// Opens tokenizer and configuration of the plan's student, fetching the checkpoint where it is on the Hub.
+    ///
+    /// # Errors
+    /// A checkpoint, tokenizer or template that is not there or cannot be read; more positions than the student has.
+    pub fn open(plan: &Plan, reporter: &dyn Reporter) -> Result<Self> {
+        let template = template_text(plan.student.chat_template.as_deref())?;
+        let (chat, mut config, weights, identity) = match &plan.student.source {
+            StudentSource::Random(init) => {
+                let tokenizer = open_tokenizer(&init.tokenizer)?;
+                let config = random_config(init, tokenizer.vocab_size())?;
+                let chat = Chat::new(tokenizer, template.as_deref())?;
+                let identity = json!({"random": init, "seed": plan.seed});
+                (chat, config, Weights::Random(plan.seed), identity)
+            }
+            source => {
+                let (folder, revision) = local_folder(source, reporter)?;
+                let config = ModelConfig::from_folder(&folder)?;
+                let identity = match &revision {
+                    Some(commit) => json!({"source": source, "commit": commit}),
+                    None => json!({"folder": std::fs::canonicalize(&folder).unwrap_or(folder.clone())}),
+                };
+                let chat = Chat::load(&folder, template.as_deref())?;
+                (chat, config, Weights::Folder(folder), identity)
+            }
+        };
+        apply_rope(&mut config, plan);
+        check_positions(&config, plan)?;
+        Ok(Self {
+            chat,
+            config,
+            device: device(&plan.device)?,
+            dtype: dtype(plan.student.dtype),
+            weights,
+            identity: json!({
+                "weights": identity,
+                "dtype": plan.student.dtype,
+                "rope_theta": plan.student.rope_theta,
+                "max_position_embeddings": plan.student.max_position_embeddings,
+            }),
+        })
+    }
+
+    /// Tokenizer and template.
+    pub fn chat(&self) -> &Chat {
+        &self.chat
+    }
+
+    /// The shape, RoPE changes applied.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What the first weights are.
+    pub fn identity(&self) -> &serde_json::Value {
+        &self.identity
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The student as it is before training.
+    pub fn untrained(&self) -> Result<CausalLm> {
+        match &self.weights {
+            Weights::Random(seed) => {
+                CausalLm::random(self.config.clone(), *seed, &self.device, self.dtype)
+            }
+            Weights::Folder(folder) => CausalLm::load_as(folder, self.config.clone(), &self.options()),
+        }
+    }
+
+    /// A checkpoint of this student in `folder`, such as the result of a stage.
+    pub fn load(&self, folder: &Path) -> Result<CausalLm> {
+        CausalLm::load(folder, &self.options())
+    }
+
+    fn options(&self) -> LoadOptions {
+        LoadOptions {
+            device: self.device.clone(),
+            dtype: self.dtype,
+        }
+    }
+}
+
+/// The shape of a plan's student without network or weights, for planning.
+///
+/// # Errors
+/// A Hub student without a card, whose shape is not known.
+pub fn planned_config(plan: &Plan) -> Result<ModelConfig> {
+    let mut config = match &plan.student.source {
+        StudentSource::Random(init) => {
+            let vocab = match init.vocab_size {
+                Some(n) => n,
+                None => open_tokenizer(&init.tokenizer)?.vocab_size(),
+            };
+            random_config(init, vocab)?
+        }
+        StudentSource::Folder(folder) => ModelConfig::from_folder(Path::new(folder))?,
+        StudentSource::Hub { repo, .. } => plan
+            .student
+            .family
+            .as_deref()
+            .and_then(family::config)
+            .ok_or_else(|| {
+                Error::input(format!("the shape of `{repo}` is not known without network"))
+                    .with_hint(format!("fetch it first: `distill pull {repo}`, then give its folder"))
+            })?,
+    };
+    apply_rope(&mut config, plan);
+    check_positions(&config, plan)?;
+    Ok(config)
+}
+
+fn apply_rope(config: &mut ModelConfig, plan: &Plan) {
+    if let Some(theta) = plan.student.rope_theta {
+        config.rope_theta = theta;
+    }
+    if let Some(n) = plan.student.max_position_embeddings {
+        config.max_position_embeddings = n;
+    }
+}
+
+fn check_positions(config: &ModelConfig, plan: &Plan) -> Result<()> {
+    if plan.sft.max_length <= config.max_position_embeddings {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "`sft.max_length = {}` is more than the {} positions the student was made for",
+        plan.sft.max_length, config.max_position_embeddings
+    ))
+    .with_hint("lower `sft.max_length`, or raise `student.max_position_embeddings` and `student.rope_theta` together"))
+}
+
+/// A tokenizer by name: `builtin:arithmetic`, a folder or a `tokenizer.json`.
+fn open_tokenizer(name: &str) -> Result<TextTokenizer> {
+    match name.strip_prefix("builtin:") {
+        Some(family) => builtin::tokenizer(family),
+        None => TextTokenizer::load(Path::new(name)),
+    }
+}
+
+fn random_config(init: &Init, vocab_of_tokenizer: usize) -> Result<ModelConfig> {
+    let vocab_size = init.vocab_size.unwrap_or(vocab_of_tokenizer);
+    if vocab_size < vocab_of_tokenizer {
+        return Err(Error::input(format!(
+            "`student.init.vocab_size = {vocab_size}` is less than the tokenizer's {vocab_of_tokenizer} entries"
+        )));
+    }
+    let architecture = Architecture::parse(&init.architecture)?;
+    ModelConfig::from_json(
+        &json!({
+            "architectures": [architecture.class_name()],
+            "model_type": init.architecture,
+            "hidden_size": init.hidden_size,
+            "intermediate_size": init.intermediate_size,
+            "num_hidden_layers": init.num_hidden_layers,
+            "num_attention_heads": init.num_attention_heads,
+            "num_key_value_heads": init.num_key_value_heads,
+            "head_dim": init.head_dim.unwrap_or(init.hidden_size / init.num_attention_heads.max(1)),
+            "vocab_size": vocab_size,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": init.rope_theta,
+            "max_position_embeddings": init.max_position_embeddings,
+            "tie_word_embeddings": init.tie_word_embeddings,
+        }),
+        "student.init",
+    )
 }
