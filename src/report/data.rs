@@ -1,4 +1,4 @@
-//! What a report shows, as plain data: the pipeline fills it, or rebuilt from the run folder.
+//! What a report shows, as plain data: the pipeline fills it, or [`super::collect()`] rebuilds it from the run folder.
 //!
 //! Every part may be absent; the page then says so instead of showing an empty section.
 
@@ -12,13 +12,15 @@ pub struct ReportData {
     pub title: String,
     /// What was run, as label and value: command, model, parameters, device, version, started, duration.
     pub facts: Vec<(String, String)>,
+    /// The resolved settings, keys joined with dots.
+    pub settings: Vec<(String, String)>,
     /// Every stage in order.
     pub stages: Vec<StageReport>,
     /// The recipe as given.
     pub recipe: Option<String>,
     /// Results of all suites, in the order they were run.
     pub evaluations: Vec<Evaluation>,
-    /// Files that were expected and are not there, with the reason where it is known.
+    /// Files that were expected and are not there or cannot be read.
     pub missing: Vec<String>,
 }
 
@@ -32,8 +34,6 @@ pub struct StageReport {
     pub kind: String,
     /// Facts about how it went: status, duration, tokens, peak memory.
     pub facts: Vec<(String, String)>,
-    /// The resolved settings, keys joined with dots.
-    pub settings: Vec<(String, String)>,
     /// Optimiser steps, ascending.
     pub steps: Vec<Step>,
     /// What became of the data.

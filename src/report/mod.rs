@@ -1,13 +1,17 @@
 //! What a run leaves for people: the metrics log, TensorBoard events and `report.html`.
 //!
-//! [`MetricsLog`] and [`EventWriter`] are written while training goes on.
+//! [`MetricsLog`] and [`EventWriter`] are written while training goes on. The page is made from a [`ReportData`], which
+//! [`collect()`] rebuilds from the files of a run folder; [`html::write`] puts it beside them.
 
+mod collect;
 mod data;
+pub mod html;
 mod metrics;
+mod plot;
+mod sections;
 mod tensorboard;
 
-pub use data::{
-    DataReport, Dropped, Evaluation, LengthBin, ReportData, Sample, Source, StageReport, Step,
-};
+pub use collect::collect;
+pub use data::{DataReport, Dropped, Evaluation, LengthBin, ReportData, Sample, Source, StageReport, Step};
 pub use metrics::MetricsLog;
 pub use tensorboard::EventWriter;

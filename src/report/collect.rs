@@ -1,0 +1,289 @@
+//! A run folder to [`ReportData`]: what is there is read, what is not is named, nothing is recomputed.
+//!
+//! | file | gives |
+//! |---|---|
+//! | `plan.json` | name, settings, stages in order; where it is missing, the folders in order of their names |
+//! | `recipe.toml` | the recipe as given |
+//! | `run.json` | any object: facts about machine, version, duration |
+//! | `STAGE/done.json` | `{result}`: facts about the stage |
+//! | `STAGE/metrics.jsonl` | one [`Step`](super::Step) a line |
+//! | `STAGE/data.json` | a [`DataReport`](super::DataReport), as JSON |
+//! | `STAGE/eval.json`, `STAGE/samples.jsonl` | an [`Evaluation`] and its samples |
+//! | `STAGE/checkpoint-*`, `STAGE/model` | checkpoints, the result |
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::data::{Evaluation, ReportData, Sample, StageReport};
+use crate::{Error, Result};
+
+/// Samples kept for each evaluation; the page shows fewer.
+const MAX_SAMPLES: usize = 200;
+
+/// Reads a run folder. Only a folder that cannot be read at all is an error.
+pub fn collect(run_dir: &Path) -> Result<ReportData> {
+    std::fs::read_dir(run_dir).map_err(|e| Error::io("reading", run_dir, e))?;
+    let mut files = Files {
+        root: run_dir,
+        missing: Vec::new(),
+    };
+    let plan: Map<String, Value> = files.json("plan.json", true).unwrap_or_default();
+    let folder_name = run_dir
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    let mut data = ReportData {
+        title: text(&plan, "name")
+            .or(folder_name)
+            .unwrap_or_else(|| "run".into()),
+        recipe: std::fs::read_to_string(run_dir.join("recipe.toml")).ok(),
+        ..ReportData::default()
+    };
+    for (key, value) in &plan {
+        if !["name", "stages", "notes", "key"].contains(&key.as_str()) {
+            flatten(key, value, &mut data.settings);
+        }
+    }
+    if let Some(facts) = files.json::<Value>("run.json", false) {
+        flatten("", &facts, &mut data.facts);
+    }
+    for (name, kind) in stages(run_dir, &plan) {
+        let stage = stage(&mut files, &name, &kind, &mut data.evaluations);
+        data.stages.push(stage);
+    }
+    data.missing = files.missing;
+    Ok(data)
+}
+
+/// Name and kind of every stage.
+fn stages(run_dir: &Path, plan: &Map<String, Value>) -> Vec<(String, String)> {
+    if let Some(stages) = plan.get("stages").and_then(Value::as_array) {
+        let stage = |stage: &Value| {
+            let name = stage["name"].as_str().or(stage.as_str())?.to_string();
+            let kind = stage["kind"].as_str().unwrap_or(&name).to_string();
+            Some((name, kind))
+        };
+        return stages.iter().filter_map(stage).collect();
+    }
+    let known = ["metrics.jsonl", "data.json", "eval.json", "done.json"];
+    let mut found: Vec<_> = std::fs::read_dir(run_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| known.iter().any(|file| entry.path().join(file).exists()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    found.into_iter().map(|name| (name.clone(), name)).collect()
+}
+
+fn stage(
+    files: &mut Files,
+    name: &str,
+    kind: &str,
+    evaluations: &mut Vec<Evaluation>,
+) -> StageReport {
+    let mut stage = StageReport {
+        name: name.into(),
+        kind: kind.into(),
+        ..StageReport::default()
+    };
+    let folder = files.root.join(name);
+    if !folder.is_dir() {
+        files
+            .missing
+            .push(format!("{name}/ (this stage has not been run)"));
+        return stage;
+    }
+    match files.json::<Value>(&format!("{name}/done.json"), false) {
+        Some(done) => {
+            stage.facts.push(("status".into(), "finished".into()));
+            if let Some(result) = done.get("result").filter(|_| !kind.contains("eval")) {
+                flatten("", result, &mut stage.facts);
+            }
+        }
+        None => stage.facts.push(("status".into(), "not finished".into())),
+    }
+    stage.steps = files.lines(&format!("{name}/metrics.jsonl"), kind == "sft", usize::MAX);
+    stage.data = files.json(&format!("{name}/data.json"), kind == "data");
+    let is_eval = kind.contains("eval");
+    if let Some(result) = files.json::<Value>(&format!("{name}/eval.json"), is_eval) {
+        let mut evaluation = evaluation(name, &result);
+        let samples: Vec<Value> = files.lines(&format!("{name}/samples.jsonl"), true, MAX_SAMPLES);
+        evaluation.samples = samples.iter().map(sample).collect();
+        evaluations.push(evaluation);
+    }
+    for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let entry_name = entry.file_name().to_string_lossy().into_owned();
+        if entry_name.starts_with("checkpoint-") && entry.path().is_dir() {
+            stage
+                .checkpoints
+                .push((format!("{name}/{entry_name}"), size(&entry.path())));
+        }
+    }
+    let number = |path: &str| path.rsplit('-').next().and_then(|n| n.parse::<u64>().ok());
+    stage.checkpoints.sort_by_key(|(path, _)| number(path));
+    stage.model = folder
+        .join("model/config.json")
+        .exists()
+        .then(|| format!("{name}/model"));
+    stage
+}
+
+fn evaluation(stage: &str, result: &Value) -> Evaluation {
+    let number = |key: &str| result[key].as_f64();
+    let ci = &result["pass@1_ci95"];
+    Evaluation {
+        stage: stage.into(),
+        suite: result["suite"].as_str().unwrap_or("suite").into(),
+        version: result.get("version").filter(|v| !v.is_null()).map(scalar),
+        num_problems: result["num_problems"].as_u64().unwrap_or(0),
+        k: result["k"].as_u64().unwrap_or(1),
+        pass_at_1: number("pass@1").unwrap_or(f64::NAN),
+        pass_at_1_ci95: ci[0].as_f64().zip(ci[1].as_f64()),
+        cons_at_k: number("cons@k"),
+        num_tokens_mean: number("num_tokens_mean"),
+        truncated_share: number("truncated_share"),
+        sampling: result["sampling"].as_object().map(|sampling| {
+            let parts: Vec<String> = sampling
+                .iter()
+                .map(|(k, v)| format!("{} {}", k.replace('_', " "), scalar(v)))
+                .collect();
+            parts.join(", ")
+        }),
+        samples: Vec::new(),
+    }
+}
+
+/// A line of `samples.jsonl`; the question's text stands under different names.
+fn sample(row: &Value) -> Sample {
+    let first = |keys: &[&str]| {
+        keys.iter()
+            .find_map(|key| row.get(key).filter(|v| !v.is_null()).map(scalar))
+    };
+    Sample {
+        problem: first(&["prompt", "question", "problem", "id"]).unwrap_or_default(),
+        gold: first(&["gold", "answer"]),
+        text: first(&["text", "generation", "completion", "prediction"]).unwrap_or_default(),
+        verdict: first(&["verdict", "outcome"]).or_else(|| {
+            row["correct"].as_bool().map(|correct| {
+                if correct {
+                    "correct".into()
+                } else {
+                    "wrong".into()
+                }
+            })
+        }),
+        finish_reason: first(&["finish_reason"]),
+    }
+}
+
+/// The run folder, and what it lacks.
+struct Files<'a> {
+    root: &'a Path,
+    missing: Vec<String>,
+}
+
+impl Files<'_> {
+    /// A JSON file; absent or damaged is `None`, and remembered where it should be there.
+    fn json<T: DeserializeOwned>(&mut self, name: &str, expected: bool) -> Option<T> {
+        match std::fs::read(self.root.join(name)) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| self.missing.push(format!("{name} (cannot be read: {e})")))
+                .ok(),
+            Err(_) => {
+                if expected {
+                    self.missing.push(name.into());
+                }
+                None
+            }
+        }
+    }
+
+    /// The first lines of a JSON lines file. A half-written last line is passed over, other bad lines are counted.
+    fn lines<T: DeserializeOwned>(&mut self, name: &str, expected: bool, limit: usize) -> Vec<T> {
+        let Ok(file) = File::open(self.root.join(name)) else {
+            if expected {
+                self.missing.push(name.into());
+            }
+            return Vec::new();
+        };
+        let (mut rows, mut bad) = (Vec::new(), Vec::new());
+        for (i, line) in BufReader::new(file)
+            .split(b'\n')
+            .map_while(|line| line.ok())
+            .enumerate()
+        {
+            if rows.len() == limit {
+                break;
+            }
+            if line.is_empty() {
+                continue;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(row) => rows.push(row),
+                Err(_) => bad.push(i + 1),
+            }
+        }
+        if let [first, ..] = bad[..]
+            && (bad.len() > 1 || first <= rows.len())
+        {
+            self.missing.push(format!(
+                "{name} ({} lines cannot be read, line {first} first)",
+                bad.len()
+            ));
+        }
+        rows
+    }
+}
+
+fn text(map: &Map<String, Value>, key: &str) -> Option<String> {
+    Some(map.get(key)?.as_str()?.to_string())
+}
+
+/// Nested tables to `a.b.c` and a short text each; nulls are left out.
+fn flatten(prefix: &str, value: &Value, out: &mut Vec<(String, String)>) {
+    let join = |key: &str| {
+        if prefix.is_empty() {
+            key.to_string()
+        } else {
+            format!("{prefix}.{key}")
+        }
+    };
+    match value {
+        Value::Null => {}
+        Value::Object(map) => map
+            .iter()
+            .for_each(|(key, value)| flatten(&join(key), value, out)),
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            for (i, item) in items.iter().enumerate() {
+                flatten(&join(&(i + 1).to_string()), item, out);
+            }
+        }
+        other => out.push((prefix.to_string(), scalar(other))),
+    }
+}
+
+/// A value as people write it: no quotes, lists with commas.
+fn scalar(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(scalar).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+/// Bytes below a folder.
+fn size(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(data) if data.is_dir() => size(&entry.path()),
+            Ok(data) => data.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
