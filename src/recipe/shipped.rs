@@ -42,6 +42,9 @@ const SUITES: &[(&str, &str)] = embedded!(
     ["arithmetic", "aime-2024", "math-500", "gsm8k"]
 );
 
+const TEMPLATES: &[(&str, &str)] =
+    embedded!("models/templates", ".jinja", ["r1-chatml", "r1-llama3"]);
+
 fn find(list: &'static [(&str, &str)], name: &str) -> Option<&'static str> {
     let name = name.strip_suffix(".toml").unwrap_or(name);
     list.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
@@ -77,12 +80,22 @@ pub fn suite_names() -> Vec<String> {
     SUITES.iter().map(|(n, _)| n.to_string()).collect()
 }
 
+/// Source of the shipped chat template `name`.
+pub fn template(name: &str) -> Option<&'static str> {
+    find(TEMPLATES, name)
+}
+
+/// Names of the shipped chat templates.
+pub fn template_names() -> Vec<String> {
+    TEMPLATES.iter().map(|(n, _)| n.to_string()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::recipe::{card::Card, load, plan};
 
-    fn stems(folder: &str) -> Vec<String> {
+    fn stems(folder: &str, ending: &str) -> Vec<String> {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let mut names: Vec<String> = std::fs::read_dir(root)
             .unwrap()
@@ -91,7 +104,7 @@ mod tests {
                     .file_name()
                     .into_string()
                     .unwrap()
-                    .strip_suffix(".toml")
+                    .strip_suffix(ending)
                     .map(String::from)
             })
             .collect();
@@ -101,13 +114,14 @@ mod tests {
 
     #[test]
     fn every_file_of_the_folders_is_embedded() {
-        for (folder, mut names) in [
-            ("recipes", recipe_names()),
-            ("models", card_names()),
-            ("eval", suite_names()),
+        for (folder, ending, mut names) in [
+            ("recipes", ".toml", recipe_names()),
+            ("models", ".toml", card_names()),
+            ("eval", ".toml", suite_names()),
+            ("models/templates", ".jinja", template_names()),
         ] {
             names.sort();
-            assert_eq!(stems(folder), names, "{folder}");
+            assert_eq!(stems(folder, ending), names, "{folder}");
         }
     }
 

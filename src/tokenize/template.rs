@@ -112,6 +112,9 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         extra: &Map<String, serde_json::Value>,
     ) -> Result<String> {
+        if messages.is_empty() {
+            return Err(Error::input("the conversation has no message"));
+        }
         let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
         for (name, text) in self.special.iter() {
             variables.insert(name, Value::from(text.as_str()));
@@ -124,10 +127,17 @@ impl ChatTemplate {
         for name in ["tools", "documents"] {
             variables.entry(name).or_insert_with(|| Value::from(()));
         }
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render(Value::from_pairs(variables)))
-            .map_err(|error| failure(&error))
+        // the engine has places where a template can bring it to panic, such as `[][::-1]`
+        let render = std::panic::AssertUnwindSafe(|| {
+            let template = self.environment.get_template(NAME)?;
+            template.render(Value::from_pairs(variables))
+        });
+        match std::panic::catch_unwind(render) {
+            Ok(rendered) => rendered.map_err(|error| failure(&error)),
+            Err(_) => Err(Error::input(
+                "the chat template broke the template engine on this conversation",
+            )),
+        }
     }
 
     /// A message as the template sees it, with `content` for its text. Reasoning that stands in a field of its own is
@@ -187,32 +197,39 @@ fn prepare(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
     let mut rest = source.as_str();
+    let mut raw = false;
     while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let body = tag[2..].trim_start_matches(['-', '+']);
-        let word = body.trim_start();
-        let replacement = [("endgeneration", "endwith"), ("generation", "with")]
-            .into_iter()
-            .find(|(name, _)| {
-                word.strip_prefix(name).is_some_and(|after| {
-                    after
-                        .trim_start()
-                        .trim_start_matches(['-', '+'])
-                        .starts_with("%}")
-                })
-            });
-        match replacement {
-            Some((name, ours)) => {
-                out.push_str(&tag[..tag.len() - word.len()]);
-                out.push_str(ours);
-                rest = &word[name.len()..];
-            }
-            None => {
-                out.push_str("{%");
-                rest = &tag[2..];
-            }
+        let comment_end = rest[..at].rfind("{#").filter(|_| !raw).and_then(|start| {
+            let inside = &rest[start..];
+            inside
+                .find("#}")
+                .map(|len| start + len + 2)
+                .filter(|&end| end > at)
+        });
+        if let Some(end) = comment_end {
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+            continue;
         }
+        let name = rest[at + 2..].trim_start_matches(['-', '+']).trim_start();
+        let name_at = rest.len() - name.len();
+        let is = |word: &str| {
+            name.strip_prefix(word).is_some_and(|after| {
+                after
+                    .trim_start()
+                    .trim_start_matches(['-', '+'])
+                    .starts_with("%}")
+            })
+        };
+        raw = if raw { !is("endraw") } else { is("raw") };
+        let (len, ours) = match (raw, is("generation"), is("endgeneration")) {
+            (false, true, _) => ("generation".len(), "with"),
+            (false, _, true) => ("endgeneration".len(), "endwith"),
+            _ => (0, ""),
+        };
+        out.push_str(&rest[..name_at]);
+        out.push_str(ours);
+        rest = &name[len..];
     }
     out.push_str(rest);
     out
