@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`run`] | `distill --recipe R` |
 //! | [`pull`] | fetch a model or a data set from the Hub |
+//! | [`report`] | a run as one HTML page |
 //! | [`options`] | options that several commands share |
 //! | [`rows`] | JSON lines in and out |
 //! | [`stdout`] | the way of results |
@@ -14,6 +15,7 @@
 pub mod color;
 pub mod options;
 pub mod pull;
+pub mod report;
 pub mod rows;
 pub mod run;
 pub mod stdout;
@@ -39,12 +41,14 @@ struct Output {
 #[derive(Subcommand)]
 enum Command {
     Pull(pull::Args),
+    Report(report::Args),
 }
 
 impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
             Self::Pull(args) => pull::run(&args, session),
+            Self::Report(args) => report::run(&args, session),
         }
     }
 }

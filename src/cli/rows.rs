@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// One line of a file.
@@ -23,7 +23,7 @@ pub struct Row {
 
 impl Row {
     /// Parses one line; `place` names the file.
-    fn parse(bytes: &[u8], line: usize, place: &Path) -> Result<Self> {
+    pub fn parse(bytes: &[u8], line: usize, place: &Path) -> Result<Self> {
         let at = || format!("`{}` line {line}", place.display());
         let text = std::str::from_utf8(bytes).map_err(|e| {
             Error::input(format!(
@@ -169,6 +169,67 @@ impl Iterator for Rows {
     }
 }
 
+/// A file of lines that appears under its name only once it is complete.
+pub struct Beside {
+    path: PathBuf,
+    /// Where it is written meanwhile; none for what is no regular file, such as `/dev/stdout`.
+    partial: Option<PathBuf>,
+    file: BufWriter<File>,
+}
+
+impl Beside {
+    /// Begins to write `path`.
+    ///
+    /// # Errors
+    /// Its folder does not exist or cannot be written.
+    pub fn create(path: &Path) -> Result<Self> {
+        let is_special = std::fs::metadata(path).is_ok_and(|m| !m.is_file());
+        let partial = (!is_special).then(|| {
+            let mut name = path.as_os_str().to_os_string();
+            name.push(".partial");
+            PathBuf::from(name)
+        });
+        let file = match &partial {
+            Some(partial) => File::create(partial),
+            None => File::options().write(true).open(path),
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            partial,
+            file: BufWriter::new(file.map_err(|e| Error::io("creating", path, e))?),
+        })
+    }
+
+    /// Appends a line.
+    pub fn line(&mut self, line: &str) -> Result<()> {
+        writeln!(self.file, "{line}").map_err(|e| Error::io("writing", &self.path, e))
+    }
+
+    /// Puts the file in its place.
+    pub fn finish(mut self) -> Result<()> {
+        let mut write = || {
+            self.file.flush()?;
+            if let Some(partial) = &self.partial {
+                self.file.get_ref().sync_all()?;
+                std::fs::rename(partial, &self.path)?;
+            }
+            Ok(())
+        };
+        let done = write().map_err(|e| Error::io("writing", &self.path, e));
+        self.partial = self.partial.take().filter(|_| done.is_err());
+        done
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Some(partial) = &self.partial {
+            // half a file is of no use to anybody
+            let _ = std::fs::remove_file(partial);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,5 +312,25 @@ mod tests {
             e.to_string(),
             "`r` line 2: no `prompt`; the row has `text`, `b`"
         );
+    }
+
+    #[test]
+    fn a_file_appears_once_it_is_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("o.jsonl");
+        let mut half = Beside::create(&path).unwrap();
+        half.line("{}").unwrap();
+        assert!(!path.exists());
+        drop(half);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let mut whole = Beside::create(&path).unwrap();
+        whole.line("{}").unwrap();
+        whole.finish().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let mut full = Beside::create(Path::new("/dev/full")).unwrap();
+        full.line("{}").unwrap();
+        let e = full.finish().unwrap_err().to_string();
+        assert!(e.starts_with("writing `/dev/full`: No space left"), "{e}");
     }
 }
