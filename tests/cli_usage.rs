@@ -44,14 +44,25 @@ fn every_shipped_recipe_can_be_looked_at_without_network() {
         assert_eq!(plan["name"], name);
         assert_eq!(plan["stages"][0]["name"], "data");
     }
-    assert!(!place.path().join("runs").exists(), "a dry run leaves nothing");
+    assert!(
+        !place.path().join("runs").exists(),
+        "a dry run leaves nothing"
+    );
 }
 
 #[test]
 fn a_dry_run_shows_the_resolved_recipe() {
     let place = Place::new();
     place.file("mine.toml", MINE);
-    let args = ["--recipe", "mine.toml", "--dry-run", "--device", "cpu", "--set", "sft.learning_rate=3e-5"];
+    let args = [
+        "--recipe",
+        "mine.toml",
+        "--dry-run",
+        "--device",
+        "cpu",
+        "--set",
+        "sft.learning_rate=3e-5",
+    ];
     assert_eq!(
         place.works(&args).stdout,
         "\
@@ -76,8 +87,14 @@ fn usage_errors_have_code_2() {
     for (args, want) in [
         (&["--dry-run"][..], "--recipe <RECIPE>"),
         (&["--recipe"], "--recipe <RECIPE>"),
-        (&["quickstart.toml"], "unrecognized subcommand 'quickstart.toml'"),
-        (&["--recipe", "quickstart", "--epochs", "3"], "unexpected argument '--epochs'"),
+        (
+            &["quickstart.toml"],
+            "unrecognized subcommand 'quickstart.toml'",
+        ),
+        (
+            &["--recipe", "quickstart", "--epochs", "3"],
+            "unexpected argument '--epochs'",
+        ),
         (&["pull"], "<REPO>"),
         (&["--dry-run", "report", "x"], "cannot be used with"),
     ] {
@@ -92,7 +109,11 @@ fn no_arguments_show_the_help() {
     let place = Place::new();
     let run = place.run(&[]);
     assert_eq!(run.code, Some(2));
-    assert!(run.stderr.contains("distill --recipe quickstart.toml"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("distill --recipe quickstart.toml"),
+        "{}",
+        run.stderr
+    );
     let help = place.works(&["--help"]).stdout;
     assert_eq!(help, run.stderr);
     let version = place.works(&["--version"]).stdout;
@@ -119,13 +140,21 @@ fn mistakes_in_a_recipe_say_what_was_meant() {
             "no recipe `qwen-7c.toml`: no such file, and no shipped recipe of that name",
             "did you mean `qwen-7b.toml`?",
         ),
-        ("key.toml", "`key.toml` line 10: unknown key `epoch` in `sft`", "did you mean `epochs`?"),
+        (
+            "key.toml",
+            "`key.toml` line 10: unknown key `epoch` in `sft`",
+            "did you mean `epochs`?",
+        ),
         (
             "value.toml",
             "`value.toml` line 11: unknown value `cosin` in `sft.schedule`",
             "did you mean `cosine`?",
         ),
-        ("card.toml", "no student `qwen2.5-math-1.5`", "did you mean `qwen2.5-math-1.5b`?"),
+        (
+            "card.toml",
+            "no student `qwen2.5-math-1.5`",
+            "did you mean `qwen2.5-math-1.5b`?",
+        ),
         ("none.toml", "`sft.batch_size = 0` must be at least 1", ""),
         (
             "folder.toml",
@@ -135,13 +164,21 @@ fn mistakes_in_a_recipe_say_what_was_meant() {
         ("utf8.toml", "`utf8.toml` is not valid UTF-8 at byte 8", ""),
     ] {
         let found = place.fails(&["--recipe", file, "--dry-run"]);
-        assert_eq!((found.0.as_str(), found.1.as_str()), (error, hint), "{file}");
+        assert_eq!(
+            (found.0.as_str(), found.1.as_str()),
+            (error, hint),
+            "{file}"
+        );
     }
     let (error, _) = place.fails(&["--recipe", "type.toml", "--dry-run"]);
-    assert!(error.starts_with("`type.toml` line 11: invalid type"), "{error}");
+    assert!(
+        error.starts_with("`type.toml` line 11: invalid type"),
+        "{error}"
+    );
     let (error, _) = place.fails(&["--recipe", "toml.toml", "--dry-run"]);
     assert!(error.starts_with("`toml.toml` line 11:"), "{error}");
-    let (error, hint) = place.fails(&["--recipe", "quickstart", "--dry-run", "--set", "sft.epochs"]);
+    let (error, hint) =
+        place.fails(&["--recipe", "quickstart", "--dry-run", "--set", "sft.epochs"]);
     assert_eq!(error, "`--set sft.epochs` is not `key=value`");
     assert_eq!(hint, "for example `--set sft.epochs=3`");
 }
@@ -157,17 +194,31 @@ fn nobody_reading_is_no_error_and_a_full_disk_is_one() {
     let run = finished(command);
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
     let mut command = place.command(&args);
-    command.stdout(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    command.stdout(
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap(),
+    );
     let run = finished(command);
     assert_eq!(run.code, Some(1));
-    assert!(run.stderr.starts_with("error: writing `stdout`: No space left on device"), "{}", run.stderr);
+    assert!(
+        run.stderr
+            .starts_with("error: writing `stdout`: No space left on device"),
+        "{}",
+        run.stderr
+    );
 }
 
 #[test]
 fn colour_is_left_out_where_it_is_not_wanted() {
     let place = Place::new();
     let run = place.run(&["--recipe", "nothing"]);
-    assert!(!run.stderr.contains('\x1b'), "stderr is no terminal: {:?}", run.stderr);
+    assert!(
+        !run.stderr.contains('\x1b'),
+        "stderr is no terminal: {:?}",
+        run.stderr
+    );
 }
 
 #[test]

@@ -20,10 +20,15 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, _: &Session) -> Result<()> {
-    let is_run = ["plan.json", "recipe.toml"].iter().any(|name| args.run.join(name).is_file());
+    let is_run = ["plan.json", "recipe.toml"]
+        .iter()
+        .any(|name| args.run.join(name).is_file());
     if !is_run {
-        return Err(Error::input(format!("`{}` is no run folder: it holds no `plan.json`", args.run.display()))
-            .with_hint("a run folder is what `distill --recipe R` leaves, `runs/<name>` by default"));
+        return Err(Error::input(format!(
+            "`{}` is no run folder: it holds no `plan.json`",
+            args.run.display()
+        ))
+        .with_hint("a run folder is what `distill --recipe R` leaves, `runs/<name>` by default"));
     }
     let data = report::collect(&args.run)?;
     report::html::write(&args.run, &data)?;

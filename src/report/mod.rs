@@ -12,6 +12,8 @@ mod sections;
 mod tensorboard;
 
 pub use collect::collect;
-pub use data::{DataReport, Dropped, Evaluation, LengthBin, ReportData, Sample, Source, StageReport, Step};
+pub use data::{
+    DataReport, Dropped, Evaluation, LengthBin, ReportData, Sample, Source, StageReport, Step,
+};
 pub use metrics::MetricsLog;
 pub use tensorboard::EventWriter;

@@ -1,5 +1,8 @@
 //! Runs the real binary, without network and with a home of its own.
 
+// every test crate uses a part of it
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -83,7 +86,11 @@ pub fn finished(mut command: Command) -> Run {
 
 /// Exit code 1, nothing on stdout, one `error:` line and at most one `hint:` line at the end of stderr.
 pub fn failure(run: Run) -> (String, String) {
-    let Run { code, stdout, stderr } = run;
+    let Run {
+        code,
+        stdout,
+        stderr,
+    } = run;
     assert_eq!(code, Some(1), "{stderr}");
     assert_eq!(stdout, "", "{stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
@@ -97,7 +104,9 @@ pub fn failure(run: Run) -> (String, String) {
     };
     let error = lines.pop().and_then(|l| l.strip_prefix("error: "));
     let error = error.unwrap_or_else(|| panic!("no error line: {stderr}"));
-    let more = lines.iter().filter(|l| l.starts_with("error:") || l.starts_with("hint:"));
+    let more = lines
+        .iter()
+        .filter(|l| l.starts_with("error:") || l.starts_with("hint:"));
     assert_eq!(more.count(), 0, "{stderr}");
     (error.to_string(), hint.to_string())
 }
