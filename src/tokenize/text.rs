@@ -100,6 +100,17 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Token ids of a text that stands alone, as transformers' `tokenizer(text)` gives them: with the special tokens that
+    /// `tokenizer.json` puts around it, such as Llama's `<|begin_of_text|>`. Rendered chats hold theirs already.
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .tokenizer
+            .encode_fast(text, true)
+            .map_err(|error| Error::input(format!("text cannot be tokenised: {error}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// Text of token ids. Bytes that are no UTF-8 become U+FFFD, as in transformers.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         if let Some(id) = ids.iter().find(|&&id| self.id_to_token(id).is_none()) {
