@@ -115,7 +115,7 @@ fn tiles(data: &ReportData) -> String {
             format!("{} → {}", short(*first), short(end)),
             "loss, first step and end".into(),
         ));
-        tiles.push((short(steps.len() as f64), "optimiser steps".into()));
+        tiles.push((group(steps.len() as u64), "optimiser steps".into()));
     }
     let trained: f64 = steps.iter().filter_map(|step| step.num_tokens).sum();
     if trained > 0.0 {

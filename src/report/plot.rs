@@ -24,7 +24,7 @@ pub struct Curve<'a> {
     pub epochs: &'a [(f64, u64)],
     /// Whether a smoothed line is drawn over the raw one.
     pub smooth: bool,
-    /// Whether the vertical axis begins at zero.
+    /// Whether the vertical axis begins at zero even where the values stay far from it.
     pub from_zero: bool,
 }
 
@@ -99,24 +99,28 @@ pub fn short(value: f64) -> String {
         }
         _ if size < 1.0 => trim(format!("{value:.3}")),
         _ if size < 100.0 => trim(format!("{value:.2}")),
-        _ if size < 10_000.0 => trim(format!("{value:.0}")),
-        _ if size < 1e6 => trim(format!("{:.1}", value / 1e3)) + "k",
+        _ if size < 1e3 => trim(format!("{value:.1}")),
+        _ if size < 1e6 => trim(format!("{:.2}", value / 1e3)) + "k",
         _ if size < 1e9 => trim(format!("{:.1}", value / 1e6)) + "M",
         _ => trim(format!("{:.1}", value / 1e9)) + "G",
     }
 }
 
-/// Exponential moving average over about a twentieth of the curve, corrected for its start.
+/// The mean over about a tenth of the curve around each point, over less of it near the ends: it neither lags nor
+/// shortens the curve.
 pub fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let span = (points.len() as f64 / 20.0).max(1.0);
-    let decay = 1.0 - 1.0 / span;
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let mut average = |&(x, y): &(f64, f64)| {
-        sum = decay * sum + y;
-        weight = decay * weight + 1.0;
-        (x, sum / weight)
+    let reach = points.len() / 20;
+    let mut sums = vec![0.0];
+    sums.extend(points.iter().scan(0.0, |sum, p| {
+        *sum += p.1;
+        Some(*sum)
+    }));
+    let mean = |(i, point): (usize, &(f64, f64))| {
+        let reach = reach.min(i).min(points.len() - 1 - i);
+        let sum = sums[i + reach + 1] - sums[i - reach];
+        (point.0, sum / (2 * reach + 1) as f64)
     };
-    points.iter().map(&mut average).collect()
+    points.iter().enumerate().map(mean).collect()
 }
 
 /// At most [`MAX_POINTS`] points that keep every peak: the least and the greatest of each stretch.
@@ -152,7 +156,7 @@ impl Curve<'_> {
         sorted.sort_by(f64::total_cmp);
         // a few spikes must not flatten the rest
         let log = low > 0.0 && high / sorted[sorted.len() / 2] > 20.0;
-        let (lo, hi) = match (log, self.from_zero && low >= 0.0) {
+        let (lo, hi) = match (log, low >= 0.0 && (self.from_zero || low < high / 2.0)) {
             (true, _) => (low * 0.9, high * 1.1),
             (false, true) => (0.0, if high > 0.0 { high * 1.06 } else { 1.0 }),
             (false, false) => {
@@ -439,19 +443,26 @@ mod tests {
         assert_eq!(
             all,
             [
-                "0", "8e-5", "1.5e-4", "0.125", "0.5", "2.35", "42", "1234", "15.5k", "2.5M", "n/a"
+                "0", "8e-5", "1.5e-4", "0.125", "0.5", "2.35", "42", "1.23k", "15.5k", "2.5M",
+                "n/a"
             ]
         );
     }
 
     #[test]
-    fn smoothing_follows_a_constant_exactly_and_a_step_slowly() {
-        let flat: Vec<_> = (0..100).map(|i| (i as f64, 3.0)).collect();
-        assert!(smoothed(&flat).iter().all(|p| (p.1 - 3.0).abs() < 1e-12));
-        // 40 points: span 2, decay 1/2: weights 1 for the new, 1/2 for the one before
-        let mut step: Vec<_> = (0..40).map(|i| (i as f64, 0.0)).collect();
-        step[1].1 = 1.0;
-        assert!((smoothed(&step)[1].1 - 1.0 / 1.5).abs() < 1e-12);
+    fn smoothing_keeps_a_straight_line_and_spreads_a_spike() {
+        let line: Vec<_> = (0..100).map(|i| (i as f64, 3.0 * i as f64)).collect();
+        assert!(
+            smoothed(&line)
+                .iter()
+                .zip(&line)
+                .all(|(a, b)| (a.1 - b.1).abs() < 1e-9)
+        );
+        // 40 points: two on each side
+        let mut spike: Vec<_> = (0..40).map(|i| (i as f64, 0.0)).collect();
+        spike[10].1 = 1.0;
+        let values: Vec<f64> = smoothed(&spike)[7..14].iter().map(|p| p.1).collect();
+        assert_eq!(values, [0.0, 0.2, 0.2, 0.2, 0.2, 0.2, 0.0]);
     }
 
     #[test]
