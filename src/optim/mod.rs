@@ -1,1 +1,10 @@
-//! The room `optim`.
+//! AdamW in place, learning-rate schedules, gradient clipping. What a step is and when it runs is in `train/`; the fused
+//! update itself is [`crate::ops::adamw_inplace`].
+
+mod adamw;
+mod clip;
+mod schedule;
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use clip::clip_scale;
+pub use schedule::Schedule;

@@ -1,0 +1,159 @@
+//! The rows of a step cut into micro-batches: rows end to end, as the model takes them.
+
+use super::Examples;
+use crate::model::Batch;
+use crate::tokenize::pack;
+use crate::{Error, Result};
+use std::ops::Range;
+
+/// Rows that go through the model together. Sequences never see each other, so how rows are grouped changes memory and
+/// speed, not the loss.
+pub struct MicroBatch {
+    pub batch: Batch,
+    /// The rows, in the order of their tokens.
+    pub rows: Vec<usize>,
+}
+
+/// Groups the rows of one step: best-fit packs of at most `pack_length` tokens, or one row each.
+pub fn group(
+    rows: &[usize],
+    examples: &dyn Examples,
+    packing: bool,
+    pack_length: usize,
+) -> Result<Vec<Vec<usize>>> {
+    if !packing {
+        return Ok(rows.iter().map(|&row| vec![row]).collect());
+    }
+    let lengths: Vec<usize> = rows.iter().map(|&row| examples.length(row)).collect();
+    let packs = pack::best_fit(&lengths, pack_length)?;
+    Ok(packs
+        .into_iter()
+        .map(|pack| pack.into_iter().map(|i| rows[i]).collect())
+        .collect())
+}
+
+/// Trained tokens of a row that the model predicts: all but one at the very start, which nothing precedes.
+pub fn num_trained(examples: &dyn Examples, row: usize) -> usize {
+    let trained = examples.trained(row);
+    trained.iter().skip(1).filter(|&&t| t != 0).count()
+}
+
+impl MicroBatch {
+    /// Rows end to end. The target of a token is the next token of its sequence; its weight is 1 where that one is
+    /// trained. The division by the global count comes once, with the update.
+    pub fn new(rows: Vec<usize>, examples: &dyn Examples, vocab_size: usize) -> Result<Self> {
+        let total = rows.iter().map(|&row| examples.length(row)).sum();
+        let mut batch = Batch {
+            tokens: Vec::with_capacity(total),
+            seq_lens: Vec::with_capacity(rows.len()),
+            targets: Vec::with_capacity(total),
+            weights: Vec::with_capacity(total),
+        };
+        for &row in &rows {
+            let (tokens, trained) = (examples.tokens(row), examples.trained(row));
+            if tokens.is_empty() || tokens.len() != trained.len() {
+                return Err(Error::input(format!(
+                    "{}: {} tokens with a mask of {}",
+                    examples.name(row),
+                    tokens.len(),
+                    trained.len()
+                )));
+            }
+            if let Some(token) = tokens.iter().find(|&&t| t as usize >= vocab_size) {
+                return Err(Error::input(format!(
+                    "{}: token {token} is outside the model's vocabulary of {vocab_size}",
+                    examples.name(row)
+                ))
+                .with_hint("the rows were tokenised for another model"));
+            }
+            batch.tokens.extend_from_slice(tokens);
+            batch.seq_lens.push(tokens.len());
+            batch.targets.extend_from_slice(&tokens[1..]);
+            batch.targets.push(0); // nothing follows; weight 0
+            let weight = |&t: &u8| if t == 0 { 0.0 } else { 1.0 };
+            batch.weights.extend(trained[1..].iter().map(weight));
+            batch.weights.push(0.0);
+        }
+        Ok(Self { batch, rows })
+    }
+
+    /// Each row with the places of its tokens.
+    pub fn spans(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let mut start = 0;
+        self.rows
+            .iter()
+            .zip(&self.batch.seq_lens)
+            .map(move |(&row, len)| {
+                let span = start..start + len;
+                start = span.end;
+                (row, span)
+            })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Rows in memory.
+    pub struct Rows(pub Vec<(Vec<u32>, Vec<u8>)>);
+
+    impl Examples for Rows {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn tokens(&self, i: usize) -> &[u32] {
+            &self.0[i].0
+        }
+        fn trained(&self, i: usize) -> &[u8] {
+            &self.0[i].1
+        }
+        fn name(&self, i: usize) -> String {
+            format!("row {i}")
+        }
+    }
+
+    #[test]
+    fn targets_and_weights_by_hand() {
+        let rows = Rows(vec![
+            (vec![5, 6, 7], vec![1, 0, 1]),
+            (vec![8, 9], vec![0, 1]),
+            (vec![4], vec![1]),
+        ]);
+        let micro = MicroBatch::new(vec![1, 0, 2], &rows, 10).unwrap();
+        assert_eq!(micro.batch.tokens, [8, 9, 5, 6, 7, 4]);
+        assert_eq!(micro.batch.seq_lens, [2, 3, 1]);
+        assert_eq!(micro.batch.targets, [9, 0, 6, 7, 0, 0]);
+        assert_eq!(micro.batch.weights, [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+        let spans: Vec<_> = micro.spans().collect();
+        assert_eq!(spans, [(1, 0..2), (0, 2..5), (2, 5..6)]);
+        let counts: Vec<usize> = (0..3).map(|i| num_trained(&rows, i)).collect();
+        assert_eq!(counts, [1, 1, 0]);
+    }
+
+    #[test]
+    fn grouping() {
+        let rows = Rows(
+            [4, 7, 3, 6]
+                .map(|n| (vec![0; n], vec![1; n]))
+                .into_iter()
+                .collect(),
+        );
+        assert_eq!(
+            group(&[3, 2, 0], &rows, true, 10).unwrap(),
+            [vec![3, 0], vec![2]]
+        );
+        assert_eq!(
+            group(&[3, 2, 0], &rows, false, 10).unwrap(),
+            [[3], [2], [0]]
+        );
+    }
+
+    #[test]
+    fn unusable_rows_are_named() {
+        let rows = Rows(vec![(vec![5, 6], vec![1]), (vec![5, 10], vec![0, 1])]);
+        let error = |row| MicroBatch::new(vec![row], &rows, 10).err().unwrap().to_string();
+        assert_eq!(error(0), "row 0: 2 tokens with a mask of 1");
+        assert_eq!(error(1), "row 1: token 10 is outside the model's vocabulary of 10");
+    }
+}

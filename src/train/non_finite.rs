@@ -1,0 +1,124 @@
+//! What to say when a loss or a gradient is no number: the step, the rows and the parameters.
+
+use super::Examples;
+use super::micro_batch::MicroBatch;
+use crate::Error;
+use crate::model::{CausalLm, Recompute};
+use crate::ops::Gradients;
+use candle_core::{DType, Tensor};
+
+/// Names listed in a message; the rest is counted.
+const NUM_NAMED: usize = 5;
+
+/// Rows of `micro` with a log-probability that is NaN or infinite.
+pub fn rows_without_loss(micro: &MicroBatch, logprobs: &[f32]) -> Vec<usize> {
+    micro
+        .spans()
+        .filter(|(_, span)| logprobs[span.clone()].iter().any(|l| !l.is_finite()))
+        .map(|(row, _)| row)
+        .collect()
+}
+
+/// The loss of `rows` is not finite in `step`.
+pub fn loss_error(step: usize, rows: &[usize], examples: &dyn Examples, model: &CausalLm) -> Error {
+    let weights = broken_weights(model);
+    if !weights.is_empty() {
+        return weights_error(step, &weights);
+    }
+    Error::NonFinite {
+        message: format!(
+            "step {step}: the loss is not finite in {}; the weights are as they were before the step",
+            row_names(rows, examples)
+        ),
+        hint: Some("look at these rows with `distill preview`; where they are fine, lower `sft.learning_rate` and go on from an earlier checkpoint".into()),
+    }
+}
+
+/// A gradient is not finite in `step`. The rows are run again one by one to find those that cause it.
+pub fn gradient_error(
+    step: usize,
+    rows: &[usize],
+    examples: &dyn Examples,
+    model: &CausalLm,
+    recompute: Recompute,
+    gradients: &mut Gradients,
+) -> Error {
+    let weights = broken_weights(model);
+    if !weights.is_empty() {
+        return weights_error(step, &weights);
+    }
+    let parameters: Vec<String> = gradients
+        .non_finite()
+        .into_iter()
+        .filter_map(|id| model.parameters().get(id.0))
+        .map(|p| format!("`{}`", p.name))
+        .collect();
+    let mut alone = |row: usize| -> crate::Result<bool> {
+        gradients.zero()?;
+        let micro = MicroBatch::new(vec![row], examples, model.config().vocab_size)?;
+        model.forward_backward(&micro.batch, recompute, gradients)?;
+        Ok(gradients.sum_squares()?.is_finite())
+    };
+    let culprits: Vec<usize> = rows
+        .iter()
+        .copied()
+        .filter(|&row| !alone(row).unwrap_or(false))
+        .collect();
+    let rows = match culprits.is_empty() {
+        // only their sum overflows
+        true => rows,
+        false => &culprits,
+    };
+    Error::NonFinite {
+        message: format!(
+            "step {step}: the gradient of {} is not finite because of {}; the weights are as they were before the step",
+            listed(&parameters, "parameters"),
+            row_names(rows, examples)
+        ),
+        hint: Some("look at these rows with `distill preview`; where they are fine, lower `sft.learning_rate` and go on from an earlier checkpoint".into()),
+    }
+}
+
+fn weights_error(step: usize, weights: &[String]) -> Error {
+    Error::NonFinite {
+        message: format!(
+            "step {step}: the weights of {} are not finite",
+            listed(weights, "parameters")
+        ),
+        hint: Some("the checkpoint it started from is broken, or the learning rate far too high".into()),
+    }
+}
+
+fn broken_weights(model: &CausalLm) -> Vec<String> {
+    let finite = |t: &Tensor| -> candle_core::Result<bool> {
+        let sum = t.to_dtype(DType::F32)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        // a maximum passes over NaN, a sum does not
+        let nan = t.to_dtype(DType::F32)?.mean_all()?.to_scalar::<f32>()?.is_nan();
+        Ok(sum.is_finite() && !nan)
+    };
+    model
+        .parameters()
+        .iter()
+        .filter(|p| !finite(&p.value).unwrap_or(false))
+        .map(|p| format!("`{}`", p.name))
+        .collect()
+}
+
+fn row_names(rows: &[usize], examples: &dyn Examples) -> String {
+    let names: Vec<String> = rows
+        .iter()
+        .map(|&row| format!("`{}`", examples.name(row)))
+        .collect();
+    listed(&names, "rows")
+}
+
+fn listed(names: &[String], what: &str) -> String {
+    match names.len() {
+        0..=NUM_NAMED => names.join(", "),
+        n => format!(
+            "{} and {} more {what}",
+            names[..NUM_NAMED].join(", "),
+            n - NUM_NAMED
+        ),
+    }
+}

@@ -1,0 +1,176 @@
+//! The numbers of a training run, resolved.
+
+use crate::optim::{AdamWConfig, Schedule};
+use crate::recipe::plan::SftPlan;
+use crate::recipe::{Recompute, ScheduleKind};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// What [`crate::train::train_sft`] does with a model and rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SftSettings {
+    /// Seed of the order of rows.
+    pub seed: u64,
+    /// What stands for the model and the rows: a checkpoint of another key is refused.
+    pub inputs_key: String,
+    pub epochs: usize,
+    /// Stop after so many steps even when epochs are left; the schedule ends there too.
+    pub max_steps: Option<usize>,
+    pub learning_rate: f64,
+    pub schedule: ScheduleKind,
+    pub min_learning_rate_ratio: f64,
+    pub warmup_ratio: f64,
+    /// Sequences per optimiser step.
+    pub batch_size: usize,
+    /// Sequences share a micro-batch; `false` runs them one by one.
+    pub packing: bool,
+    /// Tokens a micro-batch holds at most.
+    pub pack_length: usize,
+    /// Shuffle each epoch; `false` trains in file order.
+    pub shuffle: bool,
+    pub weight_decay: f64,
+    pub betas: [f64; 2],
+    pub adam_epsilon: f64,
+    /// 0 turns clipping off.
+    pub max_grad_norm: f64,
+    pub recompute: Recompute,
+    pub checkpoint_every_steps: usize,
+    pub keep_checkpoints: usize,
+}
+
+impl SftSettings {
+    /// The settings of a resolved plan.
+    pub fn from_plan(plan: &SftPlan, seed: u64, inputs_key: impl Into<String>) -> Self {
+        Self {
+            seed,
+            inputs_key: inputs_key.into(),
+            epochs: plan.epochs,
+            max_steps: plan.max_steps,
+            learning_rate: plan.learning_rate,
+            schedule: plan.schedule,
+            min_learning_rate_ratio: plan.min_learning_rate_ratio,
+            warmup_ratio: plan.warmup_ratio,
+            batch_size: plan.batch_size,
+            packing: plan.packing,
+            pack_length: plan.pack_length,
+            shuffle: plan.shuffle,
+            weight_decay: plan.weight_decay,
+            betas: plan.betas,
+            adam_epsilon: plan.adam_epsilon,
+            max_grad_norm: plan.max_grad_norm,
+            recompute: plan.recompute,
+            checkpoint_every_steps: plan.checkpoint_every_steps,
+            keep_checkpoints: plan.keep_checkpoints,
+        }
+    }
+
+    /// Steps of one pass over `num_rows` rows; the last one may have fewer rows.
+    pub fn steps_per_epoch(&self, num_rows: usize) -> usize {
+        num_rows.div_ceil(self.batch_size.max(1))
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self, num_rows: usize) -> usize {
+        let all = self.epochs * self.steps_per_epoch(num_rows);
+        self.max_steps.map_or(all, |most| all.min(most))
+    }
+
+    /// The learning rate of each step of a run of `total_steps`.
+    pub fn schedule(&self, total_steps: usize) -> Schedule {
+        Schedule {
+            kind: self.schedule,
+            warmup_steps: Schedule::warmup_steps(total_steps, self.warmup_ratio),
+            total_steps,
+            peak: self.learning_rate,
+            floor_ratio: self.min_learning_rate_ratio,
+        }
+    }
+
+    /// AdamW's constants.
+    pub fn adamw(&self) -> AdamWConfig {
+        AdamWConfig {
+            betas: self.betas,
+            eps: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+        }
+    }
+
+    /// Hash of everything that changes what is learned from `num_rows` rows; how often it is saved and what is computed
+    /// again do not.
+    pub fn key(&self, num_rows: usize) -> Result<String> {
+        let same = Self {
+            recompute: Recompute::None,
+            checkpoint_every_steps: 0,
+            keep_checkpoints: 0,
+            ..self.clone()
+        };
+        let bytes = serde_json::to_vec(&(same, num_rows))
+            .map_err(|e| Error::input(format!("hashing the training settings: {e}")))?;
+        Ok(Sha256::digest(&bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Small numbers for tests; every test overrides what it is about.
+    pub fn small() -> SftSettings {
+        SftSettings {
+            seed: 1,
+            inputs_key: "test".into(),
+            epochs: 2,
+            max_steps: None,
+            learning_rate: 1e-2,
+            schedule: ScheduleKind::Cosine,
+            min_learning_rate_ratio: 0.1,
+            warmup_ratio: 0.0,
+            batch_size: 3,
+            packing: true,
+            pack_length: 32,
+            shuffle: true,
+            weight_decay: 0.0,
+            betas: [0.9, 0.95],
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            recompute: Recompute::None,
+            checkpoint_every_steps: 100,
+            keep_checkpoints: 2,
+        }
+    }
+
+    #[test]
+    fn steps_count_the_last_partial_batch() {
+        let settings = small();
+        assert_eq!(settings.steps_per_epoch(7), 3);
+        assert_eq!(settings.total_steps(7), 6);
+        let most = |n| SftSettings {
+            max_steps: Some(n),
+            ..small()
+        };
+        assert_eq!(most(4).total_steps(7), 4);
+        assert_eq!(most(100).total_steps(7), 6);
+    }
+
+    #[test]
+    fn key_is_about_what_is_learned() {
+        let key = |s: &SftSettings, n| s.key(n).unwrap();
+        let settings = small();
+        let saved_more_often = SftSettings {
+            checkpoint_every_steps: 1,
+            recompute: Recompute::Block,
+            ..small()
+        };
+        let slower = SftSettings {
+            learning_rate: 1e-3,
+            ..small()
+        };
+        assert_eq!(key(&settings, 7), key(&saved_more_often, 7));
+        assert_ne!(key(&settings, 7), key(&slower, 7));
+        assert_ne!(key(&settings, 7), key(&settings, 8));
+    }
+}

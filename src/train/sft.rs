@@ -1,0 +1,259 @@
+//! The supervised fine-tuning loop, top to bottom.
+//!
+//! The loss of a step is the mean over the trained tokens of all its rows: `L = -1/N sum_t log p(x_t | x_<t)`. Gradients
+//! of the sum are gathered over as many micro-batches as memory asks for, and divided once, by the global count N, with
+//! the update; so packing, accumulation and recomputation do not change it.
+
+use super::checkpoint::{Checkpoints, Cursor};
+use super::micro_batch::{self, MicroBatch};
+use super::{Examples, SftSettings, non_finite, order};
+use crate::model::{CausalLm, Recompute};
+use crate::optim::{AdamW, clip_scale};
+use crate::progress::Stop;
+use crate::{Error, Result, recipe};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+
+/// One optimiser step: a line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepRecord {
+    /// From 1.
+    pub step: usize,
+    /// Passes over the rows after this step.
+    pub epoch: f64,
+    /// Mean over the step's trained tokens, before the update.
+    pub loss: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    pub learning_rate: f64,
+    /// Tokens seen since the start of the run, as TRL counts them.
+    pub num_tokens: u64,
+    /// Trained tokens since the start of the run.
+    pub num_trained_tokens: u64,
+    /// Rows of this step.
+    pub num_sequences: usize,
+    /// Packs they made.
+    pub num_micro_batches: usize,
+    pub tokens_per_s: f64,
+    /// Without checkpoints.
+    pub step_time_s: f64,
+}
+
+/// What a run tells while it goes.
+pub trait Observer {
+    /// A step is done.
+    fn step(&mut self, record: &StepRecord) -> Result<()>;
+
+    /// The checkpoint of `step` is written and about to count under `path`: what must not lag behind it has to be on the
+    /// disk when this returns.
+    fn checkpoint(&mut self, step: usize, path: &Path) -> Result<()>;
+
+    /// Called once before the first step: `step` updates are done already, 0 where nothing was there to go on from.
+    /// Whatever was recorded of later steps does not count any more.
+    fn resumed(&mut self, step: usize) -> Result<()>;
+
+    /// Something the user should know that is no error.
+    fn warn(&mut self, _text: &str) {}
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SftOutcome {
+    pub num_steps: usize,
+    /// Steps that an earlier process had done.
+    pub num_resumed_steps: usize,
+    pub num_tokens: u64,
+    pub num_trained_tokens: u64,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
+}
+
+/// Trains `model` in place on `examples`, with checkpoints in `dir`; goes on from the newest one there.
+///
+/// # Errors
+/// [`Error::Interrupted`] after `stop`, with everything saved. [`Error::NonFinite`] where a loss or gradient is no number,
+/// before the weights are touched. A row that cannot be trained on, a full disk, a damaged or foreign checkpoint.
+pub fn train_sft(
+    model: &CausalLm,
+    examples: &dyn Examples,
+    settings: &SftSettings,
+    dir: &Path,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<SftOutcome> {
+    check_rows(examples, settings.pack_length)?;
+    let num_rows = examples.len();
+    let steps_per_epoch = settings.steps_per_epoch(num_rows);
+    let total_steps = settings.total_steps(num_rows);
+    let schedule = settings.schedule(total_steps);
+    let recompute = match settings.recompute {
+        recipe::Recompute::None => Recompute::None,
+        recipe::Recompute::Block => Recompute::Block,
+    };
+
+    let parameters: Vec<_> = model
+        .parameters()
+        .iter()
+        .map(|p| (p.name.clone(), p.value.clone()))
+        .collect();
+    let mut optimizer = AdamW::new(&parameters, settings.adamw())?;
+    let mut gradients = model.new_gradients();
+    let checkpoints = Checkpoints::new(dir, settings.key(num_rows)?, settings.keep_checkpoints)?;
+    let mut cursor = checkpoints
+        .restore(model, &mut optimizer, &mut |text| observer.warn(text))?
+        .unwrap_or_default();
+    let num_resumed_steps = cursor.step;
+    let mut saved_step = cursor.step;
+    observer.resumed(cursor.step)?;
+
+    let mut rows_of_epoch = (usize::MAX, Vec::new());
+    while cursor.step < total_steps {
+        if stop.requested() {
+            if cursor.step > saved_step {
+                save(&checkpoints, cursor, model, &optimizer, observer)?;
+            }
+            return Err(interrupted(cursor.step, total_steps, dir));
+        }
+        let started = Instant::now();
+
+        // the rows of this step; the last step of an epoch takes what is left
+        let epoch = cursor.step / steps_per_epoch;
+        if rows_of_epoch.0 != epoch {
+            let order = order::epoch_order(num_rows, settings.shuffle, settings.seed, epoch);
+            rows_of_epoch = (epoch, order);
+        }
+        let first = cursor.step % steps_per_epoch * settings.batch_size;
+        let rows = &rows_of_epoch.1[first..num_rows.min(first + settings.batch_size)];
+        let num_trained = count_trained(rows, examples, cursor.step + 1)?;
+
+        // gradients of the summed loss
+        gradients.zero()?;
+        let mut loss_sum = 0f64;
+        let mut num_tokens = 0;
+        let packs = micro_batch::group(rows, examples, settings.packing, settings.pack_length)?;
+        let num_micro_batches = packs.len();
+        for pack in packs {
+            let micro = MicroBatch::new(pack, examples, model.config().vocab_size)?;
+            let logprobs = model.forward_backward(&micro.batch, recompute, &mut gradients)?;
+            let broken = non_finite::rows_without_loss(&micro, &logprobs);
+            if !broken.is_empty() {
+                return Err(non_finite::loss_error(cursor.step + 1, &broken, examples, model));
+            }
+            loss_sum -= logprobs.iter().map(|&l| f64::from(l)).sum::<f64>();
+            num_tokens += micro.batch.tokens.len();
+        }
+
+        // divided once, clipped, applied
+        let grad_norm = gradients.sum_squares()?.sqrt() / num_trained as f64;
+        if !grad_norm.is_finite() {
+            return Err(non_finite::gradient_error(
+                cursor.step + 1,
+                rows,
+                examples,
+                model,
+                recompute,
+                &mut gradients,
+            ));
+        }
+        let learning_rate = schedule.at(cursor.step);
+        let grad_scale = clip_scale(grad_norm, settings.max_grad_norm) / num_trained as f64;
+        optimizer.step(&gradients, learning_rate, grad_scale)?;
+
+        let loss = loss_sum / num_trained as f64;
+        cursor = Cursor {
+            step: cursor.step + 1,
+            num_tokens: cursor.num_tokens + num_tokens as u64,
+            num_trained_tokens: cursor.num_trained_tokens + num_trained as u64,
+            loss: Some(loss),
+        };
+        let step_time_s = started.elapsed().as_secs_f64();
+        observer.step(&StepRecord {
+            step: cursor.step,
+            epoch: cursor.step as f64 / steps_per_epoch as f64,
+            loss,
+            grad_norm,
+            learning_rate,
+            num_tokens: cursor.num_tokens,
+            num_trained_tokens: cursor.num_trained_tokens,
+            num_sequences: rows.len(),
+            num_micro_batches,
+            tokens_per_s: num_tokens as f64 / step_time_s,
+            step_time_s,
+        })?;
+
+        let due = cursor.step.is_multiple_of(settings.checkpoint_every_steps.max(1))
+            || cursor.step.is_multiple_of(steps_per_epoch)
+            || cursor.step == total_steps;
+        if due {
+            save(&checkpoints, cursor, model, &optimizer, observer)?;
+            saved_step = cursor.step;
+        }
+    }
+    Ok(SftOutcome {
+        num_steps: cursor.step,
+        num_resumed_steps,
+        num_tokens: cursor.num_tokens,
+        num_trained_tokens: cursor.num_trained_tokens,
+        loss: cursor.loss,
+    })
+}
+
+/// Writes a checkpoint; older ones go only once it counts.
+fn save(
+    checkpoints: &Checkpoints,
+    cursor: Cursor,
+    model: &CausalLm,
+    optimizer: &AdamW,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let pending = checkpoints.write(cursor, model, optimizer)?;
+    observer.checkpoint(cursor.step, pending.path())?;
+    pending.publish()?;
+    checkpoints.prune()
+}
+
+/// Refuses rows before the first step that could not be trained on in the last one.
+fn check_rows(examples: &dyn Examples, pack_length: usize) -> Result<()> {
+    if examples.is_empty() {
+        return Err(Error::input("there is no row to train on")
+            .with_hint("the data report says which rows were dropped and why"));
+    }
+    for row in 0..examples.len() {
+        let length = examples.length(row);
+        if length == 0 || length > pack_length {
+            return Err(Error::input(format!(
+                "{} has {length} tokens; a pack holds 1 to {pack_length}",
+                examples.name(row)
+            ))
+            .with_hint("raise `sft.pack_length`, or lower `sft.max_length`"));
+        }
+    }
+    Ok(())
+}
+
+/// The trained tokens of a step, which its loss is divided by.
+fn count_trained(rows: &[usize], examples: &dyn Examples, step: usize) -> Result<usize> {
+    let count: usize = rows
+        .iter()
+        .map(|&row| micro_batch::num_trained(examples, row))
+        .sum();
+    if count == 0 {
+        return Err(Error::input(format!(
+            "step {step}: no token of `{}` and the other {} rows is trained",
+            examples.name(rows[0]),
+            rows.len() - 1
+        ))
+        .with_hint("rows without a trained token must be dropped before training"));
+    }
+    Ok(count)
+}
+
+fn interrupted(step: usize, total_steps: usize, dir: &Path) -> Error {
+    Error::Interrupted {
+        message: format!(
+            "stopped after step {step} of {total_steps}, saved in `{}`; run the same command again to go on",
+            dir.display()
+        ),
+    }
+}
