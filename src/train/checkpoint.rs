@@ -87,7 +87,9 @@ impl Checkpoints {
                         "checkpoint `{}` is of a run with other settings, model or data",
                         path.display()
                     ))
-                    .with_hint("go back to the settings it was made with, or start over with `--fresh`"));
+                    .with_hint(
+                        "go back to the settings it was made with, or start over with `--fresh`",
+                    ));
                 }
                 Ok(marker) => {
                     restore_weights(model, &path, &marker)?;
@@ -196,8 +198,12 @@ impl Pending {
 
 /// The marker of a checkpoint whose files are all there and unchanged.
 fn verify(path: &Path) -> Result<Marker> {
-    let damaged =
-        |what: String| Error::input(format!("checkpoint `{}` is damaged: {what}", path.display()));
+    let damaged = |what: String| {
+        Error::input(format!(
+            "checkpoint `{}` is damaged: {what}",
+            path.display()
+        ))
+    };
     let json = fs::read(path.join(MARKER)).map_err(|e| damaged(format!("`{MARKER}`: {e}")))?;
     let marker: Marker =
         serde_json::from_slice(&json).map_err(|e| damaged(format!("`{MARKER}`: {e}")))?;
@@ -224,7 +230,8 @@ fn verify(path: &Path) -> Result<Marker> {
 
 /// Copies the saved weights into the model's tensors.
 fn restore_weights(model: &CausalLm, path: &Path, marker: &Marker) -> Result<()> {
-    let place = |e: candle_core::Error| Error::input(format!("checkpoint `{}`: {e}", path.display()));
+    let place =
+        |e: candle_core::Error| Error::input(format!("checkpoint `{}`: {e}", path.display()));
     let files: Vec<PathBuf> = marker
         .files
         .iter()

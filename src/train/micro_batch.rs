@@ -152,8 +152,16 @@ pub(crate) mod tests {
     #[test]
     fn unusable_rows_are_named() {
         let rows = Rows(vec![(vec![5, 6], vec![1]), (vec![5, 10], vec![0, 1])]);
-        let error = |row| MicroBatch::new(vec![row], &rows, 10).err().unwrap().to_string();
+        let error = |row| {
+            MicroBatch::new(vec![row], &rows, 10)
+                .err()
+                .unwrap()
+                .to_string()
+        };
         assert_eq!(error(0), "row 0: 2 tokens with a mask of 1");
-        assert_eq!(error(1), "row 1: token 10 is outside the model's vocabulary of 10");
+        assert_eq!(
+            error(1),
+            "row 1: token 10 is outside the model's vocabulary of 10"
+        );
     }
 }

@@ -49,12 +49,13 @@ pub fn gradient_error(
     }
     let parameters: Vec<String> = gradients
         .non_finite()
+        .unwrap_or_default()
         .into_iter()
         .filter_map(|id| model.parameters().get(id.0))
         .map(|p| format!("`{}`", p.name))
         .collect();
     let mut alone = |row: usize| -> crate::Result<bool> {
-        gradients.zero()?;
+        gradients.zero();
         let micro = MicroBatch::new(vec![row], examples, model.config().vocab_size)?;
         model.forward_backward(&micro.batch, recompute, gradients)?;
         Ok(gradients.sum_squares()?.is_finite())
@@ -85,15 +86,25 @@ fn weights_error(step: usize, weights: &[String]) -> Error {
             "step {step}: the weights of {} are not finite",
             listed(weights, "parameters")
         ),
-        hint: Some("the checkpoint it started from is broken, or the learning rate far too high".into()),
+        hint: Some(
+            "the checkpoint it started from is broken, or the learning rate far too high".into(),
+        ),
     }
 }
 
 fn broken_weights(model: &CausalLm) -> Vec<String> {
     let finite = |t: &Tensor| -> candle_core::Result<bool> {
-        let sum = t.to_dtype(DType::F32)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let sum = t
+            .to_dtype(DType::F32)?
+            .abs()?
+            .max_all()?
+            .to_scalar::<f32>()?;
         // a maximum passes over NaN, a sum does not
-        let nan = t.to_dtype(DType::F32)?.mean_all()?.to_scalar::<f32>()?.is_nan();
+        let nan = t
+            .to_dtype(DType::F32)?
+            .mean_all()?
+            .to_scalar::<f32>()?
+            .is_nan();
         Ok(sum.is_finite() && !nan)
     };
     model

@@ -73,6 +73,9 @@ mod tests {
             *counts.entry(epoch_order(3, true, seed, 0)).or_insert(0) += 1;
         }
         assert_eq!(counts.len(), 6);
-        assert!(counts.values().all(|n| (850..1150).contains(n)), "{counts:?}");
+        assert!(
+            counts.values().all(|n| (850..1150).contains(n)),
+            "{counts:?}"
+        );
     }
 }

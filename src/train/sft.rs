@@ -128,7 +128,7 @@ pub fn train_sft(
         let num_trained = count_trained(rows, examples, cursor.step + 1)?;
 
         // gradients of the summed loss
-        gradients.zero()?;
+        gradients.zero();
         let mut loss_sum = 0f64;
         let mut num_tokens = 0;
         let packs = micro_batch::group(rows, examples, settings.packing, settings.pack_length)?;
@@ -138,7 +138,12 @@ pub fn train_sft(
             let logprobs = model.forward_backward(&micro.batch, recompute, &mut gradients)?;
             let broken = non_finite::rows_without_loss(&micro, &logprobs);
             if !broken.is_empty() {
-                return Err(non_finite::loss_error(cursor.step + 1, &broken, examples, model));
+                return Err(non_finite::loss_error(
+                    cursor.step + 1,
+                    &broken,
+                    examples,
+                    model,
+                ));
             }
             loss_sum -= logprobs.iter().map(|&l| f64::from(l)).sum::<f64>();
             num_tokens += micro.batch.tokens.len();
@@ -182,7 +187,9 @@ pub fn train_sft(
             step_time_s,
         })?;
 
-        let due = cursor.step.is_multiple_of(settings.checkpoint_every_steps.max(1))
+        let due = cursor
+            .step
+            .is_multiple_of(settings.checkpoint_every_steps.max(1))
             || cursor.step.is_multiple_of(steps_per_epoch)
             || cursor.step == total_steps;
         if due {
