@@ -1,8 +1,7 @@
 //! Passes over one row of logits: maximum, sum of exponentials, weights. Written so that the compiler turns them into
 //! vector code for the processor at hand; the result is a function of the row alone.
 
-/// Independent accumulators: sums are made in this many lanes, whatever the width of the processor's vectors.
-const LANES: usize = 16;
+use crate::ops::vector::{LANES, exp, max_of, reduce, vectorised};
 
 /// Tokens whose weights are summed up together, so that whole chunks can be passed over.
 pub const CHUNK: usize = 64;
@@ -17,94 +16,10 @@ pub struct Weights {
     pub chunk_sum: Vec<f64>,
 }
 
-/// Compiles `$body` for AVX-512, AVX2 and the baseline, and calls the best one the processor has.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block) => {
-        $(#[$doc])*
-        pub fn $name($($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                let fma = std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
-                if fma
-                    && std::arch::is_x86_feature_detected!("avx512f")
-                    && std::arch::is_x86_feature_detected!("avx512dq")
-                    && std::arch::is_x86_feature_detected!("avx512vl")
-                {
-                    // SAFETY: the features were found a line above
-                    return unsafe { avx512($($arg),*) };
-                }
-                if fma {
-                    // SAFETY: as above
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    };
-}
-
-/// e^x for x <= 0 within two units in the last place; 0 below -87, NaN for NaN. Cody-Waite reduction by ln 2 and the
-/// polynomial of Cephes' expf.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    /// 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits
-    const ROUND: f32 = 12_582_912.0;
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = x - n * 0.693_359_375 - n * -2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_199_9e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_6e-1;
-    p = p * r + 0.5;
-    p = p * r * r + r + 1.0;
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    if x < -87.0 { 0.0 } else { p * power }
-}
-
-/// Lanes to one value by halves, always in the same order.
-#[inline(always)]
-fn reduce(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = combine(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-/// The larger one; a NaN on the right is passed over.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if b > a { b } else { a }
-}
-
-#[inline(always)]
-fn max_of(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = row.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, x);
-        }
-    }
-    rest.iter()
-        .fold(reduce(lanes, larger), |max, &x| larger(max, x))
-}
-
 vectorised! {
     /// The largest logit and the sum over the row of exp(logit - largest). The sum is NaN where the row holds a NaN or has
     /// no finite maximum.
-    fn max_and_sum(row: &[f32]) -> (f32, f64) {
+    pub fn max_and_sum(row: &[f32]) -> (f32, f64) {
         let max = max_of(row);
         let mut sum = 0.0;
         // f32 lanes within a piece, f64 between pieces
@@ -127,7 +42,7 @@ vectorised! {
 
 vectorised! {
     /// Fills in exp((logit - largest) / temperature) of each token, and the largest and the sum of each chunk.
-    fn weigh(row: &[f32], temperature: f32, weights: &mut Weights) {
+    pub fn weigh(row: &[f32], temperature: f32, weights: &mut Weights) {
         let max = max_of(row);
         let scale = 1.0 / temperature;
         let Weights { each, chunk_max, chunk_sum } = weights;
@@ -158,7 +73,7 @@ vectorised! {
 
 vectorised! {
     /// The first token with the largest logit.
-    fn argmax(row: &[f32]) -> u32 {
+    pub fn argmax(row: &[f32]) -> u32 {
         let max = max_of(row);
         row.iter().position(|&x| x == max).unwrap_or(0) as u32
     }
@@ -167,19 +82,6 @@ vectorised! {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_exact_to_two_units() {
-        for i in 0..87_000 {
-            let x = -i as f32 / 1000.0;
-            let exact = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - exact).abs() / exact;
-            assert!(error < 2.5e-7, "exp({x}): {error}");
-        }
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert!(exp(f32::NAN).is_nan());
-    }
 
     #[test]
     fn sums_by_hand() {

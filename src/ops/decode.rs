@@ -1,11 +1,33 @@
 //! Operations of decoding, one token a sequence: a row's result depends on that row only, bit for bit.
+//!
+//! f32 tensors in the memory of the CPU go through the kernels of `decode_cpu`; everything else through the portable forms
+//! here, composed of candle's operations.
 
+use std::ops::Deref;
+
+use super::decode_cpu::{self, CacheShape};
 use super::plain;
 use crate::Result;
-use candle_core::{D, DType, Tensor};
+use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Storage, Tensor};
 
 /// `y = x w^T + b`, row by row. x: `[B, I]`, w: `[O, I]` -> `[B, O]`.
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let ((num_rows, num_in), (num_out, w_in)) = (x.dims2()?, w.dims2()?);
+    let bias_fits = b.is_none_or(|b| b.dims() == [num_out]);
+    if let (true, true, Some(x_data), Some(w_data)) =
+        (w_in == num_in, bias_fits, cpu_f32(x), cpu_f32(w))
+    {
+        let b_data = b.map(cpu_f32);
+        if !matches!(b_data, Some(None)) {
+            let bias = b_data.as_ref().and_then(Option::as_deref);
+            let y = decode_cpu::linear(&x_data, &w_data, bias, num_in);
+            return Ok(Tensor::from_vec(y, (num_rows, num_out), x.device())?);
+        }
+    }
+    linear_portable(x, w, b)
+}
+
+fn linear_portable(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let rows: Vec<Tensor> = (0..x.dim(0)?)
         .map(|i| plain::linear(&x.narrow(0, i, 1)?, w, b))
         .collect::<Result<_>>()?;
@@ -14,6 +36,68 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
 
 /// `cache[slots[t], :, positions[t], :] = x[t]`. cache: `[S, K, P, D]`, x: `[T, K, D]`.
 pub fn append(cache: &Tensor, x: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
+    if cpu_f32(cache).is_some() && cpu_f32(x).is_some() {
+        return Ok(cache.inplace_op2(x, &Append { slots, positions })?);
+    }
+    append_portable(cache, x, slots, positions)
+}
+
+/// [`append`] in the cache's own memory.
+struct Append<'a> {
+    slots: &'a [u32],
+    positions: &'a [u32],
+}
+
+impl InplaceOp2 for Append<'_> {
+    fn name(&self) -> &'static str {
+        "append-to-cache"
+    }
+
+    fn cpu_fwd(
+        &self,
+        cache: &mut CpuStorage,
+        cache_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (num_slots, k, p, d) = cache_layout.shape().dims4()?;
+        let (t, x_k, x_d) = x_layout.shape().dims3()?;
+        let fits = self.slots.iter().all(|&slot| (slot as usize) < num_slots)
+            && self
+                .positions
+                .iter()
+                .all(|&position| (position as usize) < p)
+            && (self.slots.len(), self.positions.len(), x_k, x_d) == (t, t, k, d);
+        let (Some((start, _)), Some((x_start, _))) = (
+            cache_layout.contiguous_offsets(),
+            x_layout.contiguous_offsets(),
+        ) else {
+            candle_core::bail!("append-to-cache: not contiguous")
+        };
+        if !fits {
+            candle_core::bail!(
+                "append-to-cache: {:?} does not fit into {:?}",
+                x_layout.shape(),
+                cache_layout.shape()
+            )
+        }
+        let CpuStorage::F32(cache) = cache else {
+            candle_core::bail!("append-to-cache: not f32")
+        };
+        let rows = x.as_slice::<f32>()?[x_start..].chunks_exact(d);
+        for (row, x) in rows.take(t * k).enumerate() {
+            let (slot, position) = (
+                self.slots[row / k] as usize,
+                self.positions[row / k] as usize,
+            );
+            let at = start + ((slot * k + row % k) * p + position) * d;
+            cache[at..at + d].copy_from_slice(x);
+        }
+        Ok(())
+    }
+}
+
+fn append_portable(cache: &Tensor, x: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
     let (s, k, p, d) = cache.dims4()?;
     let flat = cache.reshape((s * k * p, d))?;
     for (t, (&slot, &position)) in slots.iter().zip(positions).enumerate() {
@@ -32,6 +116,37 @@ pub fn append(cache: &Tensor, x: &Tensor, slots: &[u32], positions: &[u32]) -> R
 /// Attention of one query a sequence over the first `lens[b]` cached positions of `slots[b]`. q: `[B, H, D]`, caches
 /// `[S, K, P, D]` -> `[B, H, D]`.
 pub fn attention(
+    q: &Tensor,
+    k_cache: &Tensor,
+    v_cache: &Tensor,
+    slots: &[u32],
+    lens: &[u32],
+    scale: f64,
+) -> Result<Tensor> {
+    let (b, h, d) = q.dims3()?;
+    let (s, k, p, cache_d) = k_cache.dims4()?;
+    let fits = k_cache.dims() == v_cache.dims()
+        && cache_d == d
+        && h % k == 0
+        && (slots.len(), lens.len()) == (b, b)
+        && slots.iter().all(|&slot| (slot as usize) < s)
+        && lens.iter().all(|&len| (1..=p).contains(&(len as usize)));
+    if let (true, Some(q_data), Some(keys), Some(values)) =
+        (fits, cpu_f32(q), cpu_f32(k_cache), cpu_f32(v_cache))
+    {
+        let shape = CacheShape {
+            num_heads: h,
+            num_kv_heads: k,
+            num_positions: p,
+            head_dim: d,
+        };
+        let o = decode_cpu::attention(&q_data, &keys, &values, shape, slots, lens, scale as f32);
+        return Ok(Tensor::from_vec(o, (b, h, d), q.device())?);
+    }
+    attention_portable(q, k_cache, v_cache, slots, lens, scale)
+}
+
+fn attention_portable(
     q: &Tensor,
     k_cache: &Tensor,
     v_cache: &Tensor,
@@ -69,4 +184,119 @@ pub fn attention(
         );
     }
     Ok(Tensor::cat(&rows, 0)?)
+}
+
+/// The numbers of a contiguous f32 tensor in the memory of the CPU.
+struct CpuF32<G> {
+    storage: G,
+    start: usize,
+    end: usize,
+}
+
+fn cpu_f32(t: &Tensor) -> Option<impl Deref<Target = [f32]>> {
+    let (storage, layout) = t.storage_and_layout();
+    let (start, end) = layout.contiguous_offsets()?;
+    matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))).then_some(CpuF32 {
+        storage,
+        start,
+        end,
+    })
+}
+
+impl<G: Deref<Target = Storage>> Deref for CpuF32<G> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
+            // excluded where it is made
+            _ => &[],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn random(shape: &[usize]) -> Tensor {
+        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    }
+
+    fn largest_gap(a: &Tensor, b: &Tensor) -> f32 {
+        let gap = (a - b).unwrap().abs().unwrap().flatten_all().unwrap();
+        gap.max(0).unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn linear_by_hand() {
+        let x = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let w = Tensor::new(&[[1f32, 0.0], [0.5, -1.0], [2.0, 2.0]], &Device::Cpu).unwrap();
+        let b = Tensor::new(&[0f32, 10.0, -1.0], &Device::Cpu).unwrap();
+        let y = linear(&x, &w, Some(&b)).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(y, [[1.0, 8.5, 5.0], [3.0, 7.5, 13.0]]);
+    }
+
+    #[test]
+    fn linear_is_the_portable_one_and_rows_are_alone() {
+        for (b, i, o) in [
+            (1, 16, 8),
+            (3, 33, 41),
+            (16, 64, 300),
+            (17, 5, 7),
+            (40, 48, 129),
+        ] {
+            let (x, w, bias) = (random(&[b, i]), random(&[o, i]), random(&[o]));
+            for bias in [None, Some(&bias)] {
+                let y = linear(&x, &w, bias).unwrap();
+                assert!(largest_gap(&y, &linear_portable(&x, &w, bias).unwrap()) < 2e-5);
+                for row in 0..b {
+                    let alone = linear(&x.narrow(0, row, 1).unwrap(), &w, bias).unwrap();
+                    assert_eq!(largest_gap(&alone, &y.narrow(0, row, 1).unwrap()), 0.0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_the_portable_one_and_rows_are_alone() {
+        for (h, k, d) in [(4, 2, 8), (3, 3, 5), (8, 1, 64)] {
+            let (s, p) = (5, 40);
+            let cache = || Tensor::zeros((s, k, p, d), DType::F32, &Device::Cpu).unwrap();
+            let caches = [(cache(), cache()), (cache(), cache())];
+            for position in 0..p as u32 {
+                let slots: Vec<u32> = (0..s as u32).collect();
+                let (keys, values) = (random(&[s, k, d]), random(&[s, k, d]));
+                let positions = vec![position; s];
+                append(&caches[0].0, &keys, &slots, &positions).unwrap();
+                append(&caches[0].1, &values, &slots, &positions).unwrap();
+                append_portable(&caches[1].0, &keys, &slots, &positions).unwrap();
+                append_portable(&caches[1].1, &values, &slots, &positions).unwrap();
+            }
+            let [(keys, values), (other_keys, other_values)] = &caches;
+            assert_eq!(largest_gap(keys, other_keys), 0.0);
+            assert_eq!(largest_gap(values, other_values), 0.0);
+            let (slots, lens) = ([3, 0, 4], [40, 1, 17]);
+            let q = random(&[3, h, d]);
+            let o = attention(&q, keys, values, &slots, &lens, 0.3).unwrap();
+            let expected = attention_portable(&q, keys, values, &slots, &lens, 0.3).unwrap();
+            assert!(largest_gap(&o, &expected) < 1e-5);
+            for row in 0..3 {
+                let q = q.narrow(0, row, 1).unwrap();
+                let alone =
+                    attention(&q, keys, values, &slots[row..=row], &lens[row..=row], 0.3).unwrap();
+                assert_eq!(largest_gap(&alone, &o.narrow(0, row, 1).unwrap()), 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let cache = random(&[2, 1, 4, 8]);
+        for (slot, position) in [(2, 0), (0, 4)] {
+            assert!(append(&cache, &random(&[1, 1, 8]), &[slot], &[position]).is_err());
+        }
+        assert!(linear(&random(&[2, 3]), &random(&[4, 5]), None).is_err());
+    }
 }

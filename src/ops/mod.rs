@@ -7,10 +7,12 @@
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference.
 
 pub mod decode;
+mod decode_cpu;
 pub mod gradients;
 pub mod plain;
 pub mod seq_lens;
 pub mod update;
+pub(crate) mod vector;
 
 pub use gradients::{Gradients, ParamId};
 pub use plain::{
