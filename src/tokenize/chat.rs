@@ -454,39 +454,41 @@ fn after_prefill(prefill: &str, body: &str) -> Result<String> {
     ))
 }
 
-/// Reasoning inside the content, as `<think>\n…\n</think>\n\n…`: what stands in a field of its own is put there, and an
-/// opening tag that the source left out is put in front.
+/// Reasoning at the head of the content, as `<think>\n…\n</think>\n\n…`: what stands in a field of its own is put there, an
+/// opening tag that the source left out is put in front, white space before the tag goes.
 fn with_reasoning_inside(messages: &[Message]) -> Cow<'_, [Message]> {
     const FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-    let in_field = |message: &Message| {
-        FIELDS
+    let changed = |message: &Message| -> Option<String> {
+        if message.role != "assistant" {
+            return None;
+        }
+        let content = message.content.as_str();
+        let trimmed = content.trim_start();
+        if let Some((reasoning, _)) = content.split_once("</think>") {
+            return if !reasoning.contains("<think>") {
+                Some(format!("<think>\n{trimmed}"))
+            } else if trimmed.starts_with("<think>") && trimmed != content {
+                Some(trimmed.to_string())
+            } else {
+                None
+            };
+        }
+        let reasoning = FIELDS
             .iter()
-            .find_map(|name| message.extra.get(*name)?.as_str())
-            .map(|text| text.trim_matches('\n').to_string())
-            .filter(|text| !text.is_empty() && !message.content.contains("</think>"))
+            .find_map(|name| message.extra.get(*name)?.as_str())?
+            .trim_matches('\n');
+        let answer = content.trim_start_matches('\n');
+        (!reasoning.is_empty()).then(|| format!("<think>\n{reasoning}\n</think>\n\n{answer}"))
     };
-    let unopened = |content: &str| {
-        content
-            .split_once("</think>")
-            .is_some_and(|(r, _)| !r.contains("<think>"))
-    };
-    let changes = |message: &Message| {
-        message.role == "assistant" && (in_field(message).is_some() || unopened(&message.content))
-    };
-    if !messages.iter().any(changes) {
-        return Cow::Borrowed(messages);
-    }
-    let mut messages = messages.to_vec();
-    for message in messages.iter_mut().filter(|message| changes(message)) {
-        if let Some(reasoning) = in_field(message) {
-            let answer = message.content.trim_start_matches('\n');
-            message.content = format!("<think>\n{reasoning}\n</think>\n\n{answer}");
-            for name in FIELDS {
-                message.extra.shift_remove(name);
-            }
-        } else {
-            message.content = format!("<think>\n{}", message.content.trim_start());
+    let mut result = Cow::Borrowed(messages);
+    for (index, message) in messages.iter().enumerate() {
+        if let Some(content) = changed(message) {
+            let message = &mut result.to_mut()[index];
+            message.content = content;
+            message
+                .extra
+                .retain(|name, _| !FIELDS.contains(&name.as_str()));
         }
     }
-    Cow::Owned(messages)
+    result
 }
