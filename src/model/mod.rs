@@ -1,1 +1,416 @@
-//! The room `model`.
+//! Qwen2 / Qwen2.5, Qwen3 and Llama 3.x: forward and backward written out over [`crate::ops`], weights in and out in the
+//! layout of Hugging Face, and the KV cache. No tokenizer, no optimiser, no loop.
+//!
+//! Letters: T tokens of all sequences end to end, C model width, H query heads, K key/value heads, D head dim, V
+//! vocabulary, B sequences that are decoded side by side.
+//!
+//! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
+//! - `block`: one transformer block; [`cache`]: keys and values of sequences being sampled.
+
+mod block;
+pub mod cache;
+pub mod config;
+pub mod family;
+mod rope;
+pub mod weights;
+
+pub use cache::KvCache;
+pub use config::{Architecture, Llama3Scaling, ModelConfig};
+
+use crate::ops::{self, Gradients, ParamId, RopeTable, SeqLens};
+use crate::{Error, Result};
+use block::{Block, Places, Saved};
+use candle_core::{DType, Device, Tensor};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// A named weight.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// As in the files of Hugging Face.
+    pub name: String,
+    /// Updated in place by the optimiser.
+    pub value: Tensor,
+}
+
+/// Where weights go and in which dtype.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    pub device: Device,
+    pub dtype: DType,
+}
+
+/// Which activations are computed again in the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// None: all are kept.
+    None,
+    /// A block's input is kept, the rest computed again.
+    Block,
+}
+
+/// Sequences end to end with what each token should predict.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    pub tokens: Vec<u32>,
+    /// Sums to the number of tokens.
+    pub seq_lens: Vec<usize>,
+    /// The next token of the same sequence; of no meaning where the weight is 0.
+    pub targets: Vec<u32>,
+    /// Weight of each target's log-probability in the loss; 0 is not trained.
+    pub weights: Vec<f32>,
+}
+
+/// A causal language model.
+pub struct CausalLm {
+    config: ModelConfig,
+    parameters: Vec<Parameter>,
+    blocks: Vec<Block>,
+    embed: ParamId,
+    norm: ParamId,
+    head: ParamId,
+    rope: RopeTable,
+    device: Device,
+    dtype: DType,
+}
+
+/// The dtype sums over tokens are taken in.
+fn sum_dtype(dtype: DType) -> DType {
+    if dtype == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    }
+}
+
+impl CausalLm {
+    /// Loads a folder in the Hugging Face layout.
+    ///
+    /// # Errors
+    /// A missing, damaged or unfitting file or tensor, named.
+    pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
+        Self::load_as(folder, ModelConfig::from_folder(folder)?, options)
+    }
+
+    /// Loads the weights of a folder under a changed configuration (RoPE base, number of positions).
+    ///
+    /// # Errors
+    /// As [`CausalLm::load`].
+    pub fn load_as(folder: &Path, config: ModelConfig, options: &LoadOptions) -> Result<Self> {
+        let weights = weights::load(folder, &config, &options.device, options.dtype)?;
+        Self::from_weights(config, weights, &options.device, options.dtype)
+    }
+
+    /// Random weights: normal with `initializer_range`, norms 1, biases 0. The same seed gives the same weights on every
+    /// machine and device.
+    pub fn random(config: ModelConfig, seed: u64, device: &Device, dtype: DType) -> Result<Self> {
+        let std = config.initializer_range;
+        let weights = config
+            .weight_shapes()
+            .iter()
+            .enumerate()
+            .map(|(i, (name, shape))| -> Result<Tensor> {
+                let n = shape.iter().product();
+                let values: Vec<f32> = if name.ends_with(".bias") {
+                    vec![0.0; n]
+                } else if shape.len() == 1 {
+                    vec![1.0; n]
+                } else {
+                    normal(seed, i as u64, n, std)
+                };
+                Ok(Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?
+                    .to_dtype(dtype)?
+                    .to_device(device)?)
+            })
+            .collect::<Result<_>>()?;
+        Self::from_weights(config, weights, device, dtype)
+    }
+
+    fn from_weights(
+        config: ModelConfig,
+        weights: Vec<Tensor>,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let parameters: Vec<Parameter> = config
+            .weight_shapes()
+            .into_iter()
+            .zip(weights)
+            .map(|((name, _), value)| Parameter { name, value })
+            .collect();
+        let places: HashMap<String, ParamId> = parameters
+            .iter()
+            .enumerate()
+            .map(|(i, p)| (p.name.clone(), ParamId(i)))
+            .collect();
+        let id = |name: &str| places[name];
+        let embed = id("model.embed_tokens.weight");
+        Ok(Self {
+            blocks: (0..config.num_hidden_layers)
+                .map(|l| Block::new(&config, l, &id))
+                .collect(),
+            embed,
+            norm: id("model.norm.weight"),
+            head: if config.tie_word_embeddings {
+                embed
+            } else {
+                id("lm_head.weight")
+            },
+            rope: rope::table(&config, device)?,
+            config,
+            parameters,
+            device: device.clone(),
+            dtype,
+        })
+    }
+
+    /// Writes weights and `config.json`; shards of at most `max_shard_bytes`.
+    pub fn save(&self, folder: &Path, max_shard_bytes: u64) -> Result<()> {
+        let named: Vec<(String, Tensor)> = self
+            .parameters
+            .iter()
+            .map(|p| (p.name.clone(), p.value.clone()))
+            .collect();
+        weights::save(folder, &self.config, &named, max_shard_bytes)
+    }
+
+    /// The shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// All weights; a [`ParamId`] is a place in this list.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Dtype of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Zero gradients for all weights.
+    pub fn new_gradients(&self) -> Gradients {
+        let shapes = self
+            .parameters
+            .iter()
+            .map(|p| p.value.dims().to_vec())
+            .collect();
+        Gradients::new(shapes, &self.device)
+    }
+
+    fn w(&self, id: ParamId) -> &Tensor {
+        &self.parameters[id.0].value
+    }
+
+    fn scale(&self) -> f64 {
+        1.0 / (self.config.head_dim as f64).sqrt()
+    }
+
+    /// Adds the gradient of `-sum_t weights[t] * logp[t]` to `grads` and returns `logp`, 0 where the weight is 0.
+    ///
+    /// # Errors
+    /// A batch whose parts do not fit each other or the model.
+    pub fn forward_backward(
+        &self,
+        batch: &Batch,
+        recompute: Recompute,
+        grads: &mut Gradients,
+    ) -> Result<Vec<f32>> {
+        let rows = self.check(batch)?;
+        if rows.is_empty() {
+            return Ok(vec![0.0; batch.tokens.len()]);
+        }
+        let seqs = SeqLens::new(&batch.seq_lens);
+        let positions = seqs.positions();
+        let places = Places {
+            rope: &self.rope,
+            positions: &positions,
+        };
+        let mut x = ops::embedding(self.w(self.embed), &batch.tokens)?; // [T, C]
+        let mut kept: Vec<Kept> = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let (y, saved) = block.forward(self, &x, &seqs, &places)?;
+            kept.push(match recompute {
+                Recompute::None => Kept::All(Box::new(saved)),
+                Recompute::Block => Kept::Input(x),
+            });
+            x = y;
+        }
+        let (logprobs, mut dx) = self.head_backward(batch, &rows, &x, grads)?;
+        drop(x);
+        for block in self.blocks.iter().rev() {
+            let Some(kept) = kept.pop() else { break };
+            let saved = match kept {
+                Kept::All(saved) => *saved,
+                Kept::Input(x) => block.forward(self, &x, &seqs, &places)?.1,
+            };
+            dx = block.backward(self, saved, dx, &seqs, &places, grads)?;
+        }
+        grads.add_rows(self.embed, &batch.tokens, &dx)?;
+        Ok(logprobs)
+    }
+
+    /// Loss and its gradient with respect to the last residual stream; only trained rows go through the head.
+    fn head_backward(
+        &self,
+        batch: &Batch,
+        rows: &[u32],
+        x: &Tensor,
+        grads: &mut Gradients,
+    ) -> Result<(Vec<f32>, Tensor)> {
+        let eps = self.config.rms_norm_eps;
+        let all = rows.len() == batch.tokens.len();
+        let index = Tensor::new(rows, &self.device)?;
+        let picked = if all {
+            x.clone()
+        } else {
+            x.index_select(&index, 0)?
+        }; // [R, C]
+        let h = ops::rms_norm(&picked, self.w(self.norm), eps)?;
+        let targets: Vec<u32> = rows.iter().map(|&r| batch.targets[r as usize]).collect();
+        let weights: Vec<f32> = rows.iter().map(|&r| batch.weights[r as usize]).collect();
+        let (some, dh) =
+            ops::linear_cross_entropy(&h, self.w(self.head), &targets, &weights, grads, self.head)?;
+        let (d_picked, d_w) = ops::rms_norm_backward(&picked, self.w(self.norm), eps, &dh)?;
+        grads.add(self.norm, &d_w)?;
+        let dx = if all {
+            d_picked
+        } else {
+            x.zeros_like()?.index_add(&index, &d_picked, 0)?
+        };
+        let mut logprobs = vec![0.0; batch.tokens.len()];
+        for (&row, value) in rows.iter().zip(some) {
+            logprobs[row as usize] = value;
+        }
+        Ok((logprobs, dx))
+    }
+
+    /// Log-probability of each target whose weight is not 0; 0 elsewhere.
+    pub fn logprobs(&self, batch: &Batch) -> Result<Vec<f32>> {
+        let rows = self.check(batch)?;
+        let mut all = vec![0.0; batch.tokens.len()];
+        if rows.is_empty() {
+            return Ok(all);
+        }
+        let x = self.residual(&batch.tokens, &batch.seq_lens)?;
+        let picked = x.index_select(&Tensor::new(rows.as_slice(), &self.device)?, 0)?;
+        let h = ops::rms_norm(&picked, self.w(self.norm), self.config.rms_norm_eps)?;
+        let targets: Vec<u32> = rows.iter().map(|&r| batch.targets[r as usize]).collect();
+        for (&row, value) in rows
+            .iter()
+            .zip(ops::linear_logprobs(&h, self.w(self.head), &targets)?)
+        {
+            all[row as usize] = value;
+        }
+        Ok(all)
+    }
+
+    /// Logits of every token, `[T, V]` in f32: for tests and small inputs.
+    pub fn logits(&self, tokens: &[u32], seq_lens: &[usize]) -> Result<Tensor> {
+        let x = self.residual(tokens, seq_lens)?;
+        let h = ops::rms_norm(&x, self.w(self.norm), self.config.rms_norm_eps)?;
+        Ok(ops::linear(&h, self.w(self.head), None)?.to_dtype(DType::F32)?)
+    }
+
+    /// The residual stream after the last block. -> `[T, C]`
+    fn residual(&self, tokens: &[u32], seq_lens: &[usize]) -> Result<Tensor> {
+        self.check_tokens(tokens, seq_lens)?;
+        let seqs = SeqLens::new(seq_lens);
+        let positions = seqs.positions();
+        let places = Places {
+            rope: &self.rope,
+            positions: &positions,
+        };
+        let mut x = ops::embedding(self.w(self.embed), tokens)?;
+        for block in &self.blocks {
+            let h = block.norm1(self, &x)?;
+            let qkv = block.qkv(self, &h, &places, ops::linear)?;
+            let (o, _) = ops::attention(&qkv.q, &qkv.k, &qkv.v, &seqs, self.scale())?;
+            x = block.finish(self, &x, &o, ops::linear)?;
+        }
+        Ok(x)
+    }
+
+    /// Rows with a weight, after checking that the batch fits.
+    fn check(&self, batch: &Batch) -> Result<Vec<u32>> {
+        let t = batch.tokens.len();
+        if batch.targets.len() != t || batch.weights.len() != t {
+            return Err(Error::input(format!(
+                "a batch of {t} tokens has {} targets and {} weights",
+                batch.targets.len(),
+                batch.weights.len()
+            )));
+        }
+        self.check_tokens(&batch.tokens, &batch.seq_lens)?;
+        let rows: Vec<u32> = (0..t as u32)
+            .filter(|&r| batch.weights[r as usize] != 0.0)
+            .collect();
+        for &row in &rows {
+            self.check_token(batch.targets[row as usize])?;
+        }
+        Ok(rows)
+    }
+
+    fn check_tokens(&self, tokens: &[u32], seq_lens: &[usize]) -> Result<()> {
+        if seq_lens.iter().sum::<usize>() != tokens.len() || tokens.is_empty() {
+            return Err(Error::input(format!(
+                "{} tokens are no sequences of lengths {seq_lens:?}",
+                tokens.len()
+            )));
+        }
+        if let Some(longest) = seq_lens.iter().max()
+            && *longest > self.config.max_position_embeddings
+        {
+            return Err(Error::input(format!(
+                "a sequence of {longest} tokens is longer than the model's {} positions",
+                self.config.max_position_embeddings
+            )));
+        }
+        tokens.iter().try_for_each(|&token| self.check_token(token))
+    }
+
+    fn check_token(&self, token: u32) -> Result<()> {
+        if (token as usize) < self.config.vocab_size {
+            return Ok(());
+        }
+        Err(Error::input(format!(
+            "token {token} is outside the model's vocabulary of {}",
+            self.config.vocab_size
+        ))
+        .with_hint("the tokenizer belongs to another model"))
+    }
+}
+
+/// What a block's backward starts from.
+enum Kept {
+    All(Box<Saved>),
+    Input(Tensor),
+}
+
+/// n normal numbers of a stream: SplitMix64 by counter, Box-Muller.
+fn normal(seed: u64, stream: u64, n: usize, std: f64) -> Vec<f32> {
+    let mix = |counter: u64| -> f64 {
+        let mut z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let base =
+        (seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95)).wrapping_mul(0x2545_f491_4f6c_dd1d);
+    (0..n as u64)
+        .map(|i| {
+            let (a, b) = (
+                mix(base.wrapping_add(2 * i + 1)),
+                mix(base.wrapping_add(2 * i + 2)),
+            );
+            let radius = (-2.0 * (1.0 - a).ln()).sqrt();
+            (std * radius * (2.0 * std::f64::consts::PI * b).cos()) as f32
+        })
+        .collect()
+}

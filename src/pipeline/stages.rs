@@ -55,3 +55,47 @@ pub fn key(plan: &Plan, stage: &Stage, student: &Student, upstream: &str) -> Res
         })),
     }
 }
+
+/// What of `[sft]` changes what is learned; how often it is saved does not.
+fn learned(plan: &Plan) -> Value {
+    let settings = SftSettings::from_plan(&plan.sft, plan.seed, "");
+    json!(SftSettings {
+        checkpoint_every_steps: 0,
+        keep_checkpoints: 0,
+        recompute: crate::recipe::Recompute::None,
+        ..settings
+    })
+}
+
+fn eval_plan(plan: &Plan) -> Result<&EvalPlan> {
+    plan.eval.as_ref().ok_or_else(|| Error::input("the plan has an evaluation stage and no `eval`"))
+}
+
+fn suite<'a>(plan: &'a Plan, stage: &Stage) -> Result<&'a Suite> {
+    stage
+        .suite
+        .and_then(|i| eval_plan(plan).ok()?.suites.get(i))
+        .ok_or_else(|| Error::input(format!("stage `{}` names no suite", stage.name)))
+}
+
+/// Traces to the token store.
+///
+/// # Errors
+/// A source that cannot be read, a row that the recipe refuses, no row left.
+pub fn data(context: &Context, student: &Student) -> Result<Value> {
+    let plan = context.plan;
+    context.reporter.stage(&context.stage.name, "traces to tokens");
+    let store = build_store(context, student)?;
+    let report = store.report();
+    write_json(&context.dir.join("data.json"), report)?;
+    context.reporter.note(&report.summary());
+    if store.is_empty() {
+        return Err(Error::input(format!("no row of the traces can be trained on: {}", report.summary()))
+            .with_hint(format!(
+                "`{}` lists every reason with examples; `sft.max_length` is {}",
+                context.dir.join("data.json").display(),
+                plan.sft.max_length
+            )));
+    }
+    Ok(json!({"rows": store.len(), "tokens": report.tokens, "trained_tokens": report.trained_tokens}))
+}
