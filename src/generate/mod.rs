@@ -1,14 +1,18 @@
 //! Batched sampling from a causal language model.
 //!
-//! This file holds what goes in and comes out: [`Sampling`], [`Request`], [`Completion`] and the [`Engine`] trait. How
-//! a token is chosen is in `sampler`, where a text ends in `stopping`, who is sampled when in `schedule`. Prompts come as
-//! tokens: templates belong to `tokenize/`.
+//! This file holds what goes in and comes out: [`Sampling`], [`Request`], [`Completion`] and the [`Engine`] trait. The
+//! engine on our own weights is in [`local`], who is sampled when in `schedule`, how a token is chosen in `sampler`, where
+//! a text ends in `stopping`, log-probabilities of given tokens in [`score`]. Prompts come as tokens: templates belong to
+//! `tokenize/`.
 
+pub mod local;
 mod sampler;
 mod schedule;
-
+pub mod score;
 mod softmax;
 mod stopping;
+
+pub use local::LocalEngine;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,0 +1,115 @@
+//! The engine on our own weights: [`CausalLm`] and its KV cache under the scheduling loop.
+
+use candle_core::{Device, Storage, Tensor};
+
+use super::schedule::{self, Lm};
+use super::stopping::Detokenize;
+use super::{Completion, Engine, Request, Sampling};
+use crate::model::{CausalLm, KvCache};
+use crate::progress::Stop;
+use crate::tokenize::TextTokenizer;
+use crate::{Error, Result};
+
+/// Samples from a model in this process.
+pub struct LocalEngine<'a> {
+    model: &'a CausalLm,
+    tokenizer: &'a TextTokenizer,
+    max_batch: usize,
+}
+
+impl<'a> LocalEngine<'a> {
+    /// At most `max_batch` sequences are continued at once; memory for their keys and values grows with their lengths.
+    pub fn new(model: &'a CausalLm, tokenizer: &'a TextTokenizer, max_batch: usize) -> Self {
+        Self {
+            model,
+            tokenizer,
+            max_batch,
+        }
+    }
+}
+
+impl Engine for LocalEngine<'_> {
+    fn generate(
+        &mut self,
+        requests: &[Request],
+        sampling: &Sampling,
+        on_done: &mut dyn FnMut(Completion) -> Result<()>,
+        stop: &Stop,
+    ) -> Result<()> {
+        let mut lm = Cached {
+            model: self.model,
+            cache: self
+                .model
+                .new_cache(self.max_batch.clamp(1, requests.len().max(1)))?,
+        };
+        schedule::run(
+            &mut lm,
+            self.tokenizer,
+            self.max_batch,
+            requests,
+            sampling,
+            on_done,
+            stop,
+        )
+    }
+}
+
+impl Detokenize for TextTokenizer {
+    fn detokenize(&self, tokens: &[u32]) -> Result<String> {
+        self.decode(tokens, true)
+    }
+}
+
+/// A model with the cache of one call.
+struct Cached<'a> {
+    model: &'a CausalLm,
+    cache: KvCache,
+}
+
+impl Lm for Cached<'_> {
+    /// [V] or [B, V], f32, contiguous, on the CPU
+    type Logits = Tensor;
+
+    fn vocab_size(&self) -> usize {
+        self.model.config().vocab_size
+    }
+
+    fn max_positions(&self) -> usize {
+        self.model.config().max_position_embeddings
+    }
+
+    fn prefill(&mut self, slot: u32, prompt: &[u32]) -> Result<Tensor> {
+        to_cpu(self.model.prefill(&mut self.cache, slot, prompt)?)
+    }
+
+    fn decode(&mut self, slots: &[u32], tokens: &[u32]) -> Result<Tensor> {
+        to_cpu(self.model.decode(&mut self.cache, slots, tokens)?)
+    }
+
+    fn share(&mut self, from: u32, to: u32, len: usize) -> Result<()> {
+        self.cache.copy_prefix(from, to, len)
+    }
+
+    fn clear(&mut self, slot: u32) -> Result<()> {
+        self.cache.clear(slot)
+    }
+
+    fn with_rows<R>(&self, logits: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        let (storage, layout) = logits.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+        else {
+            return Err(Error::input(
+                "the logits are not contiguous in the memory of the CPU",
+            ));
+        };
+        Ok(read(&storage.as_slice::<f32>()?[start..end]))
+    }
+}
+
+/// Free where the model is on the CPU already.
+fn to_cpu(logits: Tensor) -> Result<Tensor> {
+    Ok(logits
+        .to_device(&Device::Cpu)?
+        .to_dtype(candle_core::DType::F32)?
+        .contiguous()?)
+}
