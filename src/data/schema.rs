@@ -1,0 +1,408 @@
+//! The schemas of the published trace data sets, told apart by their columns, and each one's way to [`Trace`]s.
+//! What a recipe maps itself is read in [`super::mapping`].
+
+use super::columns::{self, Prompt, Values, required, text};
+use super::thinking::{self, Parts};
+use super::trace::{Trace, Verdict};
+use crate::tokenize::Message;
+use crate::{Error, Result};
+use serde_json::Value;
+
+/// A schema, by what its rows look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schema {
+    /// `problem`, `generations[]` and lists of what is known of each (OpenR1-Math).
+    Generations,
+    /// `problem`, `deepseek_reasoning`, `deepseek_solution` (OpenThoughts, `metadata`).
+    SplitDeepseek,
+    /// `question`, `deepseek_thinking_trajectory`, `deepseek_attempt` (s1K).
+    S1k,
+    /// `reannotated_messages` (R1-Distill-SFT v1).
+    ReannotatedMessages,
+    /// `problem`, `reannotated_assistant_content` (R1-Distill-SFT v0).
+    ReannotatedContent,
+    /// `prompt`, `generation` (codeforces-cots).
+    Generation,
+    /// `messages` without the assistant's turn, `reasoning`, `answer` (dolphin-r1).
+    SplitAfterMessages,
+    /// `messages` (Mixture-of-Thoughts, AM-DeepSeek-R1-Distilled, and whoever follows the custom).
+    Messages,
+    /// `conversations` with `from` and `value` (OpenThoughts, Bespoke-Stratos).
+    Conversations,
+    /// `input`, `output` (Llama-Nemotron).
+    InputOutput,
+    /// A problem and a marked text: `response` or `completion`.
+    Response,
+    /// `problem` or `question`, `reasoning`, `answer`.
+    Split,
+    /// `question` or `problem`, `solution` that reasons, `answer` (LIMO).
+    Solution,
+}
+
+const PROBLEM: [&str; 4] = ["problem", "question", "prompt", "instruction"];
+const RESPONSE: [&str; 3] = ["response", "completion", "output"];
+
+/// Tells the schema; the most specific one wins.
+pub fn detect(row: &Values) -> Option<Schema> {
+    let has = |name: &str| row.contains_key(name);
+    let problem = PROBLEM.iter().any(|name| has(name));
+    Some(if has("generations") && problem {
+        Schema::Generations
+    } else if has("deepseek_reasoning") && has("deepseek_solution") {
+        Schema::SplitDeepseek
+    } else if has("deepseek_thinking_trajectory") && has("deepseek_attempt") {
+        Schema::S1k
+    } else if has("reannotated_messages") {
+        Schema::ReannotatedMessages
+    } else if has("reannotated_assistant_content") && problem {
+        Schema::ReannotatedContent
+    } else if has("generation") && problem {
+        Schema::Generation
+    } else if has("messages") && has("reasoning") && has("answer") {
+        Schema::SplitAfterMessages
+    } else if has("messages") {
+        Schema::Messages
+    } else if has("conversations") {
+        Schema::Conversations
+    } else if has("input") && has("output") {
+        Schema::InputOutput
+    } else if problem && RESPONSE.iter().any(|name| has(name)) {
+        Schema::Response
+    } else if problem && has("reasoning") && has("answer") {
+        Schema::Split
+    } else if problem && has("solution") && has("answer") {
+        Schema::Solution
+    } else {
+        return None;
+    })
+}
+
+/// That no schema fits: which columns there are, and the way out.
+pub fn unknown(row: &Values) -> Error {
+    let names: Vec<&str> = row.keys().map(String::as_str).collect();
+    Error::input(format!(
+        "no known schema of traces has these columns: {}",
+        names.join(", ")
+    ))
+    .with_hint("say where the parts are: `[traces.columns]` with `problem = ...` and `generation = ...` or `reasoning` and `answer`")
+}
+
+/// The traces of a row; several where it has several generations. `opened` as in [`thinking::split`].
+///
+/// # Errors
+/// A column that is missing or holds something else than the schema says.
+pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result<Vec<Trace>> {
+    let mut trace = Trace {
+        name: place.to_string(),
+        source: text(row, "source").ok().flatten(),
+        domain: first_text(row, &["domain", "problem_type", "category", "cot_type"]),
+        finish_reason: text(row, "finish_reason").ok().flatten(),
+        ..Trace::default()
+    };
+    match schema {
+        Schema::Generations => return generations(row, trace),
+        Schema::SplitDeepseek => {
+            trace.problem = required(row, "problem")?;
+            trace.gold = text(row, "ground_truth_solution")?;
+            trace.set_parts(halves(
+                text(row, "deepseek_reasoning")?,
+                text(row, "deepseek_solution")?,
+            ));
+        }
+        Schema::S1k => {
+            trace.problem = required(row, "question")?;
+            trace.gold = text(row, "solution")?;
+            trace.set_parts(halves(
+                text(row, "deepseek_thinking_trajectory")?,
+                text(row, "deepseek_attempt")?,
+            ));
+            add_verdict(&mut trace, row, "deepseek_grade");
+        }
+        Schema::ReannotatedMessages => {
+            conversation(
+                columns::messages(row, "reannotated_messages")?,
+                &mut trace,
+                opened,
+            )?;
+            trace.gold = text(row, "solution")?;
+        }
+        Schema::ReannotatedContent => {
+            ask(&mut trace, columns::prompt(row, problem_column(row))?)?;
+            let content = required(row, "reannotated_assistant_content")?;
+            trace.set_parts(thinking::split(&content, opened));
+            trace.gold = text(row, "solution")?;
+        }
+        Schema::Generation => {
+            let prompt = if row.contains_key("prompt") {
+                "prompt"
+            } else {
+                problem_column(row)
+            };
+            ask(&mut trace, columns::prompt(row, prompt)?)?;
+            trace.set_parts(thinking::split(&required(row, "generation")?, opened));
+            trace.gold = gold(row);
+        }
+        Schema::SplitAfterMessages => {
+            let mut turns = columns::messages(row, "messages")?;
+            turns.truncate(
+                turns
+                    .iter()
+                    .rposition(|m| m.role == "user")
+                    .map_or(0, |at| at + 1),
+            );
+            let parts = halves(text(row, "reasoning")?, text(row, "answer")?);
+            answer(&mut trace, columns::prompt_of(turns), parts);
+        }
+        Schema::Messages | Schema::Conversations => {
+            let column = match schema {
+                Schema::Messages => "messages",
+                _ => "conversations",
+            };
+            let mut messages = columns::messages(row, column)?;
+            if let Some(system) = text(row, "system")?.filter(|s| !s.trim().is_empty())
+                && messages.first().is_none_or(|m| m.role != "system")
+            {
+                messages.insert(0, Message::new("system", system));
+            }
+            conversation(messages, &mut trace, opened)?;
+            if trace.gold.is_none() {
+                trace.gold = gold(row);
+            }
+        }
+        Schema::InputOutput => {
+            let mut prompt = columns::prompt(row, "input")?;
+            if let Some(system) = text(row, "system_prompt")?.filter(|s| !s.trim().is_empty()) {
+                prompt.system.get_or_insert(system);
+            }
+            let parts = thinking::split(&required(row, "output")?, opened);
+            answer(&mut trace, prompt, parts);
+        }
+        Schema::Response => {
+            let column = RESPONSE.iter().find(|name| row.contains_key(**name));
+            let column = column.copied().unwrap_or(RESPONSE[0]);
+            let prompt = columns::prompt(row, problem_column(row))?;
+            let parts = match columns::get(row, column) {
+                Some(Value::Array(_)) => {
+                    let turns = columns::messages(row, column)?;
+                    let last = turns.last().map(|m| m.content.as_str());
+                    thinking::split(last.unwrap_or_default(), opened)
+                }
+                _ => thinking::split(&required(row, column)?, opened),
+            };
+            answer(&mut trace, prompt, parts);
+            trace.gold = gold(row);
+            add_verdict(&mut trace, row, "correct");
+        }
+        Schema::Split => {
+            let parts = halves(text(row, "reasoning")?, text(row, "answer")?);
+            answer(&mut trace, columns::prompt(row, problem_column(row))?, parts);
+            trace.gold = text(row, "gold")?;
+            add_verdict(&mut trace, row, "correct");
+        }
+        Schema::Solution => {
+            ask(&mut trace, columns::prompt(row, problem_column(row))?)?;
+            trace.gold = text(row, "answer")?;
+            let solution = required(row, "solution")?;
+            trace.set_parts(worked(&solution, trace.gold.as_deref(), opened));
+        }
+    }
+    Ok(vec![trace])
+}
+
+/// One trace a generation, with what the lists beside say of it.
+fn generations(row: &Values, base: Trace) -> Result<Vec<Trace>> {
+    let prompt = columns::prompt(row, problem_column(row))?;
+    let generations =
+        columns::list(row, "generations")?.ok_or_else(|| columns::missing(row, "generations"))?;
+    let mut of_each: [Option<&[Value]>; 4] = [None; 4];
+    let names = [
+        "is_reasoning_complete",
+        "finish_reasons",
+        "correctness_math_verify",
+        "correctness_llama",
+    ];
+    for (values, name) in of_each.iter_mut().zip(names) {
+        *values = columns::list(row, name)?;
+        if let Some(list) = values
+            && list.len() != generations.len()
+        {
+            return Err(Error::input(format!(
+                "column `{name}` has {} entries for {} generations",
+                list.len(),
+                generations.len()
+            )));
+        }
+    }
+    let mut traces = Vec::with_capacity(generations.len());
+    for (index, generation) in generations.iter().enumerate() {
+        let Value::String(generation) = generation else {
+            let path = format!("generations.{index}");
+            return Err(columns::wrong_type(&path, generation, "text"));
+        };
+        let at = |which: usize| of_each[which].map(|values| &values[index]);
+        let mut trace = Trace {
+            name: format!("{} trace {}", base.name, index + 1),
+            problem: prompt.problem.clone(),
+            system: prompt.system.clone(),
+            gold: text(row, "answer")?.or(text(row, "solution")?),
+            complete: at(0).and_then(Value::as_bool),
+            finish_reason: at(1).and_then(Value::as_str).map(String::from),
+            ..base.clone()
+        };
+        for which in [2, 3] {
+            if let Some(value) = at(which) {
+                trace.verdicts.push(Verdict {
+                    by: names[which].into(),
+                    correct: columns::verdict(value),
+                });
+            }
+        }
+        trace.set_parts(thinking::split(generation, false));
+        traces.push(trace);
+    }
+    Ok(traces)
+}
+
+/// A whole conversation: the common one-turn form, or the messages as they are with every assistant's text in the form
+/// that is trained.
+pub(super) fn conversation(
+    mut messages: Vec<Message>,
+    trace: &mut Trace,
+    opened: bool,
+) -> Result<()> {
+    messages.retain(|m| m.role != "system" || !thinking::asks_for_other_marks(&m.content));
+    let last = messages
+        .iter()
+        .rposition(|m| m.role == "assistant")
+        .ok_or_else(|| Error::input("the conversation has no assistant turn"))?;
+    messages.truncate(last + 1);
+    if let Some(answer) = messages
+        .iter()
+        .find_map(|m| info(m, "reference_answer").filter(|answer| !answer.is_empty()))
+    {
+        trace.gold = Some(answer);
+    }
+    for message in messages.iter_mut().filter(|m| m.role == "assistant") {
+        let parts = turn(message, opened);
+        message.content = thinking::join(
+            parts.reasoning.as_deref(),
+            parts.answer.as_deref().unwrap_or_default(),
+        );
+        for key in ["info", "reasoning_content", "reasoning"] {
+            message.extra.remove(key);
+        }
+        trace.set_parts(parts);
+    }
+    messages.pop();
+    let prompt = columns::prompt_of(messages);
+    let parts = Parts {
+        reasoning: trace.reasoning.take(),
+        answer: trace.answer.take(),
+        complete: true,
+    };
+    answer(trace, prompt, parts);
+    Ok(())
+}
+
+/// Reasoning and answer of an assistant's turn: beside the text where it is kept there, else inside it.
+fn turn(message: &Message, opened: bool) -> Parts {
+    if let (Some(think), Some(answer)) = (
+        info(message, "think_content").filter(|t| !t.trim().is_empty()),
+        info(message, "answer_content"),
+    ) {
+        return halves(Some(think), Some(answer));
+    }
+    let beside = ["reasoning_content", "reasoning"]
+        .iter()
+        .find_map(|key| message.extra.get(*key)?.as_str());
+    match beside.filter(|text| !text.trim().is_empty()) {
+        Some(reasoning) => halves(Some(reasoning.to_string()), Some(message.content.clone())),
+        None => thinking::split(&message.content, opened),
+    }
+}
+
+/// A text in a message's `info` (AM-DeepSeek-R1-Distilled).
+fn info(message: &Message, key: &str) -> Option<String> {
+    Some(message.extra.get("info")?.get(key)?.as_str()?.to_string())
+}
+
+/// Puts in the prompt; one of several turns has no place in schemas of one problem.
+fn ask(trace: &mut Trace, prompt: Prompt) -> Result<()> {
+    if prompt.turns.is_some() {
+        return Err(Error::input("the prompt has several turns"));
+    }
+    trace.problem = prompt.problem;
+    trace.system = prompt.system;
+    Ok(())
+}
+
+/// Puts in a prompt, of one turn or several, and what was answered.
+pub(super) fn answer(trace: &mut Trace, prompt: Prompt, parts: Parts) {
+    trace.problem = prompt.problem;
+    trace.system = prompt.system;
+    trace.set_parts(parts);
+    trace.messages = prompt.turns.map(|mut turns| {
+        let answer = trace.answer.as_deref().unwrap_or_default();
+        let content = thinking::join(trace.reasoning.as_deref(), answer);
+        turns.push(Message::new("assistant", content));
+        turns
+    });
+}
+
+/// Reasoning and answer from two columns; marks that were left in fall away.
+pub(super) fn halves(reasoning: Option<String>, answer: Option<String>) -> Parts {
+    let filled = |text: String| (!text.trim().is_empty()).then(|| text.trim().to_string());
+    let reasoning = reasoning.map(|text| {
+        let text = text.trim();
+        let text = text.strip_prefix("<think>").unwrap_or(text);
+        text.strip_suffix("</think>").unwrap_or(text).to_string()
+    });
+    Parts {
+        reasoning: reasoning.and_then(filled),
+        answer: answer.and_then(filled),
+        complete: true,
+    }
+}
+
+/// A worked solution without marks: it reasons up to its final answer.
+fn worked(solution: &str, gold: Option<&str>, opened: bool) -> Parts {
+    let parts = thinking::split(solution, opened);
+    if parts.reasoning.is_some() {
+        return parts;
+    }
+    let text = solution.trim();
+    match (text.rfind("**Final Answer**"), gold) {
+        (Some(at), _) if at > 0 => halves(Some(text[..at].into()), Some(text[at..].into())),
+        (_, Some(gold)) => halves(
+            Some(text.into()),
+            Some(format!("The answer is \\boxed{{{gold}}}.")),
+        ),
+        (_, None) => parts,
+    }
+}
+
+fn problem_column(row: &Values) -> &'static str {
+    let found = PROBLEM
+        .iter()
+        .find(|name| columns::get(row, name).is_some());
+    found.copied().unwrap_or(PROBLEM[0])
+}
+
+fn gold(row: &Values) -> Option<String> {
+    first_text(row, &["gold", "gold_answer", "ground_truth", "answer", "solution"])
+}
+
+fn first_text(row: &Values, names: &[&str]) -> Option<String> {
+    names
+        .iter()
+        .find_map(|name| text(row, name).ok().flatten())
+}
+
+fn add_verdict(trace: &mut Trace, row: &Values, column: &str) {
+    if let Some(value) = row.get(column) {
+        trace.verdicts.push(Verdict {
+            by: column.into(),
+            correct: columns::verdict(value),
+        });
+    }
+}
