@@ -158,8 +158,9 @@ impl Build<'_> {
         for batch in batches {
             if stop.requested() {
                 return Err(Error::Interrupted {
-                    message: "stopped while traces were tokenised; the next run begins with them again"
-                        .into(),
+                    message:
+                        "stopped while traces were tokenised; the next run begins with them again"
+                            .into(),
                 });
             }
             let batch = batch?;
@@ -219,7 +220,8 @@ impl Build<'_> {
         self.report.truncated += u64::from(truncated);
         self.report.joint_differs += u64::from(joint_differs);
         let num_trained = trained.iter().filter(|&&t| t).count();
-        self.report.keep_row(tokens.len() as u64, num_trained as u64);
+        self.report
+            .keep_row(tokens.len() as u64, num_trained as u64);
         if self.lengths.len() <= tokens.len() {
             self.lengths.resize(tokens.len() + 1, 0);
         }
@@ -236,19 +238,20 @@ impl Build<'_> {
             self.report.reasons()
         ));
         let too_long = over_length(self.options.max_length);
-        Err(if self.report.dropped.iter().all(|d| d.reason == too_long) {
-            error.with_hint("raise `max_length`, or cut the rows with `over_length = \"truncate\"`")
-        } else {
-            error.with_hint("see why with `distill preview`")
-        })
+        Err(
+            if self.report.dropped.iter().all(|d| d.reason == too_long) {
+                error.with_hint(
+                    "raise `max_length`, or cut the rows with `over_length = \"truncate\"`",
+                )
+            } else {
+                error.with_hint("see why with `distill preview`")
+            },
+        )
     }
 }
 
 /// Reads batches until the source or the receiver ends.
-fn read_ahead(
-    items: impl Iterator<Item = Result<Item>>,
-    sender: &SyncSender<Result<Vec<Item>>>,
-) {
+fn read_ahead(items: impl Iterator<Item = Result<Item>>, sender: &SyncSender<Result<Vec<Item>>>) {
     let mut batch = Vec::new();
     let mut num_bytes = 0;
     for item in items {
@@ -283,7 +286,11 @@ fn text_bytes(trace: &Trace) -> usize {
     let one_turn = [&trace.reasoning, &trace.answer];
     let turns = trace.messages.iter().flatten();
     trace.problem.len()
-        + one_turn.into_iter().flatten().map(String::len).sum::<usize>()
+        + one_turn
+            .into_iter()
+            .flatten()
+            .map(String::len)
+            .sum::<usize>()
         + turns.map(|m| m.content.len()).sum::<usize>()
 }
 

@@ -141,7 +141,11 @@ impl Chains {
 ///
 /// # Errors
 /// No such family, or more traces than it has problems.
-pub fn traces(family: &str, seed: u64, num: usize) -> Result<impl Iterator<Item = Trace> + Send + use<>> {
+pub fn traces(
+    family: &str,
+    seed: u64,
+    num: usize,
+) -> Result<impl Iterator<Item = Trace> + Send + use<>> {
     check(family, num)?;
     let mut chains = Chains::new(seed, false);
     let family = family.to_string();
@@ -199,10 +203,12 @@ pub fn tokenizer(family: &str) -> Result<TextTokenizer> {
 fn check(family: &str, num: usize) -> Result<()> {
     if !FAMILIES.contains(&family) {
         let error = Error::input(format!("there is no built-in family `{family}`"));
-        return Err(error.with_hint(match closest(family, FAMILIES.into_iter()) {
-            Some(near) => format!("did you mean `builtin:{near}`?"),
-            None => format!("built-in: builtin:{}", FAMILIES.join(", builtin:")),
-        }));
+        return Err(
+            error.with_hint(match closest(family, FAMILIES.into_iter()) {
+                Some(near) => format!("did you mean `builtin:{near}`?"),
+                None => format!("built-in: builtin:{}", FAMILIES.join(", builtin:")),
+            }),
+        );
     }
     // far below the number of chains, so that drawing new ones stays quick
     const MOST: usize = 200_000;
@@ -256,7 +262,11 @@ mod tests {
             .unwrap()
             .map(|t| t.problem)
             .collect();
-        assert!(problems("arithmetic", 200).unwrap().all(|p| !shown.contains(&p.problem)));
+        assert!(
+            problems("arithmetic", 200)
+                .unwrap()
+                .all(|p| !shown.contains(&p.problem))
+        );
     }
 
     #[test]
@@ -295,7 +305,10 @@ mod tests {
         assert_eq!(first(1), first(1));
         assert_ne!(first(1).problem, first(2).problem);
         let error = traces("arithmetics", 0, 1).err().unwrap();
-        assert_eq!(error.to_string(), "there is no built-in family `arithmetics`");
+        assert_eq!(
+            error.to_string(),
+            "there is no built-in family `arithmetics`"
+        );
         assert_eq!(error.hint().unwrap(), "did you mean `builtin:arithmetic`?");
     }
 }

@@ -76,12 +76,68 @@ fn sign(op: Op) -> char {
 
 /// What the texts above are made of, each one token. Any other text falls into bytes; nothing is unknown.
 const WORDS: [&str; 62] = [
-    "user", "assistant", "system", "\n\n", ".\n", "}.", " \\", "boxed", "First", "Then", "Next",
-    "Finally", "Wait", "Let", " let", " me", " work", " step", " by", " check", " Good", "The",
-    " answer", " is", "Start", " with", " add", " subtract", " multiply", " What", " the",
-    " result", "What", " plus", " minus", " times", " from", " left", " to", " right", "Mia", "Tom",
-    "Ada", "Leo", " has", " coins", " finds", " loses", " multiplies", " them", " How", " many",
-    " are", "Compute", " and", " of", " a", " so", " then", " we", " you", " it",
+    "user",
+    "assistant",
+    "system",
+    "\n\n",
+    ".\n",
+    "}.",
+    " \\",
+    "boxed",
+    "First",
+    "Then",
+    "Next",
+    "Finally",
+    "Wait",
+    "Let",
+    " let",
+    " me",
+    " work",
+    " step",
+    " by",
+    " check",
+    " Good",
+    "The",
+    " answer",
+    " is",
+    "Start",
+    " with",
+    " add",
+    " subtract",
+    " multiply",
+    " What",
+    " the",
+    " result",
+    "What",
+    " plus",
+    " minus",
+    " times",
+    " from",
+    " left",
+    " to",
+    " right",
+    "Mia",
+    "Tom",
+    "Ada",
+    "Leo",
+    " has",
+    " coins",
+    " finds",
+    " loses",
+    " multiplies",
+    " them",
+    " How",
+    " many",
+    " are",
+    "Compute",
+    " and",
+    " of",
+    " a",
+    " so",
+    " then",
+    " we",
+    " you",
+    " it",
 ];
 
 /// Special tokens come first: padding is 0.
@@ -149,7 +205,9 @@ pub fn tokenizer() -> Result<TextTokenizer> {
         "clean_up_tokenization_spaces": false,
         "model_max_length": 32768,
     }) else {
-        return Err(Error::input("built-in tokenizer: its settings are no object"));
+        return Err(Error::input(
+            "built-in tokenizer: its settings are no object",
+        ));
     };
     TextTokenizer::new(
         bytes,
@@ -181,7 +239,13 @@ mod tests {
     #[test]
     fn any_text_survives_the_tokenizer() {
         let tokenizer = tokenizer().unwrap();
-        for text in ["12+30=42.\n", "  a\tb\r\n", "Ünïcode 中文 🙂", "<think>\nx</think>\n\n", "\0"] {
+        for text in [
+            "12+30=42.\n",
+            "  a\tb\r\n",
+            "Ünïcode 中文 🙂",
+            "<think>\nx</think>\n\n",
+            "\0",
+        ] {
             let ids = tokenizer.encode(text).unwrap();
             assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
         }
@@ -193,53 +257,51 @@ mod tests {
     #[test]
     fn every_piece_of_a_trace_is_one_token() {
         let chat = Chat::new(tokenizer().unwrap(), None).unwrap();
-        let pieces = fancy(PIECES);
         for trace in builtin::traces("arithmetic", 3, 300).unwrap() {
-            for text in [&trace.problem, &trace.reasoning.unwrap(), &trace.answer.unwrap()] {
+            for text in [
+                &trace.problem,
+                &trace.reasoning.unwrap(),
+                &trace.answer.unwrap(),
+            ] {
                 let ids = chat.tokenizer.encode(text).unwrap();
                 let tokens: Vec<String> = ids
                     .iter()
                     .map(|&id| chat.tokenizer.decode(&[id], false).unwrap())
                     .collect();
-                assert_eq!(tokens, pieces(text), "{text}");
+                assert_eq!(tokens, cut_by_hand(text), "{text}");
             }
         }
     }
 
     /// The pieces of ASCII text, cut by hand as [`PIECES`] says.
-    fn fancy(_: &str) -> impl Fn(&str) -> Vec<String> {
-        |text: &str| {
-            let mut pieces: Vec<String> = Vec::new();
-            let chars: Vec<char> = text.chars().collect();
-            let sign = |c: char| !c.is_whitespace() && !c.is_alphanumeric();
-            let mut i = 0;
-            while i < chars.len() {
-                let start = i;
-                let body = usize::from(chars[i] == ' ');
-                let next = chars.get(i + body).copied().unwrap_or(' ');
-                if chars[i].is_ascii_digit() {
+    fn cut_by_hand(text: &str) -> Vec<String> {
+        let mut pieces: Vec<String> = Vec::new();
+        let chars: Vec<char> = text.chars().collect();
+        let sign = |c: char| !c.is_whitespace() && !c.is_alphanumeric();
+        let mut i = 0;
+        while i < chars.len() {
+            let start = i;
+            let body = usize::from(chars[i] == ' ');
+            let next = chars.get(i + body).copied().unwrap_or(' ');
+            let mut skip = |which: &dyn Fn(char) -> bool| {
+                while i < chars.len() && which(chars[i]) {
                     i += 1;
-                } else if next.is_alphabetic() {
-                    i += body;
-                    while i < chars.len() && chars[i].is_alphabetic() {
-                        i += 1;
-                    }
-                } else if sign(next) {
-                    i += body;
-                    while i < chars.len() && sign(chars[i]) {
-                        i += 1;
-                    }
-                    while i < chars.len() && chars[i] == '\n' {
-                        i += 1;
-                    }
-                } else {
-                    while i < chars.len() && chars[i].is_whitespace() {
-                        i += 1;
-                    }
                 }
-                pieces.push(chars[start..i].iter().collect());
+            };
+            if chars[start].is_ascii_digit() {
+                i += 1;
+            } else if next.is_alphabetic() {
+                skip(&|c| c == ' ');
+                skip(&char::is_alphabetic);
+            } else if sign(next) {
+                skip(&|c| c == ' ');
+                skip(&sign);
+                skip(&|c| c == '\n');
+            } else {
+                skip(&char::is_whitespace);
             }
-            pieces
+            pieces.push(chars[start..i].iter().collect());
         }
+        pieces
     }
 }

@@ -111,7 +111,11 @@ pub fn messages(row: &Values, path: &str) -> Result<Vec<Message>> {
 
 fn message(value: &Value, path: &str) -> Result<Message> {
     let Value::Object(map) = value else {
-        return Err(wrong_type(path, value, "an object with `role` and `content`"));
+        return Err(wrong_type(
+            path,
+            value,
+            "an object with `role` and `content`",
+        ));
     };
     let (role_key, content_key) = match map.contains_key("from") && !map.contains_key("role") {
         true => ("from", "value"),

@@ -97,7 +97,9 @@ impl Mapping {
             ..Trace::default()
         };
         let system = self.text(row, "system")?;
-        let correct = self.column("correct").and_then(|path| columns::get(row, path));
+        let correct = self
+            .column("correct")
+            .and_then(|path| columns::get(row, path));
         if let Some(path) = self.column("messages") {
             let gold = base.gold.take();
             conversation(columns::messages(row, path)?, &mut base, opened)?;

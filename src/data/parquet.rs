@@ -30,8 +30,11 @@ impl ParquetRows {
     /// No parquet file, or one without its end.
     pub fn open(path: &Path, name: &str, file: File) -> Result<Self> {
         let reader = guard(|| SerializedFileReader::new(file)).map_err(|what| {
-            Error::input(format!("`{}`: no readable parquet file: {what}", path.display()))
-                .with_hint("the file is damaged or was not copied to its end: fetch it again")
+            Error::input(format!(
+                "`{}`: no readable parquet file: {what}",
+                path.display()
+            ))
+            .with_hint("the file is damaged or was not copied to its end: fetch it again")
         })?;
         if reader.metadata().file_metadata().num_rows() == 0 {
             return Err(Error::input(format!("`{}` has no rows", path.display())));
@@ -62,7 +65,9 @@ impl ParquetRows {
                 let group = reader.get_row_group(index)?;
                 let schema = reader.metadata().file_metadata().schema_descr_ptr();
                 // small batches: a row can be a megabyte
-                TreeBuilder::new().with_batch_size(64).as_iter(schema, &*group)
+                TreeBuilder::new()
+                    .with_batch_size(64)
+                    .as_iter(schema, &*group)
             })?);
             self.group += 1;
         }
@@ -89,28 +94,26 @@ impl Iterator for ParquetRows {
             return None;
         }
         self.row += 1;
-        let place = || format!("{} row {}", self.name, self.row);
+        let place = format!("{} row {}", self.name, self.row);
         match self.record() {
-            Ok(Some(record)) => {
-                let place = place();
-                Some(values(record).map(|values| Row { place: place.clone(), values }).map_err(
-                    |column| BadRow {
-                        error: Error::input(format!("`{place}`: column `{column}` is no UTF-8 text")),
-                        place,
-                        fatal: false,
-                    },
-                ))
-            }
+            Ok(Some(record)) => Some(match values(record) {
+                Ok(values) => Ok(Row { place, values }),
+                Err(column) => Err(BadRow {
+                    error: Error::input(format!("`{place}`: column `{column}` is no UTF-8 text")),
+                    place,
+                    fatal: false,
+                }),
+            }),
             Ok(None) => {
                 self.done = true;
                 None
             }
             Err(what) => {
                 self.done = true;
-                let place = place();
                 Some(Err(BadRow {
-                    error: Error::input(format!("`{place}`: {what}"))
-                        .with_hint("the file is damaged or was not copied to its end: fetch it again"),
+                    error: Error::input(format!("`{place}`: {what}")).with_hint(
+                        "the file is damaged or was not copied to its end: fetch it again",
+                    ),
                     place,
                     fatal: true,
                 }))

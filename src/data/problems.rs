@@ -28,11 +28,16 @@ pub fn problems(
     files: &[PathBuf],
 ) -> Result<Box<dyn Iterator<Item = Result<Problem>>>> {
     if let Some(family) = dataset.source.strip_prefix("builtin:") {
-        let num = dataset.num_problems.unwrap_or(builtin::DEFAULT_NUM_HELD_OUT);
+        let num = dataset
+            .num_problems
+            .unwrap_or(builtin::DEFAULT_NUM_HELD_OUT);
         return Ok(Box::new(builtin::problems(family, num)?.map(Ok)));
     }
     if files.is_empty() {
-        return Err(Error::input(format!("`{}` has no files of rows", dataset.source)));
+        return Err(Error::input(format!(
+            "`{}` has no files of rows",
+            dataset.source
+        )));
     }
     let fields = fields.clone();
     let mut number = 0;
@@ -75,9 +80,7 @@ fn problem(mut row: Values, fields: &Fields, number: usize) -> Result<Problem> {
 /// The answer: text, a number, or a list of one of them.
 fn gold(row: &Values, path: &str) -> Result<String> {
     match columns::get(row, path) {
-        Some(Value::Array(list)) if list.len() == 1 => {
-            columns::required(row, &format!("{path}.0"))
-        }
+        Some(Value::Array(list)) if list.len() == 1 => columns::required(row, &format!("{path}.0")),
         Some(_) => columns::required(row, path),
         None if columns::has(row, path) => {
             Err(Error::input(format!("column `{path}` is empty (null)")))

@@ -173,14 +173,8 @@ mod tests {
         lengths[230] = 4;
         let bins = bins(&lengths);
         assert_eq!(bins.len(), 24);
-        assert_eq!(
-            (bins[0].from, bins[0].to, bins[0].count),
-            (0, 10, 2)
-        );
-        assert_eq!(
-            (bins[23].from, bins[23].to, bins[23].count),
-            (230, 240, 4)
-        );
+        assert_eq!((bins[0].from, bins[0].to, bins[0].count), (0, 10, 2));
+        assert_eq!((bins[23].from, bins[23].to, bins[23].count), (230, 240, 4));
         assert_eq!(bins.iter().map(|b| b.count).sum::<u64>(), 7);
         assert!(super::bins(&[0, 0]).is_empty());
     }

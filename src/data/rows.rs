@@ -58,7 +58,9 @@ pub fn open(path: &Path) -> Result<Rows> {
         }
         Packed::Not => Box::new(file),
         Packed::Gzip => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
-        Packed::Zstd => Box::new(zstd::Decoder::new(file).map_err(|e| Error::io("opening", path, e))?),
+        Packed::Zstd => {
+            Box::new(zstd::Decoder::new(file).map_err(|e| Error::io("opening", path, e))?)
+        }
     };
     let reader = BufReader::with_capacity(1 << 18, reader);
     Ok(match format {
@@ -245,7 +247,10 @@ impl<R: BufRead> Iterator for Objects<R> {
             }
             Err(error) => {
                 self.done = true;
-                Some(Err(cut_short(&error, format!("{}:{}", self.name, self.line))))
+                Some(Err(cut_short(
+                    &error,
+                    format!("{}:{}", self.name, self.line),
+                )))
             }
         }
     }

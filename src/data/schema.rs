@@ -195,7 +195,11 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
         }
         Schema::Split => {
             let parts = halves(text(row, "reasoning")?, text(row, "answer")?);
-            answer(&mut trace, columns::prompt(row, problem_column(row))?, parts);
+            answer(
+                &mut trace,
+                columns::prompt(row, problem_column(row))?,
+                parts,
+            );
             trace.gold = text(row, "gold")?;
             add_verdict(&mut trace, row, "correct");
         }
@@ -389,13 +393,14 @@ fn problem_column(row: &Values) -> &'static str {
 }
 
 fn gold(row: &Values) -> Option<String> {
-    first_text(row, &["gold", "gold_answer", "ground_truth", "answer", "solution"])
+    first_text(
+        row,
+        &["gold", "gold_answer", "ground_truth", "answer", "solution"],
+    )
 }
 
 fn first_text(row: &Values, names: &[&str]) -> Option<String> {
-    names
-        .iter()
-        .find_map(|name| text(row, name).ok().flatten())
+    names.iter().find_map(|name| text(row, name).ok().flatten())
 }
 
 fn add_verdict(trace: &mut Trace, row: &Values, column: &str) {

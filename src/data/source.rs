@@ -42,7 +42,9 @@ pub fn open(
     if let Some(family) = spec.source.strip_prefix("builtin:") {
         let num = spec.num_problems.unwrap_or(builtin::DEFAULT_NUM_PROBLEMS);
         let traces = builtin::traces(family, seed, num)?;
-        return Ok(Box::new(traces.map(|trace| Ok(Item::Trace(Box::new(trace))))));
+        return Ok(Box::new(
+            traces.map(|trace| Ok(Item::Trace(Box::new(trace)))),
+        ));
     }
     if files.is_empty() {
         return Err(
@@ -161,13 +163,19 @@ impl Source {
                         .extend(traces.into_iter().map(|trace| sift(trace, self.keep)));
                     return Ok(());
                 }
-                Err(error) => (row.place, error, "the row does not hold what its schema says"),
+                Err(error) => (
+                    row.place,
+                    error,
+                    "the row does not hold what its schema says",
+                ),
             },
         };
         if self.on_bad_row == OnBad::Error {
             return Err(match error.hint() {
                 Some(_) => error,
-                None => error.with_hint("`on_bad_row = \"drop\"` in `[[traces]]` leaves such rows out"),
+                None => {
+                    error.with_hint("`on_bad_row = \"drop\"` in `[[traces]]` leaves such rows out")
+                }
             });
         }
         self.ready.push_back(Item::Dropped {

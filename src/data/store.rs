@@ -98,8 +98,12 @@ impl Store {
             && self.tokens.len() == self.trained.len() * size_of::<u32>();
         if whole && !self.is_empty() {
             let ends = self.ends();
-            let rising = ends.windows(2).all(|w| w[0][0] < w[1][0] && w[0][1] <= w[1][1]);
-            if rising && ends[ends.len() - 1] == [self.trained.len() as u64, self.names.len() as u64] {
+            let rising = ends
+                .windows(2)
+                .all(|w| w[0][0] < w[1][0] && w[0][1] <= w[1][1]);
+            if rising
+                && ends[ends.len() - 1] == [self.trained.len() as u64, self.names.len() as u64]
+            {
                 return Ok(());
             }
         }
@@ -160,8 +164,11 @@ impl Store {
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
-    Error::input(format!("token store `{}` is damaged: {what}", path.display()))
-        .with_hint("run the recipe again: the store is then made anew")
+    Error::input(format!(
+        "token store `{}` is damaged: {what}",
+        path.display()
+    ))
+    .with_hint("run the recipe again: the store is then made anew")
 }
 
 /// Fills a store; nothing of it can be opened before [`Writer::finish`].
@@ -267,10 +274,7 @@ impl Beside {
 
     fn finish(self, dir: &Path) -> Result<Part> {
         let failed = |e| Error::io("writing", &self.path, e);
-        let file = self
-            .file
-            .into_inner()
-            .map_err(|e| failed(e.into_error()))?;
+        let file = self.file.into_inner().map_err(|e| failed(e.into_error()))?;
         file.sync_all().map_err(failed)?;
         let path = dir.join(self.name);
         fs::rename(&self.path, &path).map_err(|e| Error::io("renaming to", &path, e))?;
@@ -295,7 +299,9 @@ mod tests {
 
     fn written(dir: &Path) -> Store {
         let mut writer = Writer::create(dir).unwrap();
-        writer.push(&[1, 2, 3], &[false, true, true], "a:1").unwrap();
+        writer
+            .push(&[1, 2, 3], &[false, true, true], "a:1")
+            .unwrap();
         writer.push(&[7], &[true], "über:2").unwrap();
         let report = BuildReport {
             kept: 2,
@@ -310,9 +316,18 @@ mod tests {
         written(folder.path());
         let store = Store::open(folder.path()).unwrap();
         assert_eq!((store.len(), store.key(), store.report().kept), (2, "k", 2));
-        assert_eq!((store.tokens(0), store.tokens(1)), (&[1, 2, 3][..], &[7][..]));
-        assert_eq!((store.trained(0), store.trained(1)), (&[0, 1, 1][..], &[1][..]));
-        assert_eq!((store.name(0), store.name(1)), ("a:1".into(), "über:2".into()));
+        assert_eq!(
+            (store.tokens(0), store.tokens(1)),
+            (&[1, 2, 3][..], &[7][..])
+        );
+        assert_eq!(
+            (store.trained(0), store.trained(1)),
+            (&[0, 1, 1][..], &[1][..])
+        );
+        assert_eq!(
+            (store.name(0), store.name(1)),
+            ("a:1".into(), "über:2".into())
+        );
         assert!(!folder.path().join("tokens.bin.tmp").exists());
     }
 
@@ -326,7 +341,10 @@ mod tests {
             bytes[0] ^= 1;
             fs::write(&path, &bytes).unwrap();
             let error = Store::open(folder.path()).err().unwrap().to_string();
-            assert!(error.contains(name) && error.contains("is damaged"), "{error}");
+            assert!(
+                error.contains(name) && error.contains("is damaged"),
+                "{error}"
+            );
             fs::write(&path, &bytes[1..]).unwrap();
             assert!(Store::open(folder.path()).is_err());
         }

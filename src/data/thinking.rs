@@ -136,7 +136,10 @@ mod tests {
     #[test]
     fn a_text_without_marks_is_unfinished_where_the_prompt_opened_the_thinking() {
         assert!(!split("and so on", true).complete);
-        assert_eq!(split("ab</think>c", true), split("<think>ab</think>c", false));
+        assert_eq!(
+            split("ab</think>c", true),
+            split("<think>ab</think>c", false)
+        );
         assert!(closes_unopened("ab</think>c") && !closes_unopened("<think>ab</think>c"));
     }
 

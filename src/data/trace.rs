@@ -114,9 +114,6 @@ mod tests {
             ("user", "1+1?"),
             ("assistant", "<think>\none and one\n</think>\n\n2"),
         ];
-        assert_eq!(
-            said,
-            expected.map(|(r, c)| (r.to_string(), c.to_string()))
-        );
+        assert_eq!(said, expected.map(|(r, c)| (r.to_string(), c.to_string())));
     }
 }

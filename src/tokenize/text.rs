@@ -158,6 +158,11 @@ impl TextTokenizer {
         self.token_to_id(self.inner.special.get(name)?)
     }
 
+    /// The bytes of its `tokenizer.json`.
+    pub fn json(&self) -> &[u8] {
+        &self.inner.json
+    }
+
     /// The files beside `tokenizer.json`, as read.
     pub fn files(&self) -> &TokenizerFiles {
         &self.inner.files
