@@ -70,7 +70,15 @@ fn run_folder(root: &Path) {
     );
     write(root.join("sft/checkpoint-100/model.safetensors"), [0; 3000]);
     write(root.join("sft/checkpoint-24/model.safetensors"), [0; 3000]);
-    write(root.join("sft/model/config.json"), "{}");
+    write(
+        root.join("sft/model/config.json"),
+        r#"{"architectures":["Qwen2ForCausalLM"],"num_hidden_layers":4,"hidden_size":128}"#,
+    );
+    let header = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2500,400],"data_offsets":[0,0]},"b":{"dtype":"F32","shape":[7],"data_offsets":[0,0]}}"#;
+    write(
+        root.join("sft/model/model.safetensors"),
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat(),
+    );
     for (stage, pass, ci) in [
         ("eval-before", 0.005, [0.0, 0.02]),
         ("eval", 0.945, [0.905, 0.975]),
@@ -142,6 +150,7 @@ fn a_finished_run_is_told_in_full() {
         "<div class=\"think\">Start with 0. Add 7 to get 7.",
         "temperature 0.6, top p 0.95, max new tokens 256",
         "8e-4",
+        "<p class=\"lead\">Qwen2, 4 layers, 128 wide, 1M parameters",
         "2 min 11 s",
         "700.0 MiB",
         "RUN/sft/model",

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `plan.json` | name, settings, stages in order; where it is missing, the folders in order of their names |
 //! | `recipe.toml` | the recipe as given |
-//! | `run.json` | any object: facts about machine, version, duration |
+//! | `run.json` | facts about machine, version, duration ([`RunClock`](super::RunClock)) |
 //! | `STAGE/done.json` | `{result}`: facts about the stage |
 //! | `STAGE/metrics.jsonl` | one [`Step`](super::Step) a line |
 //! | `STAGE/data.json` | a [`DataReport`](super::DataReport), as JSON |
@@ -12,7 +12,7 @@
 //! | `STAGE/checkpoint-*`, `STAGE/model` | checkpoints, the result |
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -54,8 +54,82 @@ pub fn collect(run_dir: &Path) -> Result<ReportData> {
         let stage = stage(&mut files, &name, &kind, &mut data.evaluations);
         data.stages.push(stage);
     }
+    if let Some(model) = data
+        .stages
+        .iter()
+        .rev()
+        .find_map(|stage| stage.model.as_ref())
+    {
+        data.facts.splice(0..0, model_facts(&run_dir.join(model)));
+    }
     data.missing = files.missing;
     Ok(data)
+}
+
+/// What the result is, in words and in parameters.
+fn model_facts(folder: &Path) -> Vec<(String, String)> {
+    let mut facts = Vec::new();
+    let config: Value = std::fs::read(folder.join("config.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let architecture = config["architectures"][0]
+        .as_str()
+        .map(|name| name.trim_end_matches("ForCausalLM"));
+    let shape = [
+        ("num_hidden_layers", "layers"),
+        ("hidden_size", "wide"),
+        ("vocab_size", "tokens"),
+    ];
+    let shape = shape
+        .iter()
+        .filter_map(|(key, unit)| Some(format!("{} {unit}", config[key].as_u64()?)));
+    let parts: Vec<String> = architecture
+        .map(str::to_string)
+        .into_iter()
+        .chain(shape)
+        .collect();
+    if !parts.is_empty() {
+        facts.push(("model".into(), parts.join(", ")));
+    }
+    let files = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let counts: Option<Vec<u64>> = files
+        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .map(|p| num_parameters(&p))
+        .collect();
+    if let Some(n) = counts
+        .map(|counts| counts.iter().sum::<u64>())
+        .filter(|n| *n > 0)
+    {
+        facts.push(("num_parameters".into(), n.to_string()));
+    }
+    facts
+}
+
+/// Parameters in a safetensors file, from its header.
+fn num_parameters(path: &Path) -> Option<u64> {
+    let mut file = File::open(path).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = u64::from_le_bytes(length);
+    let mut header = Vec::new();
+    // a damaged length must not take all memory
+    file.take(length.min(100 << 20))
+        .read_to_end(&mut header)
+        .ok()?;
+    let header: Map<String, Value> = serde_json::from_slice(&header).ok()?;
+    let tensors = header
+        .values()
+        .filter_map(|tensor| tensor["shape"].as_array());
+    Some(
+        tensors
+            .map(|shape| shape.iter().filter_map(Value::as_u64).product::<u64>())
+            .sum(),
+    )
 }
 
 /// Name and kind of every stage.

@@ -74,11 +74,14 @@ fn lead(data: &ReportData) -> String {
             .map(|(_, v)| v.clone())
     };
     let mut parts = Vec::new();
-    parts.extend(
-        fact("model")
-            .or_else(|| fact("student.card"))
-            .or_else(|| fact("student.source")),
-    );
+    let model = fact("model")
+        .or_else(|| fact("student.card"))
+        .or_else(|| fact("student.source"));
+    let parameters = fact("num_parameters").and_then(|n| n.parse::<f64>().ok());
+    parts.extend(model.map(|model| match parameters {
+        Some(n) => format!("{model}, {} parameters", short(n)),
+        None => model,
+    }));
     parts.extend(fact("device").map(|device| format!("on {device}")));
     let unfinished = data.stages.iter().filter(|stage| {
         stage

@@ -1,8 +1,9 @@
 //! What a run leaves for people: the metrics log, TensorBoard events and `report.html`.
 //!
-//! [`MetricsLog`] and [`EventWriter`] are written while training goes on. The page is made from a [`ReportData`], which
+//! [`MetricsLog`], [`EventWriter`] and [`RunClock`] are written while training goes on. The page is made from a [`ReportData`], which
 //! [`collect()`] rebuilds from the files of a run folder; [`html::write`] puts it beside them.
 
+mod clock;
 mod collect;
 mod data;
 pub mod html;
@@ -11,6 +12,7 @@ mod plot;
 mod sections;
 mod tensorboard;
 
+pub use clock::RunClock;
 pub use collect::collect;
 pub use data::{
     DataReport, Dropped, Evaluation, LengthBin, ReportData, Sample, Source, StageReport, Step,
