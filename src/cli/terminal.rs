@@ -5,9 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{
-    MultiProgress, ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState, ProgressStyle,
-};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::color::Color;
@@ -90,8 +88,8 @@ impl Reporter for Terminal {
 
     fn task(&self, label: &str, total: Option<u64>, unit: &'static str) -> Box<dyn Task> {
         match self.verbosity {
-            Verbosity::Bars => Box::new(Bar::new(&self.bars, self.color, label, total, unit)),
-            Verbosity::Lines => Box::new(Lines::new(self.out.clone(), label, total, unit)),
+            Verbosity::Bars => Box::new(Bar::new(self, label, total, unit)),
+            Verbosity::Lines => Box::new(Lines::new(self.out.clone(), label, total, unit, true)),
             Verbosity::Quiet => Box::new(crate::progress::Silent),
         }
     }
@@ -156,21 +154,16 @@ fn write_line(out: &Out, text: &str) {
     let _ = out.flush();
 }
 
-/// A bar that redraws itself and vanishes into one line when it ends.
+/// A bar that redraws itself, and leaves one plain line when it ends.
 struct Bar {
     bar: ProgressBar,
-    started: Mutex<bool>,
+    bars: MultiProgress,
+    lines: Lines,
 }
 
 impl Bar {
-    fn new(
-        bars: &MultiProgress,
-        color: Color,
-        label: &str,
-        total: Option<u64>,
-        unit: &'static str,
-    ) -> Self {
-        let template = match (total.is_some(), color.is_on()) {
+    fn new(terminal: &Terminal, label: &str, total: Option<u64>, unit: &'static str) -> Self {
+        let template = match (total.is_some(), terminal.color.is_on()) {
             (true, true) => "{prefix} {bar:24.cyan/dim} {done}  {rate}  {left}  {wide_msg}",
             (true, false) => "{prefix} {bar:24} {done}  {rate}  {left}  {wide_msg}",
             (false, _) => "{prefix} {spinner} {done}  {rate}  {wide_msg}",
@@ -210,15 +203,14 @@ impl Bar {
             Some(total) => ProgressBar::new(total),
             None => ProgressBar::new_spinner(),
         };
-        let bar = bars.add(
-            bar.with_style(style)
-                .with_prefix(label.to_string())
-                .with_finish(ProgressFinish::Abandon),
-        );
+        let bar = terminal
+            .bars
+            .add(bar.with_style(style).with_prefix(label.to_string()));
         bar.enable_steady_tick(Duration::from_millis(250));
         Self {
             bar,
-            started: Mutex::new(false),
+            bars: terminal.bars.clone(),
+            lines: Lines::new(terminal.out.clone(), label, total, unit, false),
         }
     }
 }
@@ -226,31 +218,32 @@ impl Bar {
 impl Task for Bar {
     fn set_position(&self, position: u64) {
         self.bar.set_position(position);
-        // a resumed task begins in the middle: what was done before does not count for the rate
-        if !std::mem::replace(&mut *lock(&self.started), true) {
+        if self.lines.move_to(position) {
             self.bar.reset_eta();
         }
     }
 
     fn advance(&self, n: u64) {
-        *lock(&self.started) = true;
         self.bar.inc(n);
+        self.lines.advance(n);
     }
 
     fn message(&self, text: &str) {
         self.bar.set_message(text.to_string());
+        self.lines.message(text);
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.bar.disable_steady_tick();
-        self.bar.abandon();
+        self.bar.finish_and_clear();
+        self.bars.suspend(|| self.lines.end());
     }
 }
 
-/// Plain lines for a task, where nothing can be redrawn.
+/// Plain lines for a task, where nothing can be redrawn; `running` ones before its end too.
 struct Lines {
+    running: bool,
     out: Out,
     label: String,
     total: Option<u64>,
@@ -271,7 +264,7 @@ struct LinesState {
 }
 
 impl Lines {
-    fn new(out: Out, label: &str, total: Option<u64>, unit: &'static str) -> Self {
+    fn new(out: Out, label: &str, total: Option<u64>, unit: &'static str, running: bool) -> Self {
         let now = Instant::now();
         let state = LinesState {
             position: 0,
@@ -284,6 +277,7 @@ impl Lines {
             last_position: None,
         };
         Self {
+            running,
             out,
             label: label.to_string(),
             total,
@@ -301,13 +295,13 @@ impl Lines {
         let waited = now.saturating_duration_since(state.last_line);
         let due = waited >= MAX_INTERVAL || (tenth > state.last_tenth && waited >= MIN_INTERVAL);
         // the end is told when the task is dropped
-        if due && Some(position) != self.total {
-            self.tell(state, now);
+        if self.running && due && Some(position) != self.total {
+            self.tell(state, now, false);
             state.last_tenth = tenth;
         }
     }
 
-    fn tell(&self, state: &mut LinesState, now: Instant) {
+    fn tell(&self, state: &mut LinesState, now: Instant, ended: bool) {
         let mut parts = vec![match self.total {
             Some(total) => {
                 let percent = if total == 0 {
@@ -329,7 +323,7 @@ impl Lines {
             let per_s = done as f64 / seconds;
             parts.push(rate(per_s, self.unit));
             match self.total {
-                Some(total) if total > state.position => {
+                Some(total) if total > state.position && !ended => {
                     let left = Duration::try_from_secs_f64((total - state.position) as f64 / per_s);
                     parts.extend(left.ok().map(|left| format!("{} left", duration(left))));
                 }
@@ -343,18 +337,32 @@ impl Lines {
         state.last_line = now;
         state.last_position = Some(state.position);
     }
-}
 
-impl Task for Lines {
-    fn set_position(&self, position: u64) {
+    /// Whether this was the first move, from which on the rate counts: a resumed task begins in the middle.
+    fn move_to(&self, position: u64) -> bool {
         let now = Instant::now();
         let mut state = lock(&self.state);
-        if state.base.is_none() {
-            // a resumed task begins in the middle: what was done before does not count for the rate
+        let is_first = state.base.is_none();
+        if is_first {
             state.base = Some(position);
             state.since = now;
         }
         self.moved_to(&mut state, position, now);
+        is_first
+    }
+
+    /// The last line, once.
+    fn end(&self) {
+        let mut state = lock(&self.state);
+        if state.position > 0 && state.last_position != Some(state.position) {
+            self.tell(&mut state, Instant::now(), true);
+        }
+    }
+}
+
+impl Task for Lines {
+    fn set_position(&self, position: u64) {
+        self.move_to(position);
     }
 
     fn advance(&self, n: u64) {
@@ -371,10 +379,7 @@ impl Task for Lines {
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        let mut state = lock(&self.state);
-        if state.position > 0 && state.last_position != Some(state.position) {
-            self.tell(&mut state, Instant::now());
-        }
+        self.end();
     }
 }
 
@@ -452,7 +457,7 @@ mod tests {
     /// Lines at chosen moments, in seconds after the start of the task.
     fn told(total: Option<u64>, unit: &'static str, moves: &[(u64, u64)]) -> String {
         let (terminal, out) = terminal(Verbosity::Lines);
-        let lines = Lines::new(terminal.out.clone(), "train", total, unit);
+        let lines = Lines::new(terminal.out.clone(), "train", total, unit, true);
         lines.message("loss 1.5");
         {
             let mut state = lock(&lines.state);
