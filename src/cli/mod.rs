@@ -19,6 +19,7 @@ pub mod report;
 pub mod rows;
 pub mod run;
 pub mod stdout;
+mod tasks;
 pub mod terminal;
 
 use crate::Result;
