@@ -1,17 +1,18 @@
 //! A recipe from top to bottom: data, evaluation before, SFT, evaluation, report.
 //!
-//! A stage whose key is unchanged is not run again; a changed setting runs its stage and those after it again. What a
-//! stage needs is opened when it is needed.
+//! A stage whose key is unchanged is not run again; changed evaluations run again, a changed training is refused so that
+//! nothing is lost. What a stage needs is opened when it is needed.
 
-use super::folder::{RunFolder, key_of, write_atomic, write_json};
-use super::open::{self, Student};
-use super::stages;
+use super::folder::{RunFolder, key_of, read_json, write_atomic, write_json};
+use super::open::Student;
+use super::stages::{self, Context};
+use crate::data::Store;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::load::Loaded;
-use crate::recipe::plan::{Plan, StageKind};
+use crate::recipe::plan::{Plan, Stage, StageKind};
 use crate::{Error, Result, report};
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// How a recipe is run.
@@ -47,62 +48,180 @@ pub fn run(
         .clone()
         .unwrap_or_else(|| PathBuf::from("runs").join(&plan.name));
     let folder = RunFolder::open(&root)?;
-    let names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
     if options.fresh {
+        let names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
         folder.clear(&names)?;
     }
-    claim(&folder, loaded, plan)?;
+    check_owner(&root, plan)?;
     for note in &plan.notes {
         reporter.note(note);
     }
     let started = Instant::now();
-    let mut student = Student::new(plan, &root, reporter)?;
+    let student = Student::open(plan, reporter)?;
+    write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
+    write_json(&root.join("plan.json"), &saved_plan(plan, &student)?)?;
+    let mut run = Run {
+        plan,
+        folder: &folder,
+        student: &student,
+        reporter,
+        stop,
+        store: None,
+        sft_key: String::new(),
+    };
     let mut summary = Map::new();
-    let mut upstream = student.key().to_string();
     for stage in &plan.stages {
         if stop.requested() {
             return Err(interrupted(&root));
         }
-        let key = stages::key(plan, stage, &upstream, &mut student)?;
-        let result = match folder.finished(&stage.name, &key)? {
-            Some(result) => {
-                reporter.note(&format!("`{}` is finished already", stage.name));
-                result
-            }
-            None => {
-                let context = stages::Context {
-                    plan,
-                    stage,
-                    dir: folder.stage(&stage.name)?,
-                    root: &root,
-                    key: &key,
-                    reporter,
-                    stop,
-                };
-                let result = match stage.kind {
-                    StageKind::Data => stages::data(&context, &mut student),
-                    StageKind::EvalBefore => stages::evaluate(&context, student.untrained()?),
-                    StageKind::Sft => stages::sft(&context, &mut student),
-                    StageKind::Eval => stages::evaluate(&context, student.trained(&root)?),
-                }?;
-                folder.finish(&stage.name, &key, &result)?;
-                result
-            }
-        };
-        if matches!(stage.kind, StageKind::Data | StageKind::Sft) {
-            upstream = key;
-        }
-        summary.insert(stage.name.clone(), result);
+        summary.insert(stage.name.clone(), run.stage(stage)?);
+        write_report(&root)?;
     }
-    let data = report::collect(&root)?;
-    report::html::write(&root, &data)?;
+    write_json(&root.join("run.json"), &facts(&student, started))?;
+    let report = write_report(&root)?;
     reporter.note(&format!(
-        "finished in {} s: {}",
+        "done in {} s: {}",
         started.elapsed().as_secs(),
-        root.join("report.html").display()
+        report.display()
     ));
     Ok(RunOutcome {
         run_dir: root,
         summary: Value::Object(summary),
     })
+}
+
+/// Writes `report.html` of a run folder from what is in it.
+///
+/// # Errors
+/// A folder that cannot be read or written.
+pub fn write_report(root: &Path) -> Result<PathBuf> {
+    report::html::write(root, &report::collect(root)?)
+}
+
+/// The run while its stages go by.
+struct Run<'a> {
+    plan: &'a Plan,
+    folder: &'a RunFolder,
+    student: &'a Student,
+    reporter: &'a dyn Reporter,
+    stop: &'a Stop,
+    store: Option<Store>,
+    sft_key: String,
+}
+
+impl Run<'_> {
+    fn stage(&mut self, stage: &Stage) -> Result<Value> {
+        let context = Context {
+            plan: self.plan,
+            stage,
+            dir: self.folder.stage(&stage.name)?,
+            reporter: self.reporter,
+            stop: self.stop,
+        };
+        match stage.kind {
+            StageKind::Data => {
+                let store = stages::data(&context, self.student)?;
+                let result = json!({"rows": store.len(), "key": store.key()});
+                let key = store.key().to_string();
+                self.folder.finish(&stage.name, &key, &result)?;
+                self.store = Some(store);
+                Ok(result)
+            }
+            StageKind::EvalBefore => {
+                let key = self.eval_key(stage, &json!(self.student.identity()))?;
+                self.once(stage, &key, |run| {
+                    let model = run.student.untrained()?;
+                    stages::evaluate(&context, run.student, &model, &key)
+                })
+            }
+            StageKind::Sft => {
+                let store = self
+                    .store
+                    .take()
+                    .ok_or_else(|| Error::input("the plan trains before it reads traces"))?;
+                let inputs = stages::sft_inputs(self.plan, self.student, &store);
+                let key = key_of(&inputs)?;
+                let result = self.once(stage, &key, |run| {
+                    stages::sft(&context, run.student, &store, &key, &inputs)
+                })?;
+                self.sft_key = key;
+                Ok(result)
+            }
+            StageKind::Eval => {
+                let key = self.eval_key(stage, &json!(self.sft_key))?;
+                self.once(stage, &key, |run| {
+                    let model = run.student.load(&run.folder.root().join("sft/model"))?;
+                    stages::evaluate(&context, run.student, &model, &key)
+                })
+            }
+        }
+    }
+
+    /// Runs a stage unless it is finished with this key.
+    fn once(&self, stage: &Stage, key: &str, body: impl FnOnce(&Self) -> Result<Value>) -> Result<Value> {
+        if let Some(result) = self.folder.finished(&stage.name, key)? {
+            self.reporter.note(&format!("stage `{}` is finished already", stage.name));
+            return Ok(result);
+        }
+        let result = body(self)?;
+        self.folder.finish(&stage.name, key, &result)?;
+        Ok(result)
+    }
+
+    fn eval_key(&self, stage: &Stage, model: &Value) -> Result<String> {
+        key_of(&json!({
+            "version": 1,
+            "model": model,
+            "suite": stages::suite(self.plan, stage)?,
+            "limit": self.plan.eval.as_ref().and_then(|e| e.limit),
+            "seed": self.plan.seed,
+            "template": self.student.chat().template.source(),
+        }))
+    }
+}
+
+/// Refuses the folder of a recipe of another name.
+fn check_owner(root: &Path, plan: &Plan) -> Result<()> {
+    let path = root.join("plan.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let earlier: Value = read_json(&path)?;
+    match earlier.get("name").and_then(Value::as_str) {
+        Some(name) if name != plan.name => Err(Error::input(format!(
+            "`{}` is the run folder of recipe `{name}`, not of `{}`",
+            root.display(),
+            plan.name
+        ))
+        .with_hint("give this run a folder of its own with `--run-dir`")),
+        _ => Ok(()),
+    }
+}
+
+/// The plan with what its student turned out to be.
+fn saved_plan(plan: &Plan, student: &Student) -> Result<Value> {
+    let mut value =
+        serde_json::to_value(plan).map_err(|e| Error::input(format!("writing the plan: {e}")))?;
+    value["student"]["identity"] = student.identity().clone();
+    value["student"]["num_parameters"] = json!(student.config().num_parameters());
+    Ok(value)
+}
+
+fn facts(student: &Student, started: Instant) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "parameters": student.config().num_parameters(),
+        "device": format!("{:?}", student.device().location()).to_lowercase(),
+        "threads": rayon::current_num_threads(),
+        "seconds of the last call": started.elapsed().as_secs(),
+    })
+}
+
+fn interrupted(root: &Path) -> Error {
+    Error::Interrupted {
+        message: format!(
+            "stopped; the same command goes on in `{}`",
+            root.display()
+        ),
+    }
 }

@@ -1,18 +1,19 @@
-//! One function a stage: what it reads, what it leaves in its folder, and its key.
+//! One function a stage: what it reads, what it leaves in its folder.
 
-use super::folder::{key_of, write_json};
-use super::open::{Student, trace_sources};
-use crate::data::{BuildOptions, Store};
-use crate::eval::EvalJob;
+use super::folder::{key_of, read_json, write_json};
+use super::open::Student;
+use crate::data::{BuildOptions, Store, TraceSource};
+use crate::eval::{EvalJob, Problem};
 use crate::generate::LocalEngine;
 use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop, Task};
-use crate::recipe::plan::{EvalPlan, Plan, Stage, StageKind};
+use crate::recipe::plan::{EvalPlan, Plan, Stage};
 use crate::recipe::suite::Suite;
 use crate::report::{EventWriter, MetricsLog};
 use crate::train::{self, Observer, SftSettings, StepRecord};
-use crate::{Error, Result, data, eval};
+use crate::{Error, Result, data, eval, hub, tokenize};
 use serde_json::{Value, json};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Weights of a result are cut into files of at most so many bytes, as transformers does.
@@ -24,78 +25,304 @@ pub struct Context<'a> {
     pub stage: &'a Stage,
     /// The stage's folder.
     pub dir: PathBuf,
-    /// The run's folder.
-    pub root: &'a Path,
-    pub key: &'a str,
     pub reporter: &'a dyn Reporter,
     pub stop: &'a Stop,
 }
 
-/// The key of a stage: the hash of its settings and of what it stands on.
+/// Traces to the token store; one that was made of the same content is taken as it is.
 ///
 /// # Errors
-/// A source of traces that is not there.
-pub fn key(plan: &Plan, stage: &Stage, student: &Student, upstream: &str) -> Result<String> {
-    match stage.kind {
-        StageKind::Data => key_of(&json!({
-            "version": 1, "traces": plan.traces, "seed": plan.seed, "max_length": plan.sft.max_length,
-            "over_length": plan.sft.over_length, "on_untrainable": plan.sft.on_untrainable,
-            "train_on": plan.sft.train_on, "chat": student.chat_key()?,
-        })),
-        StageKind::EvalBefore => key_of(&json!({
-            "version": 1, "student": student.identity(), "suite": suite(plan, stage)?, "seed": plan.seed,
-            "limit": plan.eval.as_ref().and_then(|e| e.limit), "chat": student.chat_key()?,
-        })),
-        StageKind::Sft => key_of(&json!({
-            "version": 1, "student": student.identity(), "data": upstream, "sft": learned(plan), "seed": plan.seed,
-        })),
-        StageKind::Eval => key_of(&json!({
-            "version": 1, "sft": upstream, "suite": suite(plan, stage)?, "seed": plan.seed,
-            "limit": plan.eval.as_ref().and_then(|e| e.limit),
-        })),
+/// A source that cannot be read, a row that the recipe refuses, no row left.
+pub fn data(context: &Context, student: &Student) -> Result<Store> {
+    let plan = context.plan;
+    context.reporter.stage(&context.stage.name, "traces to tokens");
+    let sources = trace_sources(plan, context.reporter)?;
+    let (store, report) = Store::build(
+        &build_options(plan),
+        &sources,
+        student.chat(),
+        &context.dir.join("store"),
+        context.reporter,
+        context.stop,
+    )?;
+    write_json(&context.dir.join("data.json"), &report)?;
+    context.reporter.note(&format!(
+        "{} rows, {} tokens, {} of them trained; {} rows dropped{}",
+        report.kept,
+        report.tokens,
+        report.trained_tokens,
+        report.num_dropped(),
+        if report.num_dropped() > 0 { format!(": {}", report.reasons()) } else { String::new() },
+    ));
+    Ok(store)
+}
+
+/// How the plan turns traces into rows.
+pub fn build_options(plan: &Plan) -> BuildOptions {
+    BuildOptions {
+        max_length: plan.sft.max_length,
+        over_length: plan.sft.over_length,
+        on_untrainable: plan.sft.on_untrainable,
+        train_on: match plan.sft.train_on {
+            crate::recipe::TrainOn::Last => tokenize::TrainOn::LastAssistant,
+            crate::recipe::TrainOn::All => tokenize::TrainOn::AllAssistant,
+        },
+        seed: plan.seed,
     }
 }
 
-/// What of `[sft]` changes what is learned; how often it is saved does not.
+/// The local files of every `[[traces]]`.
+pub fn trace_sources(plan: &Plan, reporter: &dyn Reporter) -> Result<Vec<TraceSource>> {
+    plan.traces
+        .iter()
+        .map(|spec| {
+            let (files, revision) = files(&spec.source, spec.config.as_deref(), spec.revision.as_deref(), reporter)?;
+            Ok(TraceSource {
+                spec: spec.clone(),
+                files,
+                revision,
+            })
+        })
+        .collect()
+}
+
+/// The files a source stands for; a built-in one has none.
+fn files(
+    source: &str,
+    config: Option<&str>,
+    revision: Option<&str>,
+    reporter: &dyn Reporter,
+) -> Result<(Vec<PathBuf>, Option<String>)> {
+    if source.starts_with("builtin:") {
+        return Ok((Vec::new(), None));
+    }
+    let resolved = hub::resolve_dataset(source, config, revision, &[], reporter)?;
+    Ok((resolved.files, resolved.revision))
+}
+
+/// What of the plan changes the result of SFT; how often it is saved does not.
 fn learned(plan: &Plan) -> Value {
-    let settings = SftSettings::from_plan(&plan.sft, plan.seed, "");
     json!(SftSettings {
         checkpoint_every_steps: 0,
         keep_checkpoints: 0,
         recompute: crate::recipe::Recompute::None,
-        ..settings
+        ..SftSettings::from_plan(&plan.sft, plan.seed, "")
     })
+}
+
+/// The key of SFT on a store, with what it is made of.
+pub fn sft_inputs(plan: &Plan, student: &Student, store: &Store) -> Value {
+    json!({"version": 1, "student": student.identity(), "data": store.key(), "sft": learned(plan)})
+}
+
+/// Trains the student on the store and leaves `model/`; returns the stage's result.
+///
+/// # Errors
+/// As [`train::train_sft`]; a folder that holds another training.
+pub fn sft(context: &Context, student: &Student, store: &Store, key: &str, inputs: &Value) -> Result<Value> {
+    let plan = context.plan;
+    let settings = SftSettings::from_plan(&plan.sft, plan.seed, key);
+    claim_training(&context.dir, key, inputs)?;
+    let total = settings.total_steps(store.len());
+    context.reporter.stage(
+        &context.stage.name,
+        &format!("{total} steps over {} rows, {} epochs", store.len(), plan.sft.epochs),
+    );
+    let model = student.untrained()?;
+    let mut log = StepLog {
+        dir: &context.dir,
+        reporter: context.reporter,
+        task: context.reporter.task("training", Some(total as u64), "steps"),
+        metrics: None,
+        events: None,
+    };
+    let outcome = train::train_sft(&model, store, &settings, &context.dir, &mut log, context.stop)?;
+    log.sync()?;
+    drop(log);
+    save_model(&model, student, &context.dir)?;
+    Ok(json!(outcome))
+}
+
+/// Writes `model/` whole or not at all.
+fn save_model(model: &CausalLm, student: &Student, dir: &Path) -> Result<()> {
+    let (beside, place) = (dir.join("model.partial"), dir.join("model"));
+    for path in [&beside, &place] {
+        if path.exists() {
+            fs::remove_dir_all(path).map_err(|e| Error::io("deleting", path, e))?;
+        }
+    }
+    model.save(&beside, MAX_SHARD_BYTES)?;
+    student.chat().save(&beside)?;
+    fs::rename(&beside, &place).map_err(|e| Error::io("renaming", &beside, e))
+}
+
+/// Refuses a folder in which another training was begun: nothing of it is overwritten.
+fn claim_training(dir: &Path, key: &str, inputs: &Value) -> Result<()> {
+    let path = dir.join("inputs.json");
+    if path.exists() {
+        let earlier: Value = read_json(&path)?;
+        if key_of(&earlier)? != key {
+            return Err(Error::input(format!(
+                "`{}` holds a training with other settings: {}",
+                dir.display(),
+                first_difference("", &earlier, inputs).unwrap_or_default()
+            ))
+            .with_hint("give this run a folder of its own with `--run-dir`, or throw the other one away with `--fresh`"));
+        }
+        return Ok(());
+    }
+    write_json(&path, inputs)
+}
+
+/// The first key in which two values differ, with both values.
+fn first_difference(at: &str, a: &Value, b: &Value) -> Option<String> {
+    if a == b {
+        return None;
+    }
+    if let (Value::Object(a), Value::Object(b)) = (a, b) {
+        let keys = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k)));
+        for key in keys {
+            let place = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+            let (x, y) = (a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null));
+            if let Some(found) = first_difference(&place, x, y) {
+                return Some(found);
+            }
+        }
+    }
+    Some(format!("`{at}` was {a}, is {b}"))
+}
+
+/// Writes every step to `metrics.jsonl` and TensorBoard, and shows it.
+struct StepLog<'a> {
+    dir: &'a Path,
+    reporter: &'a dyn Reporter,
+    task: Box<dyn Task>,
+    metrics: Option<MetricsLog>,
+    events: Option<EventWriter>,
+}
+
+impl StepLog<'_> {
+    fn sync(&mut self) -> Result<()> {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.sync()?;
+        }
+        if let Some(events) = &mut self.events {
+            events.flush()?;
+        }
+        Ok(())
+    }
+}
+
+impl Observer for StepLog<'_> {
+    fn resumed(&mut self, step: usize) -> Result<()> {
+        self.metrics = Some(MetricsLog::open(&self.dir.join("metrics.jsonl"), step as u64)?);
+        self.events = Some(EventWriter::create(self.dir, step as u64)?);
+        if step > 0 {
+            self.reporter.note(&format!("going on after step {step}"));
+            self.task.set_position(step as u64);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.append(record)?;
+        }
+        if let Some(events) = &mut self.events {
+            events.scalars(
+                record.step as u64,
+                &[
+                    ("train/loss", record.loss),
+                    ("train/grad_norm", record.grad_norm),
+                    ("train/learning_rate", record.learning_rate),
+                    ("train/tokens_per_s", record.tokens_per_s),
+                    ("train/epoch", record.epoch),
+                ],
+            )?;
+        }
+        self.task.set_position(record.step as u64);
+        self.task.message(&format!(
+            "loss {:.4}, lr {:.2e}, {:.0} tokens/s",
+            record.loss, record.learning_rate, record.tokens_per_s
+        ));
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, _step: usize, _path: &Path) -> Result<()> {
+        self.sync()
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.reporter.warn(text);
+    }
 }
 
 fn eval_plan(plan: &Plan) -> Result<&EvalPlan> {
     plan.eval.as_ref().ok_or_else(|| Error::input("the plan has an evaluation stage and no `eval`"))
 }
 
-fn suite<'a>(plan: &'a Plan, stage: &Stage) -> Result<&'a Suite> {
+/// The suite of a stage.
+pub fn suite<'a>(plan: &'a Plan, stage: &Stage) -> Result<&'a Suite> {
     stage
         .suite
         .and_then(|i| eval_plan(plan).ok()?.suites.get(i))
         .ok_or_else(|| Error::input(format!("stage `{}` names no suite", stage.name)))
 }
 
-/// Traces to the token store.
+/// The problems of a suite, at most `limit` of them; `file` in place of the suite's data set.
 ///
 /// # Errors
-/// A source that cannot be read, a row that the recipe refuses, no row left.
-pub fn data(context: &Context, student: &Student) -> Result<Value> {
-    let plan = context.plan;
-    context.reporter.stage(&context.stage.name, "traces to tokens");
-    let store = build_store(context, student)?;
-    let report = store.report();
-    write_json(&context.dir.join("data.json"), report)?;
-    context.reporter.note(&report.summary());
-    if store.is_empty() {
-        return Err(Error::input(format!("no row of the traces can be trained on: {}", report.summary()))
-            .with_hint(format!(
-                "`{}` lists every reason with examples; `sft.max_length` is {}",
-                context.dir.join("data.json").display(),
-                plan.sft.max_length
-            )));
+/// A data set or field that is not there.
+pub fn problems(suite: &Suite, file: Option<&str>, limit: Option<usize>, reporter: &dyn Reporter) -> Result<Vec<Problem>> {
+    let mut dataset = suite.dataset.clone();
+    if let Some(file) = file {
+        dataset.source = file.to_string();
     }
-    Ok(json!({"rows": store.len(), "tokens": report.tokens, "trained_tokens": report.trained_tokens}))
+    let (files, _) = files(&dataset.source, dataset.config.as_deref(), dataset.revision.as_deref(), reporter)?;
+    data::problems(&dataset, &suite.fields, &files)?
+        .take(limit.unwrap_or(usize::MAX))
+        .map(|p| {
+            p.map(|p| Problem {
+                id: p.id,
+                problem: p.problem,
+                gold: p.gold,
+            })
+        })
+        .collect()
+}
+
+/// Runs the stage's suite on `model` and leaves `eval.json` and `samples.jsonl`; returns the stage's result.
+///
+/// # Errors
+/// As [`eval::run`].
+pub fn evaluate(context: &Context, student: &Student, model: &CausalLm, key: &str) -> Result<Value> {
+    let plan = context.plan;
+    let suite = suite(plan, context.stage)?;
+    let eval_plan = eval_plan(plan)?;
+    let problems = problems(suite, None, eval_plan.limit, context.reporter)?;
+    context.reporter.stage(
+        &context.stage.name,
+        &format!("{}: {} problems, {} samples each", suite.name, problems.len(), suite.sampling.k),
+    );
+    let sampling = eval::suite_sampling(suite, student.chat(), plan.seed);
+    let job = EvalJob {
+        suite,
+        problems: &problems,
+        chat: student.chat(),
+        k: suite.sampling.k,
+        sampling: &sampling,
+        model_key: key,
+        samples: &context.dir.join("samples.jsonl"),
+    };
+    let mut engine = LocalEngine::new(model, &student.chat().tokenizer, eval_plan.batch_size);
+    let result = eval::run(&job, &mut engine, context.reporter, context.stop)?;
+    result.write(&context.dir.join("eval.json"))?;
+    context.reporter.note(&format!(
+        "{}: pass@1 {:.1}% (95% interval {:.1} to {:.1})",
+        suite.name,
+        100.0 * result.pass_at_1,
+        100.0 * result.pass_at_1_ci95[0],
+        100.0 * result.pass_at_1_ci95[1]
+    ));
+    Ok(json!(result))
 }
