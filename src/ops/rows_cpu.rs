@@ -1,0 +1,275 @@
+//! RMSNorm, RoPE and SwiGLU over rows of f32, and sums over all values. Work is cut by shape alone, so that results do not
+//! depend on the number of threads.
+
+use super::cpu::unwritten;
+use super::vector::{LANES, exp, reduce, vectorised};
+use rayon::prelude::*;
+
+/// Rows a task takes.
+const ROWS: usize = 32;
+/// Values a task takes where rows do not matter.
+const PIECE: usize = 1 << 14;
+
+vectorised! {
+    fn norm_rows(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+        let c = w.len();
+        for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
+            let r = rstd(x, eps);
+            for i in 0..c {
+                y[i] = x[i] * r * w[i];
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn norm_rows_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+        let c = w.len();
+        for ((x, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
+            let r = rstd(x, eps);
+            let mut lanes = [0.0f32; LANES];
+            let mut i = 0;
+            while i + LANES <= c {
+                for l in 0..LANES {
+                    lanes[l] += dy[i + l] * w[i + l] * x[i + l];
+                }
+                i += LANES;
+            }
+            let mut inner = reduce(lanes, |a, b| a + b);
+            while i < c {
+                inner += dy[i] * w[i] * x[i];
+                i += 1;
+            }
+            // mean(g n) * r, with n = x r
+            let shrink = inner * r * r * r / c as f32;
+            for i in 0..c {
+                dx[i] = dy[i] * w[i] * r - x[i] * shrink;
+                dw[i] += dy[i] * x[i] * r;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn rstd(x: &[f32], eps: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for l in 0..LANES {
+            lanes[l] += chunk[l] * chunk[l];
+        }
+    }
+    let sum = rest.iter().fold(reduce(lanes, |a, b| a + b), |s, v| s + v * v);
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+/// `y = x * rstd * w`; rows of `w.len()` values.
+pub(super) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let mut y = unwritten(x.len());
+    let piece = ROWS * w.len();
+    y.par_chunks_mut(piece)
+        .zip(x.par_chunks(piece))
+        .for_each(|(y, x)| norm_rows(x, w, eps, y));
+    y
+}
+
+/// dx, and dw summed over rows.
+pub(super) fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let mut dx = unwritten(x.len());
+    let piece = ROWS * w.len();
+    let parts: Vec<Vec<f32>> = dx
+        .par_chunks_mut(piece)
+        .zip(x.par_chunks(piece).zip(dy.par_chunks(piece)))
+        .map(|(dx, (x, dy))| {
+            let mut dw = vec![0.0; w.len()];
+            norm_rows_backward(x, w, eps, dy, dx, &mut dw);
+            dw
+        })
+        .collect();
+    (dx, sum_in_order(parts, w.len()))
+}
+
+/// Sums partial results in the order of the pieces.
+fn sum_in_order(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
+    let mut sum = vec![0.0f32; len];
+    for part in parts {
+        sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+    }
+    sum
+}
+
+vectorised! {
+    fn rotate_token(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32]) {
+        let half = cos.len();
+        for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
+            let (x1, x2) = x.split_at(half);
+            let (y1, y2) = y.split_at_mut(half);
+            for i in 0..half {
+                let s = sin[i] * sign;
+                y1[i] = x1[i] * cos[i] - x2[i] * s;
+                y2[i] = x2[i] * cos[i] + x1[i] * s;
+            }
+        }
+    }
+}
+
+/// Rotates the heads of each token, `width` values a token; `sign` -1 rotates back.
+pub(super) fn rotate(x: &[f32], width: usize, half: usize, cos: &[f32], sin: &[f32], positions: &[u32], sign: f32) -> Vec<f32> {
+    let mut y = unwritten(x.len());
+    y.par_chunks_mut(ROWS * width)
+        .zip(x.par_chunks(ROWS * width).zip(positions.par_chunks(ROWS)))
+        .for_each(|(y, (x, positions))| {
+            for ((y, x), &p) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions) {
+                let at = p as usize * half..(p as usize + 1) * half;
+                rotate_token(x, &cos[at.clone()], &sin[at], sign, y);
+            }
+        });
+    y
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    let e = exp(-x.abs());
+    let r = 1.0 / (1.0 + e);
+    if x >= 0.0 { r } else { e * r }
+}
+
+vectorised! {
+    fn swiglu_piece(gate: &[f32], up: &[f32], y: &mut [f32]) {
+        for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
+            *y = g * sigmoid(g) * u;
+        }
+    }
+}
+
+vectorised! {
+    fn swiglu_backward_piece(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+        let n = gate.len();
+        let (up, dy) = (&up[..n], &dy[..n]);
+        let (dgate, dup) = (&mut dgate[..n], &mut dup[..n]);
+        for i in 0..n {
+            let (g, s) = (gate[i], sigmoid(gate[i]));
+            dgate[i] = dy[i] * up[i] * s * (1.0 + g * (1.0 - s));
+            dup[i] = dy[i] * g * s;
+        }
+    }
+}
+
+/// `silu(gate) * up`.
+pub(super) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut y = unwritten(gate.len());
+    y.par_chunks_mut(PIECE)
+        .zip(gate.par_chunks(PIECE).zip(up.par_chunks(PIECE)))
+        .for_each(|(y, (gate, up))| swiglu_piece(gate, up, y));
+    y
+}
+
+/// dgate and dup.
+pub(super) fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut dgate, mut dup) = (unwritten(gate.len()), unwritten(gate.len()));
+    dgate
+        .par_chunks_mut(PIECE)
+        .zip(dup.par_chunks_mut(PIECE))
+        .zip(gate.par_chunks(PIECE).zip(up.par_chunks(PIECE)).zip(dy.par_chunks(PIECE)))
+        .for_each(|((dgate, dup), ((gate, up), dy))| swiglu_backward_piece(gate, up, dy, dgate, dup));
+    (dgate, dup)
+}
+
+vectorised! {
+    fn add_piece(dst: &mut [f32], x: &[f32]) {
+        for (d, x) in dst.iter_mut().zip(x) {
+            *d += x;
+        }
+    }
+}
+
+/// `dst += x`.
+pub(super) fn add(dst: &mut [f32], x: &[f32]) {
+    dst.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(d, x)| add_piece(d, x));
+}
+
+vectorised! {
+    fn sum_squares_piece(x: &[f32]) -> f64 {
+        let mut sum = 0.0f64;
+        // f32 lanes within a short run, f64 between runs
+        for run in x.chunks(64 * LANES) {
+            let mut lanes = [0.0f32; LANES];
+            let (chunks, rest) = run.as_chunks::<LANES>();
+            for chunk in chunks {
+                for l in 0..LANES {
+                    lanes[l] += chunk[l] * chunk[l];
+                }
+            }
+            for (l, v) in rest.iter().enumerate() {
+                lanes[l] += v * v;
+            }
+            for lane in lanes {
+                sum += f64::from(lane);
+            }
+        }
+        sum
+    }
+}
+
+/// Sum of squares.
+pub(super) fn sum_squares(x: &[f32]) -> f64 {
+    let parts: Vec<f64> = x.par_chunks(PIECE).map(sum_squares_piece).collect();
+    parts.iter().sum()
+}
+
+vectorised! {
+    fn sum_rows_piece(x: &[f32], sum: &mut [f32]) {
+        let c = sum.len();
+        for row in x.chunks_exact(c) {
+            for i in 0..c {
+                sum[i] += row[i];
+            }
+        }
+    }
+}
+
+/// Sum over rows of `c` values.
+pub(super) fn sum_rows(x: &[f32], c: usize) -> Vec<f32> {
+    let parts: Vec<Vec<f32>> = x
+        .par_chunks(ROWS * c)
+        .map(|x| {
+            let mut sum = vec![0.0; c];
+            sum_rows_piece(x, &mut sum);
+            sum
+        })
+        .collect();
+    sum_in_order(parts, c)
+}
+
+vectorised! {
+    fn adamw_piece(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: [f32; 7]) {
+        let [scale, b1, b2, decay, rate, correction, eps] = c;
+        let n = w.len();
+        let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
+        for i in 0..n {
+            let g = g[i] * scale;
+            m[i] = b1 * m[i] + (1.0 - b1) * g;
+            v[i] = b2 * v[i] + (1.0 - b2) * g * g;
+            let denominator = (v[i] * correction).sqrt() + eps;
+            w[i] = w[i] * decay - rate * m[i] / denominator;
+        }
+    }
+}
+
+/// One AdamW step in one pass; see [`super::update::adamw_inplace`].
+pub(super) fn adamw(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &super::AdamWStep) {
+    let t = s.step as i32;
+    let constants = [
+        s.grad_scale as f32,
+        s.beta1 as f32,
+        s.beta2 as f32,
+        (1.0 - s.lr * s.weight_decay) as f32,
+        (s.lr / (1.0 - s.beta1.powi(t))) as f32,
+        (1.0 / (1.0 - s.beta2.powi(t))) as f32,
+        s.eps as f32,
+    ];
+    w.par_chunks_mut(PIECE)
+        .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
+        .zip(g.par_chunks(PIECE))
+        .for_each(|((w, (m, v)), g)| adamw_piece(w, m, v, g, constants));
+}
