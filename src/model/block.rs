@@ -219,7 +219,7 @@ impl Block {
             let d = d.flatten_from(1)?; // [T, heads * D]
             grads.add_matmul(p.w, &d, &s.h1)?;
             if let Some(b) = p.b {
-                grads.add(b, &d.to_dtype(super::sum_dtype(d.dtype()))?.sum(0)?)?;
+                grads.add(b, &ops::sum_rows(&d)?)?;
             }
             let part = ops::linear_backward_input(&d, m.w(p.w))?;
             d_h1 = Some(match d_h1 {

@@ -3,21 +3,19 @@
 //! f32 tensors in the memory of the CPU go through the kernels of `decode_cpu`; everything else through the portable forms
 //! here, composed of candle's operations.
 
-use std::ops::Deref;
-
 use super::decode_cpu::{self, CacheShape};
-use super::plain;
+use super::{cpu, plain};
 use crate::Result;
-use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Storage, Tensor};
+use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
 
 /// `y = x w^T + b`, row by row. x: `[B, I]`, w: `[O, I]` -> `[B, O]`.
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let ((num_rows, num_in), (num_out, w_in)) = (x.dims2()?, w.dims2()?);
     let bias_fits = b.is_none_or(|b| b.dims() == [num_out]);
     if let (true, true, Some(x_data), Some(w_data)) =
-        (w_in == num_in, bias_fits, cpu_f32(x), cpu_f32(w))
+        (w_in == num_in, bias_fits, cpu::values(x), cpu::values(w))
     {
-        let b_data = b.map(cpu_f32);
+        let b_data = b.map(cpu::values);
         if !matches!(b_data, Some(None)) {
             let bias = b_data.as_ref().and_then(Option::as_deref);
             let y = decode_cpu::linear(&x_data, &w_data, bias, num_in);
@@ -36,7 +34,7 @@ fn linear_portable(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor>
 
 /// `cache[slots[t], :, positions[t], :] = x[t]`. cache: `[S, K, P, D]`, x: `[T, K, D]`.
 pub fn append(cache: &Tensor, x: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
-    if cpu_f32(cache).is_some() && cpu_f32(x).is_some() {
+    if cpu::values(cache).is_some() && cpu::values(x).is_some() {
         return Ok(cache.inplace_op2(x, &Append { slots, positions })?);
     }
     append_portable(cache, x, slots, positions)
@@ -132,7 +130,7 @@ pub fn attention(
         && slots.iter().all(|&slot| (slot as usize) < s)
         && lens.iter().all(|&len| (1..=p).contains(&(len as usize)));
     if let (true, Some(q_data), Some(keys), Some(values)) =
-        (fits, cpu_f32(q), cpu_f32(k_cache), cpu_f32(v_cache))
+        (fits, cpu::values(q), cpu::values(k_cache), cpu::values(v_cache))
     {
         let shape = CacheShape {
             num_heads: h,
@@ -184,35 +182,6 @@ fn attention_portable(
         );
     }
     Ok(Tensor::cat(&rows, 0)?)
-}
-
-/// The numbers of a contiguous f32 tensor in the memory of the CPU.
-struct CpuF32<G> {
-    storage: G,
-    start: usize,
-    end: usize,
-}
-
-fn cpu_f32(t: &Tensor) -> Option<impl Deref<Target = [f32]>> {
-    let (storage, layout) = t.storage_and_layout();
-    let (start, end) = layout.contiguous_offsets()?;
-    matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))).then_some(CpuF32 {
-        storage,
-        start,
-        end,
-    })
-}
-
-impl<G: Deref<Target = Storage>> Deref for CpuF32<G> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
-            // excluded where it is made
-            _ => &[],
-        }
-    }
 }
 
 #[cfg(test)]

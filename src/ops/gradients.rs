@@ -1,6 +1,7 @@
 //! One f32 gradient a parameter, accumulated over the micro-batches of a step.
 
-use super::plain;
+use super::cpu::{self, Dst, Matrix, gemm, unwritten};
+use super::{plain, rows_cpu};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -41,7 +42,7 @@ impl Gradients {
         self.slots.iter_mut().for_each(|s| *s = None);
     }
 
-    /// `slot += t`.
+    /// `slot += t`; a first `t` becomes the slot and must not be written by anybody else afterwards.
     pub fn add(&mut self, id: ParamId, t: &Tensor) -> Result<()> {
         let t = t.to_dtype(if t.dtype() == DType::F64 {
             DType::F64
@@ -56,6 +57,11 @@ impl Gradients {
                 self.shapes[id.0]
             )));
         }
+        if let (Some(slot), Some(values)) = (&self.slots[id.0], cpu::values(&t))
+            && cpu::modify(slot, |sum| rows_cpu::add(sum, &values))?
+        {
+            return Ok(());
+        }
         self.slots[id.0] = Some(match self.slots[id.0].take() {
             Some(sum) => (sum + t)?,
             None => t.contiguous()?,
@@ -65,6 +71,25 @@ impl Gradients {
 
     /// `slot += dy^T x`. dy: `[T, O]`, x: `[T, I]`, slot: `[O, I]`.
     pub fn add_matmul(&mut self, id: ParamId, dy: &Tensor, x: &Tensor) -> Result<()> {
+        let ((t, o), (x_t, i)) = (dy.dims2()?, x.dims2()?);
+        if let (Some(ds), Some(xs)) = (cpu::values(dy), cpu::values(x))
+            && t == x_t
+            && self.shapes[id.0] == [o, i]
+        {
+            let product = |dst: &mut [f32], into| {
+                gemm((o, i, t), dst, i, into, Matrix::rows(&ds, o).t(), Matrix::rows(&xs, i), 1.0, true);
+            };
+            if let Some(slot) = &self.slots[id.0] {
+                if cpu::modify(slot, |sum| product(sum, Dst::Add))? {
+                    return Ok(());
+                }
+            } else {
+                let mut first = unwritten(o * i);
+                product(&mut first, Dst::Overwrite);
+                self.slots[id.0] = Some(cpu::tensor(first, (o, i))?);
+                return Ok(());
+            }
+        }
         let wide = |t: &Tensor| -> Result<Tensor> {
             Ok(match t.dtype() {
                 DType::BF16 | DType::F16 => t.to_dtype(DType::F32)?,
@@ -76,6 +101,22 @@ impl Gradients {
 
     /// `slot[ids[t]] += dy[t]`. dy: `[T, C]`, slot: `[V, C]`.
     pub fn add_rows(&mut self, id: ParamId, ids: &[u32], dy: &Tensor) -> Result<()> {
+        let (t, c) = dy.dims2()?;
+        let vocab = self.shapes[id.0].first().copied().unwrap_or(0);
+        if t != ids.len() || ids.iter().any(|&row| row as usize >= vocab) {
+            return Err(Error::input(format!("{} rows of {:?} into parameter {}", ids.len(), dy.dims(), id.0)));
+        }
+        if let Some(ds) = cpu::values(dy) {
+            let done = self.modify(id, |sum| {
+                for (&row, d) in ids.iter().zip(ds.chunks_exact(c)) {
+                    let at = row as usize * c;
+                    sum[at..at + c].iter_mut().zip(d).for_each(|(s, d)| *s += d);
+                }
+            })?;
+            if done {
+                return Ok(());
+            }
+        }
         let dtype = if dy.dtype() == DType::F64 {
             DType::F64
         } else {
@@ -89,10 +130,28 @@ impl Gradients {
         )
     }
 
+    /// Hands the values of a slot, zeros where there was none, to `change`; `false` where they are not f32 on the CPU.
+    pub(super) fn modify(&mut self, id: ParamId, change: impl FnMut(&mut [f32])) -> Result<bool> {
+        if !self.device.is_cpu() {
+            return Ok(false);
+        }
+        if self.slots[id.0].is_none() {
+            self.slots[id.0] = Some(Tensor::zeros(self.shapes[id.0].as_slice(), DType::F32, &self.device)?);
+        }
+        match &self.slots[id.0] {
+            Some(slot) => cpu::modify(slot, change),
+            None => Ok(false),
+        }
+    }
+
     /// Sum of the squares of all gradients.
     pub fn sum_squares(&self) -> Result<f64> {
         let mut sum = 0.0;
         for slot in self.slots.iter().flatten() {
+            if let Some(values) = cpu::values(slot) {
+                sum += rows_cpu::sum_squares(&values);
+                continue;
+            }
             sum += slot
                 .to_dtype(DType::F64)?
                 .sqr()?

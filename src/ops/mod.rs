@@ -4,24 +4,31 @@
 //! Letters: T tokens of all sequences end to end, C model width, H query heads, K key/value heads, D head dim,
 //! F feed-forward width, V vocabulary, S cache slots, P cache positions.
 //!
-//! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference.
+//! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here, which
+//! [`dispatch`] holds, take a fast kernel where the tensors are f32, contiguous and on the CPU.
 
+mod attention_cpu;
+mod cpu;
 pub mod decode;
 mod decode_cpu;
+pub mod dispatch;
 pub mod gradients;
+mod head_cpu;
 pub mod plain;
+mod rows_cpu;
 pub mod seq_lens;
 pub mod update;
 pub(crate) mod vector;
 
-pub use gradients::{Gradients, ParamId};
-pub use plain::{
-    attention, attention_backward, embedding, linear, linear_backward_input, linear_logprobs,
+pub use dispatch::{
+    attention, attention_backward, linear, linear_backward_input, linear_logprobs,
     linear_logprobs_backward, rms_norm, rms_norm_backward, rope, rope_backward, swiglu,
     swiglu_backward,
 };
+pub use gradients::{Gradients, ParamId};
+pub use plain::embedding;
 pub use seq_lens::SeqLens;
-pub use update::{AdamWStep, adamw_inplace, add_inplace};
+pub use update::{AdamWStep, adamw_inplace, add_inplace, sum_rows};
 
 use crate::Result;
 use candle_core::Tensor;

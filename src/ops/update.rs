@@ -1,5 +1,6 @@
 //! Operations that change a tensor in place.
 
+use super::{cpu, rows_cpu};
 use crate::Result;
 use candle_core::{DType, Tensor};
 
@@ -19,6 +20,12 @@ pub struct AdamWStep {
 
 /// `dst += x`.
 pub fn add_inplace(dst: &Tensor, x: &Tensor) -> Result<()> {
+    if let Some(values) = cpu::values(x)
+        && dst.dims() == x.dims()
+        && cpu::modify(dst, |dst| rows_cpu::add(dst, &values))?
+    {
+        return Ok(());
+    }
     let sum = (dst + x.to_dtype(dst.dtype())?)?;
     Ok(dst.slice_set(&sum, 0, 0)?)
 }
@@ -35,6 +42,12 @@ pub fn adamw_inplace(
     c: &AdamWStep,
 ) -> Result<()> {
     let w = master.unwrap_or(value);
+    if adamw_cpu(w, m, v, grad, c)? {
+        if master.is_some() {
+            value.slice_set(&w.to_dtype(value.dtype())?, 0, 0)?;
+        }
+        return Ok(());
+    }
     let g = (grad.to_dtype(DType::F32)? * c.grad_scale)?;
     let m_new = ((m * c.beta1)? + (&g * (1.0 - c.beta1))?)?;
     let v_new = ((v * c.beta2)? + (g.sqr()? * (1.0 - c.beta2))?)?;
@@ -49,4 +62,40 @@ pub fn adamw_inplace(
         value.slice_set(&w_new.to_dtype(value.dtype())?, 0, 0)?;
     }
     Ok(())
+}
+
+/// The fused step; `false` where a tensor is not f32 on the CPU.
+fn adamw_cpu(w: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor, c: &AdamWStep) -> Result<bool> {
+    let same = [m, v, grad].iter().all(|t| t.dims() == w.dims());
+    let fast = [w, m, v].iter().all(|t| cpu::values(t).is_some());
+    let Some(g) = cpu::values(grad) else { return Ok(false) };
+    if !same || !fast {
+        return Ok(false);
+    }
+    let mut failed = None;
+    cpu::modify(w, |w| {
+        let outer = cpu::modify(m, |m| {
+            let inner = cpu::modify(v, |v| rows_cpu::adamw(w, m, v, &g, c));
+            if let Err(error) = inner {
+                failed = Some(error);
+            }
+        });
+        if let Err(error) = outer {
+            failed = Some(error);
+        }
+    })?;
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(true),
+    }
+}
+
+/// Sum over the rows of x `[T, C]`, in f32 (f64 for f64). -> `[C]`
+pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
+    let (_, c) = x.dims2()?;
+    if let Some(values) = cpu::values(x) {
+        return cpu::tensor(rows_cpu::sum_rows(&values, c), c);
+    }
+    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    Ok(x.to_dtype(wide)?.sum(0)?)
 }

@@ -1,9 +1,14 @@
 //! Stages in order: opening what a plan names, the run folder with its lock and keys, resume.
 //!
-//! - `open`: devices, students and data sources by name;
-//! - [`folder`]: the run folder: lock, recipe, plan, stage keys, atomic writes;
-//! - `run`: the stages of a recipe, top to bottom;
-//! - `estimate`: what a run would take, before it runs;
-//! - `preview`: rows as the trainer will see them.
+//! - [`open`]: devices, students and data sources by name;
+//! - [`folder`]: the run folder: lock, stage keys, atomic writes;
+//! - [`run`]: the stages of a recipe, top to bottom; [`stages`]: what each does;
+//! - [`preview`]: rows as the trainer will see them.
 
 pub mod folder;
+pub mod open;
+pub mod preview;
+pub mod run;
+pub mod stages;
+
+pub use open::device;
