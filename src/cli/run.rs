@@ -3,6 +3,7 @@
 use super::options::{RecipeArgs, show_count};
 use super::{Session, stdout};
 use crate::Result;
+use crate::pipeline::run::{RunOptions, run as run_plan};
 use crate::recipe::load::Loaded;
 use crate::recipe::plan::{Plan, StageKind, StudentSource};
 use std::fmt::Write;
@@ -44,8 +45,16 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
             stdout::text(&show(&loaded, &plan))
         };
     }
-    let _ = session;
-    Ok(())
+    session.stop_on_signals()?;
+    let options = RunOptions {
+        run_dir: args.run_dir.clone(),
+        fresh: args.fresh,
+    };
+    let outcome = run_plan(&loaded, &plan, &options, &session.terminal, &session.stop)?;
+    if args.json {
+        return stdout::json(&outcome.summary);
+    }
+    stdout::text(&format!("{}\n", outcome.run_dir.display()))
 }
 
 /// The plan as people read it.

@@ -39,7 +39,10 @@ impl Shape {
 
     /// Rows from token `t` of head `head` in a tensor with `heads` heads.
     fn head<'a>(&self, x: &'a [f32], heads: usize, t: usize, head: usize) -> Matrix<'a> {
-        Matrix::rows(&x[(t * heads + head) * self.head_dim..], heads * self.head_dim)
+        Matrix::rows(
+            &x[(t * heads + head) * self.head_dim..],
+            heads * self.head_dim,
+        )
     }
 }
 
@@ -72,7 +75,13 @@ vectorised! {
 }
 
 /// o `[T, H, D]` and the log-sum-exp of each query's scores, `[T, H]`.
-pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], seqs: &SeqLens, s: Shape) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn forward(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    seqs: &SeqLens,
+    s: Shape,
+) -> (Vec<f32>, Vec<f32>) {
     let t = seqs.total();
     let (mut o, mut lse) = (unwritten(t * s.q_row()), unwritten(t * s.num_heads));
     let (o_shared, lse_shared) = (Shared(o.as_mut_ptr()), Shared(lse.as_mut_ptr()));
@@ -87,7 +96,12 @@ pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], seqs: &SeqLens, s: Shape)
         })
         .collect();
     tasks.into_par_iter().for_each_init(
-        || (unwritten(BLOCK_Q * BLOCK_K), unwritten(BLOCK_Q * s.head_dim)),
+        || {
+            (
+                unwritten(BLOCK_Q * BLOCK_K),
+                unwritten(BLOCK_Q * s.head_dim),
+            )
+        },
         |(scores, acc), (seq, head, first)| {
             let num_q = BLOCK_Q.min(seq.len() - first);
             let (maxima, sums) = block_forward(q, k, v, &seq, head, first, num_q, s, scores, acc);
@@ -97,7 +111,9 @@ pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], seqs: &SeqLens, s: Shape)
                 scale_row(row, 1.0 / sums[i]);
                 // SAFETY: only this task writes this head of this token
                 unsafe {
-                    let place = o_shared.get().add((token * s.num_heads + head) * s.head_dim);
+                    let place = o_shared
+                        .get()
+                        .add((token * s.num_heads + head) * s.head_dim);
                     std::ptr::copy_nonoverlapping(row.as_ptr(), place, s.head_dim);
                     *lse_shared.get().add(token * s.num_heads + head) = maxima[i] + sums[i].ln();
                 }
@@ -129,7 +145,16 @@ fn block_forward(
     for start in (0..end).step_by(BLOCK_K) {
         let num_k = BLOCK_K.min(end - start);
         let k_block = s.head(k, s.num_kv, seq.start + start, kv);
-        gemm((num_q, num_k, d), scores, BLOCK_K, Dst::Overwrite, q_block, k_block.t(), s.scale, false);
+        gemm(
+            (num_q, num_k, d),
+            scores,
+            BLOCK_K,
+            Dst::Overwrite,
+            q_block,
+            k_block.t(),
+            s.scale,
+            false,
+        );
         for i in 0..num_q {
             let row = &mut scores[i * BLOCK_K..i * BLOCK_K + num_k];
             // query first + i sees keys up to itself
@@ -149,7 +174,16 @@ fn block_forward(
         }
         let v_block = s.head(v, s.num_kv, seq.start + start, kv);
         let into = if start == 0 { Dst::Overwrite } else { Dst::Add };
-        gemm((num_q, d, num_k), acc, d, into, Matrix::rows(scores, BLOCK_K), v_block, 1.0, false);
+        gemm(
+            (num_q, d, num_k),
+            acc,
+            d,
+            into,
+            Matrix::rows(scores, BLOCK_K),
+            v_block,
+            1.0,
+            false,
+        );
     }
     (maxima, sums)
 }
@@ -187,9 +221,15 @@ pub(super) fn backward(
         vec![0.0; t * s.kv_row()],
         vec![0.0; t * s.kv_row()],
     );
-    let out = [Shared(dq.as_mut_ptr()), Shared(dk.as_mut_ptr()), Shared(dv.as_mut_ptr())];
-    let tasks: Vec<(Range<usize>, usize)> =
-        seqs.iter().flat_map(|seq| (0..s.num_kv).map(move |kv| (seq.clone(), kv))).collect();
+    let out = [
+        Shared(dq.as_mut_ptr()),
+        Shared(dk.as_mut_ptr()),
+        Shared(dv.as_mut_ptr()),
+    ];
+    let tasks: Vec<(Range<usize>, usize)> = seqs
+        .iter()
+        .flat_map(|seq| (0..s.num_kv).map(move |kv| (seq.clone(), kv)))
+        .collect();
     let group = s.num_heads / s.num_kv;
     tasks.into_par_iter().for_each_init(
         || (unwritten(BLOCK_Q * BLOCK_K), unwritten(BLOCK_Q * BLOCK_K)),
@@ -206,8 +246,26 @@ pub(super) fn backward(
                         let k_block = s.head(k, s.num_kv, k_at, kv);
                         let v_block = s.head(v, s.num_kv, k_at, kv);
                         let size = (num_q, num_k, d);
-                        gemm(size, p, BLOCK_K, Dst::Overwrite, q_block, k_block.t(), s.scale, false);
-                        gemm(size, ds, BLOCK_K, Dst::Overwrite, do_block, v_block.t(), 1.0, false);
+                        gemm(
+                            size,
+                            p,
+                            BLOCK_K,
+                            Dst::Overwrite,
+                            q_block,
+                            k_block.t(),
+                            s.scale,
+                            false,
+                        );
+                        gemm(
+                            size,
+                            ds,
+                            BLOCK_K,
+                            Dst::Overwrite,
+                            do_block,
+                            v_block.t(),
+                            1.0,
+                            false,
+                        );
                         for i in 0..num_q {
                             let row = i * BLOCK_K..i * BLOCK_K + num_k;
                             let seen = (first + i + 1).saturating_sub(start).min(num_k);
@@ -226,9 +284,36 @@ pub(super) fn backward(
                         unsafe {
                             let [dq, dk, dv] = out.map(Shared::get);
                             let (kr, qr) = (s.kv_row(), s.q_row());
-                            gemm_raw((num_k, d, num_q), dv.add(kv_offset), kr, Dst::Add, p.t(), do_block, 1.0, false);
-                            gemm_raw((num_k, d, num_q), dk.add(kv_offset), kr, Dst::Add, ds.t(), q_block, s.scale, false);
-                            gemm_raw((num_q, d, num_k), dq.add(q_offset), qr, into, ds, k_block, s.scale, false);
+                            gemm_raw(
+                                (num_k, d, num_q),
+                                dv.add(kv_offset),
+                                kr,
+                                Dst::Add,
+                                p.t(),
+                                do_block,
+                                1.0,
+                                false,
+                            );
+                            gemm_raw(
+                                (num_k, d, num_q),
+                                dk.add(kv_offset),
+                                kr,
+                                Dst::Add,
+                                ds.t(),
+                                q_block,
+                                s.scale,
+                                false,
+                            );
+                            gemm_raw(
+                                (num_q, d, num_k),
+                                dq.add(q_offset),
+                                qr,
+                                into,
+                                ds,
+                                k_block,
+                                s.scale,
+                                false,
+                            );
                         }
                     }
                 }

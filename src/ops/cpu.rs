@@ -140,9 +140,23 @@ pub(super) fn gemm(
     if m == 0 || n == 0 {
         return;
     }
-    assert!((m - 1) * dst_row + n <= dst.len() && a.fits(m, k) && b.fits(k, n), "a product outside its operands");
+    assert!(
+        (m - 1) * dst_row + n <= dst.len() && a.fits(m, k) && b.fits(k, n),
+        "a product outside its operands"
+    );
     // SAFETY: all three operands were checked to lie inside their slices
-    unsafe { gemm_raw((m, n, k), dst.as_mut_ptr(), dst_row, into, a, b, factor, parallel) }
+    unsafe {
+        gemm_raw(
+            (m, n, k),
+            dst.as_mut_ptr(),
+            dst_row,
+            into,
+            a,
+            b,
+            factor,
+            parallel,
+        )
+    }
 }
 
 /// [`gemm`] into memory that other threads write other parts of.

@@ -129,9 +129,12 @@ pub fn attention(
         && (slots.len(), lens.len()) == (b, b)
         && slots.iter().all(|&slot| (slot as usize) < s)
         && lens.iter().all(|&len| (1..=p).contains(&(len as usize)));
-    if let (true, Some(q_data), Some(keys), Some(values)) =
-        (fits, cpu::values(q), cpu::values(k_cache), cpu::values(v_cache))
-    {
+    if let (true, Some(q_data), Some(keys), Some(values)) = (
+        fits,
+        cpu::values(q),
+        cpu::values(k_cache),
+        cpu::values(v_cache),
+    ) {
         let shape = CacheShape {
             num_heads: h,
             num_kv_heads: k,

@@ -17,9 +17,16 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 /// See [`plain::rms_norm_backward`].
-pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+pub fn rms_norm_backward(
+    x: &Tensor,
+    w: &Tensor,
+    eps: f64,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     match (cpu::values(x), cpu::values(w), cpu::values(dy)) {
-        (Some(xs), Some(ws), Some(dys)) if x.dims() == dy.dims() && x.dims().last() == Some(&ws.len()) => {
+        (Some(xs), Some(ws), Some(dys))
+            if x.dims() == dy.dims() && x.dims().last() == Some(&ws.len()) =>
+        {
             let (dx, dw) = rows_cpu::rms_norm_backward(&xs, &ws, eps as f32, &dys);
             Ok((tensor(dx, x.shape())?, tensor(dw, w.shape())?))
         }
@@ -46,14 +53,20 @@ pub fn rope_backward(dy: &Tensor, table: &RopeTable, positions: &[u32]) -> Resul
 fn rotate(x: &Tensor, table: &RopeTable, positions: &[u32], sign: f32) -> Result<Option<Tensor>> {
     let (t, h, d) = x.dims3()?;
     let (num_positions, half) = table.cos.dims2()?;
-    let fits = 2 * half == d && positions.len() == t && positions.iter().all(|&p| (p as usize) < num_positions);
+    let fits = 2 * half == d
+        && positions.len() == t
+        && positions.iter().all(|&p| (p as usize) < num_positions);
     if !fits {
         return Err(Error::input(format!(
             "rotating {:?} by a table of {num_positions} positions of {half}: positions or sizes do not fit",
             x.dims()
         )));
     }
-    match (cpu::values(x), cpu::values(&table.cos), cpu::values(&table.sin)) {
+    match (
+        cpu::values(x),
+        cpu::values(&table.cos),
+        cpu::values(&table.sin),
+    ) {
         (Some(xs), Some(cos), Some(sin)) => {
             let y = rows_cpu::rotate(&xs, h * d, half, &cos, &sin, positions, sign);
             Ok(Some(tensor(y, x.shape())?))
@@ -86,14 +99,26 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let ((t, i), (o, w_i)) = (x.dims2()?, w.dims2()?);
     let bias = b.map(cpu::values);
     match (cpu::values(x), cpu::values(w), bias) {
-        (Some(xs), Some(ws), None | Some(Some(_))) if i == w_i && b.is_none_or(|b| b.dims() == [o]) => {
+        (Some(xs), Some(ws), None | Some(Some(_)))
+            if i == w_i && b.is_none_or(|b| b.dims() == [o]) =>
+        {
             let mut y = unwritten(t * o);
             let mut into = Dst::Overwrite;
             if let Some(Some(bias)) = b.map(cpu::values) {
-                y.chunks_exact_mut(o).for_each(|row| row.copy_from_slice(&bias));
+                y.chunks_exact_mut(o)
+                    .for_each(|row| row.copy_from_slice(&bias));
                 into = Dst::Add;
             }
-            gemm((t, o, i), &mut y, o, into, Matrix::rows(&xs, i), Matrix::rows(&ws, i).t(), 1.0, true);
+            gemm(
+                (t, o, i),
+                &mut y,
+                o,
+                into,
+                Matrix::rows(&xs, i),
+                Matrix::rows(&ws, i).t(),
+                1.0,
+                true,
+            );
             tensor(y, (t, o))
         }
         _ => plain::linear(x, w, b),
@@ -106,7 +131,16 @@ pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
     match (cpu::values(dy), cpu::values(w)) {
         (Some(ds), Some(ws)) if o == w_o => {
             let mut dx = unwritten(t * i);
-            gemm((t, i, o), &mut dx, i, Dst::Overwrite, Matrix::rows(&ds, o), Matrix::rows(&ws, i), 1.0, true);
+            gemm(
+                (t, i, o),
+                &mut dx,
+                i,
+                Dst::Overwrite,
+                Matrix::rows(&ds, o),
+                Matrix::rows(&ws, i),
+                1.0,
+                true,
+            );
             tensor(dx, (t, i))
         }
         _ => plain::linear_backward_input(dy, w),
@@ -114,12 +148,21 @@ pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
 }
 
 /// See [`plain::attention`].
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, seqs: &SeqLens, scale: f64) -> Result<(Tensor, Tensor)> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    seqs: &SeqLens,
+    scale: f64,
+) -> Result<(Tensor, Tensor)> {
     let shape = attention_shape(q, k, v, seqs, scale)?;
     match (cpu::values(q), cpu::values(k), cpu::values(v)) {
         (Some(qs), Some(ks), Some(vs)) => {
             let (o, lse) = attention_cpu::forward(&qs, &ks, &vs, seqs, shape);
-            Ok((tensor(o, q.shape())?, tensor(lse, (seqs.total(), shape.num_heads))?))
+            Ok((
+                tensor(o, q.shape())?,
+                tensor(lse, (seqs.total(), shape.num_heads))?,
+            ))
         }
         _ => plain::attention(q, k, v, seqs, scale),
     }
@@ -141,18 +184,35 @@ pub fn attention_backward(
     let saved = (cpu::values(o), cpu::values(lse), cpu::values(d_o));
     match (cpu::values(q), cpu::values(k), cpu::values(v), saved) {
         (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos)))
-            if os.len() == qs.len() && dos.len() == qs.len() && lses.len() * shape.head_dim == qs.len() =>
+            if os.len() == qs.len()
+                && dos.len() == qs.len()
+                && lses.len() * shape.head_dim == qs.len() =>
         {
-            let (dq, dk, dv) = attention_cpu::backward(&qs, &ks, &vs, &os, &lses, &dos, seqs, shape);
-            Ok((tensor(dq, q.shape())?, tensor(dk, k.shape())?, tensor(dv, v.shape())?))
+            let (dq, dk, dv) =
+                attention_cpu::backward(&qs, &ks, &vs, &os, &lses, &dos, seqs, shape);
+            Ok((
+                tensor(dq, q.shape())?,
+                tensor(dk, k.shape())?,
+                tensor(dv, v.shape())?,
+            ))
         }
         _ => plain::attention_backward(q, k, v, o, lse, d_o, seqs, scale),
     }
 }
 
-fn attention_shape(q: &Tensor, k: &Tensor, v: &Tensor, seqs: &SeqLens, scale: f64) -> Result<attention_cpu::Shape> {
+fn attention_shape(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    seqs: &SeqLens,
+    scale: f64,
+) -> Result<attention_cpu::Shape> {
     let ((t, num_heads, head_dim), (k_t, num_kv, k_d)) = (q.dims3()?, k.dims3()?);
-    if k.dims() != v.dims() || (k_t, k_d) != (t, head_dim) || seqs.total() != t || num_heads % num_kv != 0 {
+    if k.dims() != v.dims()
+        || (k_t, k_d) != (t, head_dim)
+        || seqs.total() != t
+        || num_heads % num_kv != 0
+    {
         return Err(Error::input(format!(
             "attention over q {:?}, k {:?}, v {:?} and {} tokens: shapes do not fit",
             q.dims(),
@@ -189,14 +249,20 @@ pub fn linear_logprobs_backward(
 ) -> Result<(Vec<f32>, Tensor)> {
     let c = check_head(h, w, targets)?;
     if coef.len() != targets.len() {
-        return Err(Error::input(format!("{} targets have {} coefficients", targets.len(), coef.len())));
+        return Err(Error::input(format!(
+            "{} targets have {} coefficients",
+            targets.len(),
+            coef.len()
+        )));
     }
     match (cpu::values(h), cpu::values(w)) {
         (Some(hs), Some(ws)) => {
             let mut result = None;
-            grads.modify(w_id, |dw| result = Some(head_cpu::backward(&hs, &ws, c, targets, coef, dw)))?;
-            let (logprobs, dh) =
-                result.ok_or_else(|| Error::input("the head's gradient is not where its weight is"))?;
+            grads.modify(w_id, |dw| {
+                result = Some(head_cpu::backward(&hs, &ws, c, targets, coef, dw))
+            })?;
+            let (logprobs, dh) = result
+                .ok_or_else(|| Error::input("the head's gradient is not where its weight is"))?;
             Ok((logprobs, tensor(dh, h.shape())?))
         }
         _ => plain::linear_logprobs_backward(h, w, targets, coef, grads, w_id),

@@ -77,7 +77,16 @@ impl Gradients {
             && self.shapes[id.0] == [o, i]
         {
             let product = |dst: &mut [f32], into| {
-                gemm((o, i, t), dst, i, into, Matrix::rows(&ds, o).t(), Matrix::rows(&xs, i), 1.0, true);
+                gemm(
+                    (o, i, t),
+                    dst,
+                    i,
+                    into,
+                    Matrix::rows(&ds, o).t(),
+                    Matrix::rows(&xs, i),
+                    1.0,
+                    true,
+                );
             };
             if let Some(slot) = &self.slots[id.0] {
                 if cpu::modify(slot, |sum| product(sum, Dst::Add))? {
@@ -104,7 +113,12 @@ impl Gradients {
         let (t, c) = dy.dims2()?;
         let vocab = self.shapes[id.0].first().copied().unwrap_or(0);
         if t != ids.len() || ids.iter().any(|&row| row as usize >= vocab) {
-            return Err(Error::input(format!("{} rows of {:?} into parameter {}", ids.len(), dy.dims(), id.0)));
+            return Err(Error::input(format!(
+                "{} rows of {:?} into parameter {}",
+                ids.len(),
+                dy.dims(),
+                id.0
+            )));
         }
         if let Some(ds) = cpu::values(dy) {
             let done = self.modify(id, |sum| {
@@ -136,7 +150,11 @@ impl Gradients {
             return Ok(false);
         }
         if self.slots[id.0].is_none() {
-            self.slots[id.0] = Some(Tensor::zeros(self.shapes[id.0].as_slice(), DType::F32, &self.device)?);
+            self.slots[id.0] = Some(Tensor::zeros(
+                self.shapes[id.0].as_slice(),
+                DType::F32,
+                &self.device,
+            )?);
         }
         match &self.slots[id.0] {
             Some(slot) => cpu::modify(slot, change),

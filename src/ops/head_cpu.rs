@@ -45,7 +45,11 @@ vectorised! {
 /// log softmax of the target, with what the gradient needs: maximum and sum.
 fn log_softmax(row: &[f32], target: usize) -> (f32, f32, f64) {
     let (m, sum) = max_and_sum(row);
-    ((f64::from(row[target]) - f64::from(m) - sum.ln()) as f32, m, sum)
+    (
+        (f64::from(row[target]) - f64::from(m) - sum.ln()) as f32,
+        m,
+        sum,
+    )
 }
 
 /// Log-probabilities of targets. h: rows of c, w: V rows of c.
@@ -56,7 +60,16 @@ pub(super) fn logprobs(h: &[f32], w: &[f32], c: usize, targets: &[u32]) -> Vec<f
     let mut all = Vec::with_capacity(targets.len());
     for (h, targets) in h.chunks(rows * c).zip(targets.chunks(rows)) {
         let n = targets.len();
-        gemm((n, vocab, c), &mut logits, vocab, Dst::Overwrite, Matrix::rows(h, c), Matrix::rows(w, c).t(), 1.0, true);
+        gemm(
+            (n, vocab, c),
+            &mut logits,
+            vocab,
+            Dst::Overwrite,
+            Matrix::rows(h, c),
+            Matrix::rows(w, c).t(),
+            1.0,
+            true,
+        );
         let some: Vec<f32> = logits
             .par_chunks(vocab)
             .zip(targets)
@@ -68,16 +81,35 @@ pub(super) fn logprobs(h: &[f32], w: &[f32], c: usize, targets: &[u32]) -> Vec<f
 }
 
 /// Log-probabilities of targets and dh of `sum_t coef[t] * logp[t]`; dw is added to.
-pub(super) fn backward(h: &[f32], w: &[f32], c: usize, targets: &[u32], coef: &[f32], dw: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn backward(
+    h: &[f32],
+    w: &[f32],
+    c: usize,
+    targets: &[u32],
+    coef: &[f32],
+    dw: &mut [f32],
+) -> (Vec<f32>, Vec<f32>) {
     let vocab = w.len() / c;
     let rows = rows_of_chunk(vocab);
     let mut logits = unwritten(rows.min(targets.len()) * vocab);
     let mut all = Vec::with_capacity(targets.len());
     let mut dh = unwritten(h.len());
-    let chunks = h.chunks(rows * c).zip(dh.chunks_mut(rows * c)).zip(targets.chunks(rows).zip(coef.chunks(rows)));
+    let chunks = h
+        .chunks(rows * c)
+        .zip(dh.chunks_mut(rows * c))
+        .zip(targets.chunks(rows).zip(coef.chunks(rows)));
     for ((h, dh), (targets, coef)) in chunks {
         let n = targets.len();
-        gemm((n, vocab, c), &mut logits, vocab, Dst::Overwrite, Matrix::rows(h, c), Matrix::rows(w, c).t(), 1.0, true);
+        gemm(
+            (n, vocab, c),
+            &mut logits,
+            vocab,
+            Dst::Overwrite,
+            Matrix::rows(h, c),
+            Matrix::rows(w, c).t(),
+            1.0,
+            true,
+        );
         let some: Vec<f32> = logits
             .par_chunks_mut(vocab)
             .zip(targets.par_iter().zip(coef))
@@ -91,8 +123,26 @@ pub(super) fn backward(h: &[f32], w: &[f32], c: usize, targets: &[u32], coef: &[
             .collect();
         all.extend(some);
         let dlogits = Matrix::rows(&logits, vocab);
-        gemm((n, c, vocab), dh, c, Dst::Overwrite, dlogits, Matrix::rows(w, c), 1.0, true);
-        gemm((vocab, c, n), dw, c, Dst::Add, dlogits.t(), Matrix::rows(h, c), 1.0, true);
+        gemm(
+            (n, c, vocab),
+            dh,
+            c,
+            Dst::Overwrite,
+            dlogits,
+            Matrix::rows(w, c),
+            1.0,
+            true,
+        );
+        gemm(
+            (vocab, c, n),
+            dw,
+            c,
+            Dst::Add,
+            dlogits.t(),
+            Matrix::rows(h, c),
+            1.0,
+            true,
+        );
     }
     (all, dh)
 }

@@ -59,7 +59,9 @@ fn rstd(x: &[f32], eps: f32) -> f32 {
             lanes[l] += chunk[l] * chunk[l];
         }
     }
-    let sum = rest.iter().fold(reduce(lanes, |a, b| a + b), |s, v| s + v * v);
+    let sum = rest
+        .iter()
+        .fold(reduce(lanes, |a, b| a + b), |s, v| s + v * v);
     1.0 / (sum / x.len() as f32 + eps).sqrt()
 }
 
@@ -74,7 +76,12 @@ pub(super) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
 }
 
 /// dx, and dw summed over rows.
-pub(super) fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn rms_norm_backward(
+    x: &[f32],
+    w: &[f32],
+    eps: f32,
+    dy: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
     let mut dx = unwritten(x.len());
     let piece = ROWS * w.len();
     let parts: Vec<Vec<f32>> = dx
@@ -114,12 +121,24 @@ vectorised! {
 }
 
 /// Rotates the heads of each token, `width` values a token; `sign` -1 rotates back.
-pub(super) fn rotate(x: &[f32], width: usize, half: usize, cos: &[f32], sin: &[f32], positions: &[u32], sign: f32) -> Vec<f32> {
+pub(super) fn rotate(
+    x: &[f32],
+    width: usize,
+    half: usize,
+    cos: &[f32],
+    sin: &[f32],
+    positions: &[u32],
+    sign: f32,
+) -> Vec<f32> {
     let mut y = unwritten(x.len());
     y.par_chunks_mut(ROWS * width)
         .zip(x.par_chunks(ROWS * width).zip(positions.par_chunks(ROWS)))
         .for_each(|(y, (x, positions))| {
-            for ((y, x), &p) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions) {
+            for ((y, x), &p) in y
+                .chunks_exact_mut(width)
+                .zip(x.chunks_exact(width))
+                .zip(positions)
+            {
                 let at = p as usize * half..(p as usize + 1) * half;
                 rotate_token(x, &cos[at.clone()], &sin[at], sign, y);
             }
@@ -170,8 +189,14 @@ pub(super) fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>
     dgate
         .par_chunks_mut(PIECE)
         .zip(dup.par_chunks_mut(PIECE))
-        .zip(gate.par_chunks(PIECE).zip(up.par_chunks(PIECE)).zip(dy.par_chunks(PIECE)))
-        .for_each(|((dgate, dup), ((gate, up), dy))| swiglu_backward_piece(gate, up, dy, dgate, dup));
+        .zip(
+            gate.par_chunks(PIECE)
+                .zip(up.par_chunks(PIECE))
+                .zip(dy.par_chunks(PIECE)),
+        )
+        .for_each(|((dgate, dup), ((gate, up), dy))| {
+            swiglu_backward_piece(gate, up, dy, dgate, dup)
+        });
     (dgate, dup)
 }
 
@@ -185,7 +210,9 @@ vectorised! {
 
 /// `dst += x`.
 pub(super) fn add(dst: &mut [f32], x: &[f32]) {
-    dst.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(d, x)| add_piece(d, x));
+    dst.par_chunks_mut(PIECE)
+        .zip(x.par_chunks(PIECE))
+        .for_each(|(d, x)| add_piece(d, x));
 }
 
 vectorised! {

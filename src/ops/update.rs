@@ -68,7 +68,9 @@ pub fn adamw_inplace(
 fn adamw_cpu(w: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor, c: &AdamWStep) -> Result<bool> {
     let same = [m, v, grad].iter().all(|t| t.dims() == w.dims());
     let fast = [w, m, v].iter().all(|t| cpu::values(t).is_some());
-    let Some(g) = cpu::values(grad) else { return Ok(false) };
+    let Some(g) = cpu::values(grad) else {
+        return Ok(false);
+    };
     if !same || !fast {
         return Ok(false);
     }
@@ -96,6 +98,10 @@ pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
     if let Some(values) = cpu::values(x) {
         return cpu::tensor(rows_cpu::sum_rows(&values, c), c);
     }
-    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = if x.dtype() == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    };
     Ok(x.to_dtype(wide)?.sum(0)?)
 }

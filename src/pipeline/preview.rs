@@ -23,7 +23,12 @@ pub struct PreviewRow {
 ///
 /// # Errors
 /// A source that cannot be read, no row left.
-pub fn preview(plan: &Plan, n: usize, reporter: &dyn Reporter, stop: &Stop) -> Result<Vec<PreviewRow>> {
+pub fn preview(
+    plan: &Plan,
+    n: usize,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Vec<PreviewRow>> {
     let student = Student::open(plan, reporter)?;
     let mut sources = trace_sources(plan, reporter)?;
     for source in &mut sources {
@@ -31,9 +36,18 @@ pub fn preview(plan: &Plan, n: usize, reporter: &dyn Reporter, stop: &Stop) -> R
         source.spec.limit = Some(limit);
     }
     let dir = scratch_dir()?;
-    let built = Store::build(&build_options(plan), &sources, student.chat(), &dir, reporter, stop);
+    let built = Store::build(
+        &build_options(plan),
+        &sources,
+        student.chat(),
+        &dir,
+        reporter,
+        stop,
+    );
     let rows = built.and_then(|(store, _)| {
-        (0..store.len().min(n)).map(|i| row(&store, i, &student)).collect()
+        (0..store.len().min(n))
+            .map(|i| row(&store, i, &student))
+            .collect()
     });
     // what could not be deleted is in the system's folder for such files
     let _ = std::fs::remove_dir_all(&dir);
@@ -52,7 +66,10 @@ fn row(store: &Store, i: usize, student: &Student) -> Result<PreviewRow> {
     let mut start = 0;
     for end in 1..=tokens.len() {
         if end == tokens.len() || trained[end] != trained[start] {
-            let text = student.chat().tokenizer.decode(&tokens[start..end], false)?;
+            let text = student
+                .chat()
+                .tokenizer
+                .decode(&tokens[start..end], false)?;
             segments.push((text, trained[start] != 0));
             start = end;
         }

@@ -158,9 +158,15 @@ impl Run<'_> {
     }
 
     /// Runs a stage unless it is finished with this key.
-    fn once(&self, stage: &Stage, key: &str, body: impl FnOnce(&Self) -> Result<Value>) -> Result<Value> {
+    fn once(
+        &self,
+        stage: &Stage,
+        key: &str,
+        body: impl FnOnce(&Self) -> Result<Value>,
+    ) -> Result<Value> {
         if let Some(result) = self.folder.finished(&stage.name, key)? {
-            self.reporter.note(&format!("stage `{}` is finished already", stage.name));
+            self.reporter
+                .note(&format!("stage `{}` is finished already", stage.name));
             return Ok(result);
         }
         let result = body(self)?;
@@ -219,9 +225,6 @@ fn facts(student: &Student, started: Instant) -> Value {
 
 fn interrupted(root: &Path) -> Error {
     Error::Interrupted {
-        message: format!(
-            "stopped; the same command goes on in `{}`",
-            root.display()
-        ),
+        message: format!("stopped; the same command goes on in `{}`", root.display()),
     }
 }

@@ -11,7 +11,7 @@ use crate::recipe::plan::{EvalPlan, Plan, Stage};
 use crate::recipe::suite::Suite;
 use crate::report::{EventWriter, MetricsLog};
 use crate::train::{self, Observer, SftSettings, StepRecord};
-use crate::{Error, Result, data, eval, hub, tokenize};
+use crate::{Error, Result, data, eval, hub};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,9 @@ pub struct Context<'a> {
 /// A source that cannot be read, a row that the recipe refuses, no row left.
 pub fn data(context: &Context, student: &Student) -> Result<Store> {
     let plan = context.plan;
-    context.reporter.stage(&context.stage.name, "traces to tokens");
+    context
+        .reporter
+        .stage(&context.stage.name, "traces to tokens");
     let sources = trace_sources(plan, context.reporter)?;
     let (store, report) = Store::build(
         &build_options(plan),
@@ -52,7 +54,11 @@ pub fn data(context: &Context, student: &Student) -> Result<Store> {
         report.tokens,
         report.trained_tokens,
         report.num_dropped(),
-        if report.num_dropped() > 0 { format!(": {}", report.reasons()) } else { String::new() },
+        if report.num_dropped() > 0 {
+            format!(": {}", report.reasons())
+        } else {
+            String::new()
+        },
     ));
     Ok(store)
 }
@@ -63,10 +69,7 @@ pub fn build_options(plan: &Plan) -> BuildOptions {
         max_length: plan.sft.max_length,
         over_length: plan.sft.over_length,
         on_untrainable: plan.sft.on_untrainable,
-        train_on: match plan.sft.train_on {
-            crate::recipe::TrainOn::Last => tokenize::TrainOn::LastAssistant,
-            crate::recipe::TrainOn::All => tokenize::TrainOn::AllAssistant,
-        },
+        train_on: plan.sft.train_on,
         seed: plan.seed,
     }
 }
@@ -76,7 +79,12 @@ pub fn trace_sources(plan: &Plan, reporter: &dyn Reporter) -> Result<Vec<TraceSo
     plan.traces
         .iter()
         .map(|spec| {
-            let (files, revision) = files(&spec.source, spec.config.as_deref(), spec.revision.as_deref(), reporter)?;
+            let (files, revision) = files(
+                &spec.source,
+                spec.config.as_deref(),
+                spec.revision.as_deref(),
+                reporter,
+            )?;
             Ok(TraceSource {
                 spec: spec.clone(),
                 files,
@@ -119,24 +127,43 @@ pub fn sft_inputs(plan: &Plan, student: &Student, store: &Store) -> Value {
 ///
 /// # Errors
 /// As [`train::train_sft`]; a folder that holds another training.
-pub fn sft(context: &Context, student: &Student, store: &Store, key: &str, inputs: &Value) -> Result<Value> {
+pub fn sft(
+    context: &Context,
+    student: &Student,
+    store: &Store,
+    key: &str,
+    inputs: &Value,
+) -> Result<Value> {
     let plan = context.plan;
     let settings = SftSettings::from_plan(&plan.sft, plan.seed, key);
     claim_training(&context.dir, key, inputs)?;
     let total = settings.total_steps(store.len());
     context.reporter.stage(
         &context.stage.name,
-        &format!("{total} steps over {} rows, {} epochs", store.len(), plan.sft.epochs),
+        &format!(
+            "{total} steps over {} rows, {} epochs",
+            store.len(),
+            plan.sft.epochs
+        ),
     );
     let model = student.untrained()?;
     let mut log = StepLog {
         dir: &context.dir,
         reporter: context.reporter,
-        task: context.reporter.task("training", Some(total as u64), "steps"),
+        task: context
+            .reporter
+            .task("training", Some(total as u64), "steps"),
         metrics: None,
         events: None,
     };
-    let outcome = train::train_sft(&model, store, &settings, &context.dir, &mut log, context.stop)?;
+    let outcome = train::train_sft(
+        &model,
+        store,
+        &settings,
+        &context.dir,
+        &mut log,
+        context.stop,
+    )?;
     log.sync()?;
     drop(log);
     save_model(&model, student, &context.dir)?;
@@ -182,8 +209,15 @@ fn first_difference(at: &str, a: &Value, b: &Value) -> Option<String> {
     if let (Value::Object(a), Value::Object(b)) = (a, b) {
         let keys = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k)));
         for key in keys {
-            let place = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
-            let (x, y) = (a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null));
+            let place = if at.is_empty() {
+                key.clone()
+            } else {
+                format!("{at}.{key}")
+            };
+            let (x, y) = (
+                a.get(key).unwrap_or(&Value::Null),
+                b.get(key).unwrap_or(&Value::Null),
+            );
             if let Some(found) = first_difference(&place, x, y) {
                 return Some(found);
             }
@@ -215,7 +249,10 @@ impl StepLog<'_> {
 
 impl Observer for StepLog<'_> {
     fn resumed(&mut self, step: usize) -> Result<()> {
-        self.metrics = Some(MetricsLog::open(&self.dir.join("metrics.jsonl"), step as u64)?);
+        self.metrics = Some(MetricsLog::open(
+            &self.dir.join("metrics.jsonl"),
+            step as u64,
+        )?);
         self.events = Some(EventWriter::create(self.dir, step as u64)?);
         if step > 0 {
             self.reporter.note(&format!("going on after step {step}"));
@@ -258,7 +295,9 @@ impl Observer for StepLog<'_> {
 }
 
 fn eval_plan(plan: &Plan) -> Result<&EvalPlan> {
-    plan.eval.as_ref().ok_or_else(|| Error::input("the plan has an evaluation stage and no `eval`"))
+    plan.eval
+        .as_ref()
+        .ok_or_else(|| Error::input("the plan has an evaluation stage and no `eval`"))
 }
 
 /// The suite of a stage.
@@ -273,12 +312,22 @@ pub fn suite<'a>(plan: &'a Plan, stage: &Stage) -> Result<&'a Suite> {
 ///
 /// # Errors
 /// A data set or field that is not there.
-pub fn problems(suite: &Suite, file: Option<&str>, limit: Option<usize>, reporter: &dyn Reporter) -> Result<Vec<Problem>> {
+pub fn problems(
+    suite: &Suite,
+    file: Option<&str>,
+    limit: Option<usize>,
+    reporter: &dyn Reporter,
+) -> Result<Vec<Problem>> {
     let mut dataset = suite.dataset.clone();
     if let Some(file) = file {
         dataset.source = file.to_string();
     }
-    let (files, _) = files(&dataset.source, dataset.config.as_deref(), dataset.revision.as_deref(), reporter)?;
+    let (files, _) = files(
+        &dataset.source,
+        dataset.config.as_deref(),
+        dataset.revision.as_deref(),
+        reporter,
+    )?;
     data::problems(&dataset, &suite.fields, &files)?
         .take(limit.unwrap_or(usize::MAX))
         .map(|p| {
@@ -295,14 +344,24 @@ pub fn problems(suite: &Suite, file: Option<&str>, limit: Option<usize>, reporte
 ///
 /// # Errors
 /// As [`eval::run`].
-pub fn evaluate(context: &Context, student: &Student, model: &CausalLm, key: &str) -> Result<Value> {
+pub fn evaluate(
+    context: &Context,
+    student: &Student,
+    model: &CausalLm,
+    key: &str,
+) -> Result<Value> {
     let plan = context.plan;
     let suite = suite(plan, context.stage)?;
     let eval_plan = eval_plan(plan)?;
     let problems = problems(suite, None, eval_plan.limit, context.reporter)?;
     context.reporter.stage(
         &context.stage.name,
-        &format!("{}: {} problems, {} samples each", suite.name, problems.len(), suite.sampling.k),
+        &format!(
+            "{}: {} problems, {} samples each",
+            suite.name,
+            problems.len(),
+            suite.sampling.k
+        ),
     );
     let sampling = eval::suite_sampling(suite, student.chat(), plan.seed);
     let job = EvalJob {

@@ -24,3 +24,21 @@ pub trait Examples: Sync {
         self.tokens(i).len()
     }
 }
+
+impl Examples for crate::data::Store {
+    fn len(&self) -> usize {
+        Self::len(self)
+    }
+
+    fn tokens(&self, i: usize) -> &[u32] {
+        Self::tokens(self, i)
+    }
+
+    fn trained(&self, i: usize) -> &[u8] {
+        Self::trained(self, i)
+    }
+
+    fn name(&self, i: usize) -> String {
+        Self::name(self, i)
+    }
+}

@@ -1,11 +1,11 @@
 //! What the tests of the training loop share: a tiny model, rows in memory, an observer that remembers.
 
+use candle_core::{DType, Device};
 use distill::Result;
 use distill::model::{CausalLm, ModelConfig};
 use distill::progress::Stop;
 use distill::recipe::{Recompute, ScheduleKind};
 use distill::train::{Examples, Observer, SftSettings, StepRecord};
-use candle_core::{DType, Device};
 use std::path::Path;
 
 pub const VOCAB: usize = 24;
