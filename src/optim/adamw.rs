@@ -190,3 +190,122 @@ impl Slot {
             .chain(self.master.iter().map(|t| ("master", t)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: AdamWConfig = AdamWConfig {
+        betas: [0.9, 0.99],
+        eps: 1e-8,
+        weight_decay: 0.5,
+    };
+
+    /// A 1x1 matrix and a bias, both 1.
+    fn parameters(dtype: DType) -> Vec<(String, Tensor)> {
+        let ones = |shape: &[usize]| Tensor::ones(shape, dtype, &Device::Cpu).unwrap();
+        vec![
+            ("matrix".into(), ones(&[1, 1])),
+            ("bias".into(), ones(&[1])),
+        ]
+    }
+
+    fn gradients(g: f32) -> Gradients {
+        let mut gradients = Gradients::new(vec![vec![1, 1], vec![1]], &Device::Cpu);
+        let t = Tensor::new(&[g], &Device::Cpu).unwrap();
+        gradients.add(ParamId(0), &t.reshape((1, 1)).unwrap()).unwrap();
+        gradients.add(ParamId(1), &t).unwrap();
+        gradients
+    }
+
+    fn values(parameters: &[(String, Tensor)]) -> Vec<f32> {
+        parameters
+            .iter()
+            .map(|(_, t)| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap())
+            .map(|t| t.to_vec1::<f32>().unwrap()[0])
+            .collect()
+    }
+
+    #[test]
+    fn two_updates_by_hand() {
+        let parameters = parameters(DType::F32);
+        let mut adamw = AdamW::new(&parameters, CONFIG).unwrap();
+        // m = 0.2, v = 0.04, both corrected: 2 / sqrt(4) = 1; the matrix alone decays by 0.1 * 0.5
+        adamw.step(&gradients(2.0), 0.1, 1.0).unwrap();
+        let near = |expected: [f32; 2]| {
+            for (got, e) in values(&parameters).iter().zip(expected) {
+                assert!((got - e).abs() < 1e-6, "{got} is not {e}");
+            }
+        };
+        near([0.85, 0.9]);
+        // the gradient counts half: m = 0.28 / 0.19, v = 0.0496 / 0.0199, m / sqrt(v) = 0.933448
+        adamw.step(&gradients(2.0), 0.1, 0.5).unwrap();
+        near([0.85 * 0.95 - 0.093_344_8, 0.9 - 0.093_344_8]);
+    }
+
+    #[test]
+    fn sixteen_bit_weights_move_by_less_than_they_can_show() {
+        // a step of 1e-4 is lost in bf16 next to 1 (spacing 2^-8); 30 of them are not
+        let parameters = parameters(DType::BF16);
+        let config = AdamWConfig {
+            weight_decay: 0.0,
+            ..CONFIG
+        };
+        let mut adamw = AdamW::new(&parameters, config).unwrap();
+        adamw.step(&gradients(1.0), 1e-4, 1.0).unwrap();
+        assert_eq!(values(&parameters), [1.0, 1.0]);
+        for _ in 1..30 {
+            adamw.step(&gradients(1.0), 1e-4, 1.0).unwrap();
+        }
+        // 1 - 0.003, rounded
+        assert_eq!(values(&parameters), [0.996_093_75, 0.996_093_75]);
+    }
+
+    #[test]
+    fn saved_states_go_on_bit_for_bit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let straight = parameters(dtype);
+            let mut adamw = AdamW::new(&straight, CONFIG).unwrap();
+            adamw.step(&gradients(0.3), 0.01, 1.0).unwrap();
+            adamw.save(file.path()).unwrap();
+            let resumed: Vec<_> = straight
+                .iter()
+                .map(|(name, t)| (name.clone(), t.copy().unwrap()))
+                .collect();
+            let mut again = AdamW::new(&resumed, CONFIG).unwrap();
+            again.load(file.path()).unwrap();
+            assert_eq!(again.num_steps(), 1);
+            for optimizer in [&mut adamw, &mut again] {
+                optimizer.step(&gradients(-0.7), 0.02, 0.5).unwrap();
+            }
+            assert_eq!(values(&straight), values(&resumed));
+            let bits = |a: &AdamW| {
+                let states = a.slots.iter().flat_map(Slot::states);
+                states
+                    .map(|(_, t)| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(bits(&adamw), bits(&again));
+        }
+    }
+
+    #[test]
+    fn states_of_other_parameters_are_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut parameters = parameters(DType::F32);
+        AdamW::new(&parameters, CONFIG).unwrap().save(file.path()).unwrap();
+        parameters[1].1 = Tensor::ones(2, DType::F32, &Device::Cpu).unwrap();
+        let mut other = AdamW::new(&parameters, CONFIG).unwrap();
+        let error = other.load(file.path()).unwrap_err().to_string();
+        assert!(error.ends_with("`m.bias` is F32 [1], expected F32 [2]"), "{error}");
+    }
+
+    #[test]
+    fn parameter_without_gradient_is_an_error() {
+        let mut adamw = AdamW::new(&parameters(DType::F32), CONFIG).unwrap();
+        let none = Gradients::new(vec![vec![1, 1], vec![1]], &Device::Cpu);
+        let error = adamw.step(&none, 0.1, 1.0).unwrap_err().to_string();
+        assert_eq!(error, "parameter `matrix` has no gradient");
+    }
+}
