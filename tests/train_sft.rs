@@ -61,7 +61,10 @@ fn records_count_what_went_through() {
     let tokens: Vec<u64> = log.steps.iter().map(|r| r.num_tokens).collect();
     let first: u64 = lens[..3].iter().sum();
     let second: u64 = lens[..6].iter().sum();
-    assert_eq!(tokens, [first, second, all, all + first, all + second, 2 * all]);
+    assert_eq!(
+        tokens,
+        [first, second, all, all + first, all + second, 2 * all]
+    );
     let sequences: Vec<usize> = log.steps.iter().map(|r| r.num_sequences).collect();
     assert_eq!(sequences, [3, 3, 1, 3, 3, 1]);
     let epochs: Vec<f64> = log.steps.iter().map(|r| r.epoch).collect();
@@ -71,7 +74,11 @@ fn records_count_what_went_through() {
     assert_eq!(rates[..3], [0.0, 0.5e-2, 1e-2]);
     // the file order repeats: the second epoch sees the rows of the first
     assert_eq!(log.steps[5].num_sequences, log.steps[2].num_sequences);
-    let trained: usize = rows.0.iter().map(|(_, m)| m[1..].iter().filter(|&&t| t == 1).count()).sum();
+    let trained: usize = rows
+        .0
+        .iter()
+        .map(|(_, m)| m[1..].iter().filter(|&&t| t == 1).count())
+        .sum();
     assert_eq!(log.steps[5].num_trained_tokens, 2 * trained as u64);
     // at most 12 tokens a pack, so three rows of 5 to 11 tokens need at least two
     assert!(log.steps[0].num_micro_batches >= 2);
@@ -88,7 +95,11 @@ fn first_loss_is_the_mean_log_probability() {
     let (log, _) = run(&rows, &s, temp().path()).unwrap();
     let model = tiny(7);
     let (tokens, trained) = &rows.0[0];
-    let logits = model.logits(tokens, &[tokens.len()]).unwrap().to_vec2::<f32>().unwrap();
+    let logits = model
+        .logits(tokens, &[tokens.len()])
+        .unwrap()
+        .to_vec2::<f32>()
+        .unwrap();
     let (mut sum, mut n) = (0.0, 0);
     for t in 1..tokens.len() {
         if trained[t] == 1 {
@@ -116,21 +127,42 @@ fn resume_after_every_step_ends_with_the_same_bits() {
         let mut log = Log::stopping_after(stop_after, stop.clone());
         let error = train_sft(&tiny(7), &rows, &s, dir.path(), &mut log, &stop).unwrap_err();
         assert!(matches!(error, Error::Interrupted { .. }), "{error}");
-        assert!(error.to_string().starts_with(&format!("stopped after step {stop_after} of 6")));
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("stopped after step {stop_after} of 6"))
+        );
         // another process: other weights until the checkpoint is read
         let model = tiny(99);
         let mut rest = Log::default();
-        let outcome = train_sft(&model, &rows, &s, dir.path(), &mut rest, &Stop::default()).unwrap();
+        let outcome =
+            train_sft(&model, &rows, &s, dir.path(), &mut rest, &Stop::default()).unwrap();
         assert_eq!(rest.resumed, [stop_after]);
-        assert_eq!((outcome.num_steps, outcome.num_resumed_steps), (6, stop_after));
+        assert_eq!(
+            (outcome.num_steps, outcome.num_resumed_steps),
+            (6, stop_after)
+        );
         assert_eq!(bits(&model), weights, "stopped after {stop_after}");
-        let both: Vec<f64> = log.steps.iter().chain(&rest.steps).map(|r| r.loss).collect();
+        let both: Vec<f64> = log
+            .steps
+            .iter()
+            .chain(&rest.steps)
+            .map(|r| r.loss)
+            .collect();
         let once: Vec<f64> = straight.steps.iter().map(|r| r.loss).collect();
         assert_eq!(both, once);
         // a third one finds nothing to do
         let model = tiny(3);
         let mut nothing = Log::default();
-        train_sft(&model, &rows, &s, dir.path(), &mut nothing, &Stop::default()).unwrap();
+        train_sft(
+            &model,
+            &rows,
+            &s,
+            dir.path(),
+            &mut nothing,
+            &Stop::default(),
+        )
+        .unwrap();
         assert!(nothing.steps.is_empty());
         assert_eq!(bits(&model), weights);
     }
@@ -142,8 +174,12 @@ fn stop_before_the_first_step_saves_nothing() {
     let stop = Stop::default();
     stop.request();
     let mut log = Log::default();
-    let error = train_sft(&tiny(7), &rows(3), &settings(), dir.path(), &mut log, &stop).unwrap_err();
-    assert!(error.to_string().starts_with("stopped after step 0 of 2"), "{error}");
+    let error =
+        train_sft(&tiny(7), &rows(3), &settings(), dir.path(), &mut log, &stop).unwrap_err();
+    assert!(
+        error.to_string().starts_with("stopped after step 0 of 2"),
+        "{error}"
+    );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
@@ -185,14 +221,22 @@ fn damaged_checkpoint_is_passed_over_and_all_damaged_is_an_error() {
     let mut log = Log::default();
     train_sft(&model, &rows, &s, dir.path(), &mut log, &Stop::default()).unwrap();
     assert_eq!(log.resumed, [3]);
-    assert!(log.warnings[0].contains("checkpoint-6` is damaged: the content of `model.safetensors` has changed"), "{:?}", log.warnings);
+    assert!(
+        log.warnings[0]
+            .contains("checkpoint-6` is damaged: the content of `model.safetensors` has changed"),
+        "{:?}",
+        log.warnings
+    );
     assert_eq!(bits(&model), weights);
 
     flip("checkpoint-3", "optimizer.safetensors");
     std::fs::remove_file(dir.path().join("checkpoint-6/checkpoint.json")).unwrap();
     let before = bits(&model);
     let error = train_sft(&model, &rows, &s, dir.path(), &mut log, &Stop::default()).unwrap_err();
-    assert!(error.to_string().contains("checkpoint-3` is damaged"), "{error}");
+    assert!(
+        error.to_string().contains("checkpoint-3` is damaged"),
+        "{error}"
+    );
     assert!(error.hint().unwrap().contains("--fresh"));
     assert_eq!(bits(&model), before);
 }
@@ -206,7 +250,12 @@ fn checkpoint_of_other_settings_is_refused() {
         ..settings()
     };
     let error = run(&rows(7), &other, dir.path()).err().unwrap();
-    assert!(error.to_string().ends_with("is of a run with other settings, model or data"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .ends_with("is of a run with other settings, model or data"),
+        "{error}"
+    );
     assert!(run(&rows(6), &settings(), dir.path()).is_err());
 }
 
@@ -216,11 +265,20 @@ fn unusable_rows_are_refused_by_name() {
     let mut long = rows(3);
     long.0[1] = (vec![1; 33], vec![1; 33]);
     let error = run(&long, &settings(), dir.path()).err().unwrap();
-    assert_eq!(error.to_string(), "row 1 has 33 tokens; a pack holds 1 to 32");
+    assert_eq!(
+        error.to_string(),
+        "row 1 has 33 tokens; a pack holds 1 to 32"
+    );
     let mut silent = rows(3);
     silent.0.iter_mut().for_each(|(_, mask)| mask[1..].fill(0));
-    let error = run(&silent, &settings(), dir.path()).err().unwrap().to_string();
-    assert!(error.starts_with("step 1: no token of `row ") && error.ends_with("is trained"), "{error}");
+    let error = run(&silent, &settings(), dir.path())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.starts_with("step 1: no token of `row ") && error.ends_with("is trained"),
+        "{error}"
+    );
     let error = run(&Rows(vec![]), &settings(), dir.path()).err().unwrap();
     assert_eq!(error.to_string(), "there is no row to train on");
 }

@@ -213,7 +213,9 @@ mod tests {
     fn gradients(g: f32) -> Gradients {
         let mut gradients = Gradients::new(vec![vec![1, 1], vec![1]], &Device::Cpu);
         let t = Tensor::new(&[g], &Device::Cpu).unwrap();
-        gradients.add(ParamId(0), &t.reshape((1, 1)).unwrap()).unwrap();
+        gradients
+            .add(ParamId(0), &t.reshape((1, 1)).unwrap())
+            .unwrap();
         gradients.add(ParamId(1), &t).unwrap();
         gradients
     }
@@ -294,11 +296,17 @@ mod tests {
     fn states_of_other_parameters_are_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut parameters = parameters(DType::F32);
-        AdamW::new(&parameters, CONFIG).unwrap().save(file.path()).unwrap();
+        AdamW::new(&parameters, CONFIG)
+            .unwrap()
+            .save(file.path())
+            .unwrap();
         parameters[1].1 = Tensor::ones(2, DType::F32, &Device::Cpu).unwrap();
         let mut other = AdamW::new(&parameters, CONFIG).unwrap();
         let error = other.load(file.path()).unwrap_err().to_string();
-        assert!(error.ends_with("`m.bias` is F32 [1], expected F32 [2]"), "{error}");
+        assert!(
+            error.ends_with("`m.bias` is F32 [1], expected F32 [2]"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -24,3 +24,21 @@ pub trait Examples: Sync {
         self.tokens(i).len()
     }
 }
+
+impl Examples for crate::data::Store {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn tokens(&self, i: usize) -> &[u32] {
+        self.tokens(i)
+    }
+
+    fn trained(&self, i: usize) -> &[u8] {
+        self.trained(i)
+    }
+
+    fn name(&self, i: usize) -> String {
+        self.name(i)
+    }
+}
