@@ -2,6 +2,7 @@
 //!
 //! What is a prompt and what is trained is not known here: see [`super::chat`].
 
+use super::fast::FastEncoder;
 use super::files::{self, TokenizerFiles};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ struct Inner {
     /// `tokenizer.json` as read, so that saving gives the same bytes.
     json: Vec<u8>,
     files: TokenizerFiles,
+    fast: Option<FastEncoder>,
     special: BTreeMap<String, String>,
     vocab_size: usize,
 }
@@ -76,6 +78,7 @@ impl TextTokenizer {
             .map_or(0, |&id| id as usize + 1);
         Ok(Self {
             inner: Arc::new(Inner {
+                fast: FastEncoder::new(&tokenizer),
                 tokenizer,
                 json,
                 files,
@@ -87,7 +90,20 @@ impl TextTokenizer {
 
     /// Token ids of a text. Special tokens in it are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_by_crate(text)
+        match self
+            .inner
+            .fast
+            .as_ref()
+            .and_then(|fast| fast.encode(&self.inner.tokenizer, text))
+        {
+            Some(ids) => Ok(ids),
+            None => self.encode_by_crate(text),
+        }
+    }
+
+    /// Whether [`encode`](Self::encode) has a quick way for this tokenizer.
+    pub fn is_fast(&self) -> bool {
+        self.inner.fast.is_some()
     }
 
     /// [`encode`](Self::encode) by the crate `tokenizers` alone: the reference for the fast way.
