@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`run`] | `distill --recipe R` |
+//! | [`generate`], [`score`], [`chat`] | a model on rows of prompts, on given text, in a conversation |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
 //! | [`options`] | options that several commands share |
@@ -12,12 +13,15 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
+pub mod chat;
 pub mod color;
+pub mod generate;
 pub mod options;
 pub mod pull;
 pub mod report;
 pub mod rows;
 pub mod run;
+pub mod score;
 pub mod stdout;
 mod tasks;
 pub mod terminal;
@@ -41,6 +45,9 @@ struct Output {
 
 #[derive(Subcommand)]
 enum Command {
+    Generate(generate::Args),
+    Score(score::Args),
+    Chat(chat::Args),
     Pull(pull::Args),
     Report(report::Args),
 }
@@ -48,6 +55,9 @@ enum Command {
 impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
+            Self::Generate(args) => generate::run(&args, session),
+            Self::Score(args) => score::run(&args, session),
+            Self::Chat(args) => chat::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
             Self::Report(args) => report::run(&args, session),
         }

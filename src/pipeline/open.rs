@@ -49,10 +49,13 @@ pub fn device(name: &str) -> Result<Device> {
             });
         }
         "cuda" => Some(0),
-        _ => name.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()),
+        _ => name
+            .strip_prefix("cuda:")
+            .and_then(|n| n.parse::<usize>().ok()),
     };
     let Some(ordinal) = ordinal else {
-        return Err(Error::input(format!("unknown device `{name}`")).with_hint("devices: auto, cpu, cuda:N, metal"));
+        return Err(Error::input(format!("unknown device `{name}`"))
+            .with_hint("devices: auto, cpu, cuda:N, metal"));
     };
     Device::new_cuda(ordinal).map_err(|e| {
         Error::input(format!("device `{name}` cannot be used: {}", first_line(&e)))
@@ -111,9 +114,9 @@ fn local_folder(
             let resolved = hub::resolve_model(repo, Some(revision), reporter)?;
             Ok((resolved.folder, resolved.revision))
         }
-        StudentSource::Random(_) => Err(Error::input(
-            "a student with random weights has no folder",
-        )),
+        StudentSource::Random(_) => {
+            Err(Error::input("a student with random weights has no folder"))
+        }
     }
 }
 
@@ -171,7 +174,9 @@ impl Student {
                 let config = ModelConfig::from_folder(&folder)?;
                 let identity = match &revision {
                     Some(commit) => json!({"source": source, "commit": commit}),
-                    None => json!({"folder": std::fs::canonicalize(&folder).unwrap_or(folder.clone())}),
+                    None => {
+                        json!({"folder": std::fs::canonicalize(&folder).unwrap_or(folder.clone())})
+                    }
                 };
                 let chat = Chat::load(&folder, template.as_deref())?;
                 (chat, config, Weights::Folder(folder), identity)
@@ -220,7 +225,9 @@ impl Student {
             Weights::Random(seed) => {
                 CausalLm::random(self.config.clone(), *seed, &self.device, self.dtype)
             }
-            Weights::Folder(folder) => CausalLm::load_as(folder, self.config.clone(), &self.options()),
+            Weights::Folder(folder) => {
+                CausalLm::load_as(folder, self.config.clone(), &self.options())
+            }
         }
     }
 
@@ -257,8 +264,12 @@ pub fn planned_config(plan: &Plan) -> Result<ModelConfig> {
             .as_deref()
             .and_then(family::config)
             .ok_or_else(|| {
-                Error::input(format!("the shape of `{repo}` is not known without network"))
-                    .with_hint(format!("fetch it first: `distill pull {repo}`, then give its folder"))
+                Error::input(format!(
+                    "the shape of `{repo}` is not known without network"
+                ))
+                .with_hint(format!(
+                    "fetch it first: `distill pull {repo}`, then give its folder"
+                ))
             })?,
     };
     apply_rope(&mut config, plan);
