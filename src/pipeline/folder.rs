@@ -83,7 +83,7 @@ impl RunFolder {
             stages
                 .iter()
                 .map(String::as_str)
-                .chain(["recipe.toml", "plan.json", "report.html"])
+                .chain(["recipe.toml", "plan.json", "run.json", "report.html"])
         {
             let path = self.root.join(name);
             let gone = if path.is_dir() {

@@ -56,6 +56,7 @@ pub fn run(
         reporter.note(note);
     }
     let started = Instant::now();
+    let clock = report::RunClock::start(&root, &plan.device)?;
     let mut student = Student::new(plan, &root, reporter)?;
     let mut summary = Map::new();
     let mut upstream = student.key().to_string();
@@ -94,6 +95,7 @@ pub fn run(
         }
         summary.insert(stage.name.clone(), result);
     }
+    clock.stop()?;
     let data = report::collect(&root)?;
     report::html::write(&root, &data)?;
     reporter.note(&format!(
