@@ -6,6 +6,7 @@
 //! | [`generate`], [`score`], [`chat`] | a model on rows of prompts, on given text, in a conversation |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
+//! | [`debug_train`] | hidden: the loop on rows of token ids |
 //! | [`options`] | options that several commands share |
 //! | [`rows`] | JSON lines in and out |
 //! | [`stdout`] | the way of results |
@@ -15,6 +16,7 @@
 
 pub mod chat;
 pub mod color;
+pub mod debug_train;
 pub mod generate;
 pub mod options;
 pub mod pull;
@@ -45,6 +47,8 @@ struct Output {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(hide = true)]
+    DebugTrain(debug_train::Args),
     Generate(generate::Args),
     Score(score::Args),
     Chat(chat::Args),
@@ -55,6 +59,7 @@ enum Command {
 impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
+            Self::DebugTrain(args) => debug_train::run(&args, session),
             Self::Generate(args) => generate::run(&args, session),
             Self::Score(args) => score::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),
