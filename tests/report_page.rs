@@ -43,7 +43,8 @@ fn run_folder(root: &Path) {
     );
     let lengths: Vec<Value> = (0..16).map(|i| json!({"from": i * 32, "to": i * 32 + 32, "count": 900 / (1 + (i as i64 - 4).pow(2))})).collect();
     let data = json!({
-        "kept": 3968, "tokens": 912_345, "trained_tokens": 700_000, "lengths": lengths,
+        "kept": 3968, "tokens": 912_345, "trained_tokens": 700_000, "lengths": lengths, "longest": 511, "truncated": 3, "joint_differs": 0,
+        "verdicts": {"correct": 3990, "wrong": 5, "unknown": 0},
         "dropped": [
             {"reason": "longer than 512 tokens", "count": 27, "examples": ["traces.jsonl row 3", "traces.jsonl row 17", "traces.jsonl row 40 <b>"]},
             {"reason": "answer is labelled wrong", "count": 5, "examples": ["traces.jsonl row 9"]}],
@@ -61,7 +62,7 @@ fn run_folder(root: &Path) {
             "step": step, "epoch": 2.0 * t, "loss": 0.35 + 5.0 * (-5.0 * t).exp() + 0.12 * noise(step),
             "grad_norm": 0.5 + 6.0 * (-9.0 * t).exp() + 0.2 * noise(step + 999),
             "learning_rate": 8e-4 * (0.1 + 0.45 * (1.0 + (std::f64::consts::PI * t).cos())),
-            "num_tokens": 14_000 + step, "tokens_per_s": 14_000.0 + 900.0 * noise(step + 5)});
+            "num_tokens": 14_000 * step, "tokens_per_s": 14_000.0 + 900.0 * noise(step + 5)});
         log.append(&row).unwrap();
     }
     write(
@@ -140,6 +141,8 @@ fn a_finished_run_is_told_in_full() {
         "90.5% – 97.5%",
         "3,968",
         "32 dropped",
+        "3 kept rows were cut",
+        "<b>1.7M</b><span>tokens seen",
         "longer than 512 tokens",
         "traces.jsonl row 40 &lt;b&gt;",
         "Loss over 124 steps: from ",

@@ -3,8 +3,10 @@
 //! | file | holds |
 //! |---|---|
 //! | [`run`] | `distill --recipe R` |
+//! | [`generate`], [`score`], [`chat`] | a model on rows of prompts, on given text, in a conversation |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
+//! | [`debug_train`] | hidden: the loop on rows of token ids |
 //! | [`options`] | options that several commands share |
 //! | [`rows`] | JSON lines in and out |
 //! | [`stdout`] | the way of results |
@@ -12,12 +14,16 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
+pub mod chat;
 pub mod color;
+pub mod debug_train;
+pub mod generate;
 pub mod options;
 pub mod pull;
 pub mod report;
 pub mod rows;
 pub mod run;
+pub mod score;
 pub mod stdout;
 mod tasks;
 pub mod terminal;
@@ -41,6 +47,11 @@ struct Output {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(hide = true)]
+    DebugTrain(debug_train::Args),
+    Generate(generate::Args),
+    Score(score::Args),
+    Chat(chat::Args),
     Pull(pull::Args),
     Report(report::Args),
 }
@@ -48,6 +59,10 @@ enum Command {
 impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
+            Self::DebugTrain(args) => debug_train::run(&args, session),
+            Self::Generate(args) => generate::run(&args, session),
+            Self::Score(args) => score::run(&args, session),
+            Self::Chat(args) => chat::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
             Self::Report(args) => report::run(&args, session),
         }

@@ -203,6 +203,7 @@ mod tests {
             index,
             sample: 0,
             gold: gold.into(),
+            question: String::new(),
             correct: verdict.is_correct(),
             finish_reason: if answer.is_some() {
                 FinishReason::Stop

@@ -176,6 +176,7 @@ impl Plan<'_> {
         };
         sample.correct = verdict.is_correct();
         sample.gold.clone_from(&problem.gold);
+        sample.question.clone_from(&problem.problem);
         sample.verdict = verdict;
     }
 }

@@ -18,6 +18,9 @@ use crate::{Error, Result};
 pub struct Sample {
     /// The problem's id in its data set.
     pub problem: String,
+    /// What was asked, before the suite's prompt around it.
+    #[serde(default)]
+    pub question: String,
     /// The problem's place in the benchmark, from 0.
     pub index: usize,
     /// Which of the k samples, from 0.
@@ -44,6 +47,7 @@ impl Sample {
     ) -> Self {
         Self {
             problem: problem.into(),
+            question: String::new(),
             index,
             sample,
             gold: String::new(),

@@ -59,7 +59,8 @@ impl KvCache {
                     let rows = rows
                         .permute((2, 0, 1, 3))?
                         .reshape((len, heads, d))?
-                        .contiguous()?; // [len, K, D]
+                        // with one head all this is a view of the cache itself
+                        .force_contiguous()?; // [len, K, D]
                     let positions: Vec<u32> = (0..len as u32).collect();
                     decode::append(cache, &rows, &vec![to; len], &positions)?;
                 }

@@ -79,12 +79,12 @@ impl RunFolder {
 
     /// Deletes what a run left here, the lock aside. Only names that a run writes are touched.
     pub fn clear(&self, stages: &[String]) -> Result<()> {
-        for name in
-            stages
-                .iter()
-                .map(String::as_str)
-                .chain(["recipe.toml", "plan.json", "report.html"])
-        {
+        for name in stages.iter().map(String::as_str).chain([
+            "recipe.toml",
+            "plan.json",
+            "run.json",
+            "report.html",
+        ]) {
             let path = self.root.join(name);
             let gone = if path.is_dir() {
                 fs::remove_dir_all(&path)

@@ -58,6 +58,7 @@ pub fn run(
     }
     let started = Instant::now();
     let student = Student::open(plan, reporter)?;
+    let clock = report::RunClock::start(&root, &plan.device)?;
     write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
     write_json(&root.join("plan.json"), &saved_plan(plan, &student)?)?;
     let mut run = Run {
@@ -77,7 +78,7 @@ pub fn run(
         summary.insert(stage.name.clone(), run.stage(stage)?);
         write_report(&root)?;
     }
-    write_json(&root.join("run.json"), &facts(&student, started))?;
+    clock.stop()?;
     let report = write_report(&root)?;
     reporter.note(&format!(
         "done in {} s: {}",
@@ -211,16 +212,6 @@ fn saved_plan(plan: &Plan, student: &Student) -> Result<Value> {
     value["student"]["identity"] = student.identity().clone();
     value["student"]["num_parameters"] = json!(student.config().num_parameters());
     Ok(value)
-}
-
-fn facts(student: &Student, started: Instant) -> Value {
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "parameters": student.config().num_parameters(),
-        "device": format!("{:?}", student.device().location()).to_lowercase(),
-        "threads": rayon::current_num_threads(),
-        "seconds of the last call": started.elapsed().as_secs(),
-    })
 }
 
 fn interrupted(root: &Path) -> Error {

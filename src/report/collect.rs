@@ -7,7 +7,7 @@
 //! | `run.json` | facts about machine, version, duration ([`RunClock`](super::RunClock)) |
 //! | `STAGE/done.json` | `{result}`: facts about the stage |
 //! | `STAGE/metrics.jsonl` | one [`Step`](super::Step) a line |
-//! | `STAGE/data.json` | a [`DataReport`](super::DataReport), as JSON |
+//! | `STAGE/data.json` | a [`BuildReport`](crate::data::BuildReport) |
 //! | `STAGE/eval.json`, `STAGE/samples.jsonl` | an [`Evaluation`] and its samples |
 //! | `STAGE/checkpoint-*`, `STAGE/model` | checkpoints, the result |
 
@@ -239,7 +239,7 @@ fn sample(row: &Value) -> Sample {
             .find_map(|key| row.get(key).filter(|v| !v.is_null()).map(scalar))
     };
     Sample {
-        problem: first(&["prompt", "question", "problem", "id"]).unwrap_or_default(),
+        problem: first(&["question", "prompt", "problem", "id"]).unwrap_or_default(),
         gold: first(&["gold", "answer"]),
         text: first(&["text", "generation", "completion", "prediction"]).unwrap_or_default(),
         verdict: first(&["verdict", "outcome"]).or_else(|| {

@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::BuildReport;
+
 /// One run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -37,7 +39,7 @@ pub struct StageReport {
     /// Optimiser steps, ascending.
     pub steps: Vec<Step>,
     /// What became of the data.
-    pub data: Option<DataReport>,
+    pub data: Option<BuildReport>,
     /// Checkpoint folders, relative to the run folder, with their size in bytes.
     pub checkpoints: Vec<(String, u64)>,
     /// The resulting model folder, relative to the run folder.
@@ -55,54 +57,6 @@ pub struct Step {
     pub learning_rate: Option<f64>,
     pub num_tokens: Option<f64>,
     pub tokens_per_s: Option<f64>,
-}
-
-/// What became of the rows: `RUN/<stage>/data.json`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct DataReport {
-    /// Rows that are trained on.
-    pub kept: u64,
-    /// Rows left out, by reason.
-    pub dropped: Vec<Dropped>,
-    /// Tokens of all kept rows.
-    pub tokens: u64,
-    /// Those of them that are trained on.
-    pub trained_tokens: u64,
-    /// Lengths of the kept rows in tokens.
-    pub lengths: Vec<LengthBin>,
-    /// Where the rows came from.
-    pub sources: Vec<Source>,
-}
-
-/// Rows left out for one reason.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Dropped {
-    pub reason: String,
-    pub count: u64,
-    /// Names of some of them, such as `traces.parquet row 17 trace 2`.
-    pub examples: Vec<String>,
-}
-
-/// Rows with `from <= length < to`.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct LengthBin {
-    pub from: u64,
-    pub to: u64,
-    pub count: u64,
-}
-
-/// One source of traces.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Source {
-    pub name: String,
-    /// Commit or content hash.
-    pub revision: Option<String>,
-    pub kept: u64,
-    pub dropped: u64,
-    pub tokens: u64,
 }
 
 /// One suite at one moment of the run: `eval.json` with some rows of its `samples.jsonl`.

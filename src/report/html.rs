@@ -120,12 +120,11 @@ fn tiles(data: &ReportData) -> String {
         ));
         tiles.push((group(steps.len() as u64), "optimiser steps".into()));
     }
-    let trained: f64 = steps.iter().filter_map(|step| step.num_tokens).sum();
-    if trained > 0.0 {
-        tiles.push((short(trained), "tokens seen".into()));
+    if let Some(seen) = steps.iter().filter_map(|step| step.num_tokens).next_back() {
+        tiles.push((short(seen), "tokens seen".into()));
     }
     if let Some(report) = data.stages.iter().find_map(|stage| stage.data.as_ref()) {
-        let dropped: u64 = report.dropped.iter().map(|d| d.count).sum();
+        let dropped = report.num_dropped();
         tiles.push((
             group(report.kept),
             format!("rows kept, {} dropped", group(dropped)),

@@ -14,8 +14,6 @@ mod tensorboard;
 
 pub use clock::RunClock;
 pub use collect::collect;
-pub use data::{
-    DataReport, Dropped, Evaluation, LengthBin, ReportData, Sample, Source, StageReport, Step,
-};
+pub use data::{Evaluation, ReportData, Sample, StageReport, Step};
 pub use metrics::MetricsLog;
 pub use tensorboard::EventWriter;

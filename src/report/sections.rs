@@ -239,7 +239,7 @@ pub fn data(data: &ReportData) -> Option<String> {
         if reports.len() > 1 {
             let _ = writeln!(html, "<h3>{}</h3>", escape(&stage.name));
         }
-        let dropped: u64 = report.dropped.iter().map(|d| d.count).sum();
+        let dropped = report.num_dropped();
         let share = report.trained_tokens as f64 / report.tokens.max(1) as f64;
         let _ = writeln!(
             html,
@@ -250,6 +250,19 @@ pub fn data(data: &ReportData) -> Option<String> {
             group(report.trained_tokens),
             percent(share)
         );
+        let judged = &report.verdicts;
+        for (n, text) in [
+            (
+                report.truncated,
+                "kept rows were cut at the greatest length",
+            ),
+            (judged.correct, "rows come labelled correct"),
+            (judged.wrong, "rows come labelled wrong"),
+        ] {
+            if n > 0 {
+                let _ = writeln!(html, "<p class=\"soft\">{} {text}.</p>", group(n));
+            }
+        }
         html.push_str("<div class=\"plots\">");
         let bins: Vec<_> = report
             .lengths

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`text`] | [`TextTokenizer`]: `tokenizer.json` to ids and back |
+//! | [`fast`], [`split`] | the quick way through byte-level BPE, equal to the crate `tokenizers` id for id |
 //! | [`files`] | the JSON files beside it, read and written |
 //! | [`template`] | [`ChatTemplate`]: Jinja rendering equal to transformers' byte for byte |
 //! | [`python`] | the Python behaviour templates rely on: `json.dumps`, `str.strip`, `strftime` |
@@ -12,9 +13,11 @@
 //! Where the rows come from is the room `data`; how packs become a batch is the room `train`.
 
 pub mod chat;
+pub mod fast;
 pub mod files;
 pub mod pack;
 pub mod python;
+pub mod split;
 pub mod template;
 pub mod text;
 

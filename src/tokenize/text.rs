@@ -2,6 +2,7 @@
 //!
 //! What is a prompt and what is trained is not known here: see [`super::chat`].
 
+use super::fast::FastEncoder;
 use super::files::{self, TokenizerFiles};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ struct Inner {
     /// `tokenizer.json` as read, so that saving gives the same bytes.
     json: Vec<u8>,
     files: TokenizerFiles,
+    fast: Option<FastEncoder>,
     special: BTreeMap<String, String>,
     vocab_size: usize,
 }
@@ -76,6 +78,7 @@ impl TextTokenizer {
             .map_or(0, |&id| id as usize + 1);
         Ok(Self {
             inner: Arc::new(Inner {
+                fast: FastEncoder::new(&tokenizer),
                 tokenizer,
                 json,
                 files,
@@ -87,7 +90,20 @@ impl TextTokenizer {
 
     /// Token ids of a text. Special tokens in it are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_by_crate(text)
+        match self
+            .inner
+            .fast
+            .as_ref()
+            .and_then(|fast| fast.encode(&self.inner.tokenizer, text))
+        {
+            Some(ids) => Ok(ids),
+            None => self.encode_by_crate(text),
+        }
+    }
+
+    /// Whether [`encode`](Self::encode) has a quick way for this tokenizer.
+    pub fn is_fast(&self) -> bool {
+        self.inner.fast.is_some()
     }
 
     /// [`encode`](Self::encode) by the crate `tokenizers` alone: the reference for the fast way.
@@ -111,13 +127,9 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Text of token ids. Bytes that are no UTF-8 become U+FFFD, as in transformers.
+    /// Text of token ids. Bytes that are no UTF-8 become U+FFFD, and ids without a token nothing, as in transformers: a
+    /// model's vocabulary is often padded beyond its tokenizer's, and a student with random weights samples from all of it.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        if let Some(id) = ids.iter().find(|&&id| self.id_to_token(id).is_none()) {
-            return Err(Error::input(format!(
-                "token id {id} is not in the vocabulary"
-            )));
-        }
         self.inner
             .tokenizer
             .decode(ids, skip_special)

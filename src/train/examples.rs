@@ -27,18 +27,18 @@ pub trait Examples: Sync {
 
 impl Examples for crate::data::Store {
     fn len(&self) -> usize {
-        Self::len(self)
+        self.len()
     }
 
     fn tokens(&self, i: usize) -> &[u32] {
-        Self::tokens(self, i)
+        self.tokens(i)
     }
 
     fn trained(&self, i: usize) -> &[u8] {
-        Self::trained(self, i)
+        self.trained(i)
     }
 
     fn name(&self, i: usize) -> String {
-        Self::name(self, i)
+        self.name(i)
     }
 }

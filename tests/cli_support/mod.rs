@@ -3,6 +3,8 @@
 // every test crate uses a part of it
 #![allow(dead_code)]
 
+pub mod model;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -49,6 +51,7 @@ impl Place {
             .current_dir(self.path())
             .env_remove("HF_TOKEN")
             .env_remove("HF_ENDPOINT")
+            .env_remove("RUST_BACKTRACE")
             .env("HF_HUB_OFFLINE", "1")
             .env("HF_HOME", self.path().join("hf"))
             .env("RAYON_NUM_THREADS", "2")

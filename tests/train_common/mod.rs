@@ -12,8 +12,14 @@ pub const VOCAB: usize = 24;
 
 /// A Qwen3 of two layers with random weights.
 pub fn tiny(seed: u64) -> CausalLm {
-    let config = ModelConfig { vocab_size: VOCAB };
-    CausalLm::random(&config, seed, &Device::Cpu, DType::F32).unwrap()
+    let json = serde_json::json!({
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": VOCAB, "hidden_size": 16,
+        "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 4, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
+        "tie_word_embeddings": true, "initializer_range": 0.2,
+    });
+    let config = ModelConfig::from_json(&json, "config.json").unwrap();
+    CausalLm::random(config, seed, &Device::Cpu, DType::F32).unwrap()
 }
 
 /// The weights to the bit.
