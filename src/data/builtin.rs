@@ -210,8 +210,8 @@ fn check(family: &str, num: usize) -> Result<()> {
             }),
         );
     }
-    // far below the number of chains (millions), so that drawing new ones stays quick
-    const MOST: usize = 200_000;
+    // far below the number of chains, so that drawing new ones stays quick
+    const MOST: usize = 100_000;
     if num > MOST {
         return Err(Error::input(format!(
             "`builtin:{family}` has no {num} problems; at most {MOST}"
