@@ -134,11 +134,11 @@ impl Block {
         linear: LinearFn,
     ) -> Result<Tensor> {
         let o = o.flatten_from(1)?; // [T, H * D]
-        let x1 = (x + linear(&o, m.w(self.o), None)?)?;
+        let x1 = ops::add(x, &linear(&o, m.w(self.o), None)?)?;
         let h2 = ops::rms_norm(&x1, m.w(self.norm2), m.config().rms_norm_eps)?;
         let gate = linear(&h2, m.w(self.gate), None)?;
         let up = linear(&h2, m.w(self.up), None)?;
-        Ok((x1 + linear(&ops::swiglu(&gate, &up)?, m.w(self.down), None)?)?)
+        ops::add(&x1, &linear(&ops::swiglu(&gate, &up)?, m.w(self.down), None)?)
     }
 
     /// x `[T, C]` to the next residual stream, with what the backward needs.

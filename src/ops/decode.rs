@@ -3,12 +3,11 @@
 //! f32 tensors in the memory of the CPU go through the kernels of `decode_cpu`; everything else through the portable forms
 //! here, composed of candle's operations.
 
-use std::ops::Deref;
-
+use super::cpu::cpu_f32;
 use super::decode_cpu::{self, CacheShape};
 use super::plain;
 use crate::Result;
-use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Storage, Tensor};
+use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
 
 /// `y = x w^T + b`, row by row. x: `[B, I]`, w: `[O, I]` -> `[B, O]`.
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
@@ -184,35 +183,6 @@ fn attention_portable(
         );
     }
     Ok(Tensor::cat(&rows, 0)?)
-}
-
-/// The numbers of a contiguous f32 tensor in the memory of the CPU.
-struct CpuF32<G> {
-    storage: G,
-    start: usize,
-    end: usize,
-}
-
-fn cpu_f32(t: &Tensor) -> Option<impl Deref<Target = [f32]>> {
-    let (storage, layout) = t.storage_and_layout();
-    let (start, end) = layout.contiguous_offsets()?;
-    matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))).then_some(CpuF32 {
-        storage,
-        start,
-        end,
-    })
-}
-
-impl<G: Deref<Target = Storage>> Deref for CpuF32<G> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
-            // excluded where it is made
-            _ => &[],
-        }
-    }
 }
 
 #[cfg(test)]

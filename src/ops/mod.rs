@@ -6,10 +6,13 @@
 //!
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference.
 
+mod cpu;
 pub mod decode;
 mod decode_cpu;
 pub mod gradients;
 pub mod plain;
+pub mod rows;
+mod rows_cpu;
 pub mod seq_lens;
 pub mod update;
 pub(crate) mod vector;
@@ -17,9 +20,9 @@ pub(crate) mod vector;
 pub use gradients::{Gradients, ParamId};
 pub use plain::{
     attention, attention_backward, embedding, linear, linear_backward_input, linear_logprobs,
-    linear_logprobs_backward, rms_norm, rms_norm_backward, rope, rope_backward, swiglu,
-    swiglu_backward,
+    linear_logprobs_backward, rms_norm_backward, swiglu_backward,
 };
+pub use rows::{add, rms_norm, rope, rope_backward, swiglu};
 pub use seq_lens::SeqLens;
 pub use update::{AdamWStep, adamw_inplace, add_inplace};
 
