@@ -77,7 +77,7 @@ pub fn short_name(path: &Path) -> String {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Packed {
     Not,
     Gzip,

@@ -134,11 +134,14 @@ impl Block {
         linear: LinearFn,
     ) -> Result<Tensor> {
         let o = o.flatten_from(1)?; // [T, H * D]
-        let x1 = (x + linear(&o, m.w(self.o), None)?)?;
+        let x1 = linear(&o, m.w(self.o), None)?;
+        ops::add_inplace(&x1, x)?;
         let h2 = ops::rms_norm(&x1, m.w(self.norm2), m.config().rms_norm_eps)?;
         let gate = linear(&h2, m.w(self.gate), None)?;
         let up = linear(&h2, m.w(self.up), None)?;
-        Ok((x1 + linear(&ops::swiglu(&gate, &up)?, m.w(self.down), None)?)?)
+        let y = linear(&ops::swiglu(&gate, &up)?, m.w(self.down), None)?;
+        ops::add_inplace(&y, &x1)?;
+        Ok(y)
     }
 
     /// x `[T, C]` to the next residual stream, with what the backward needs.
@@ -152,11 +155,13 @@ impl Block {
         let h1 = self.norm1(m, x)?;
         let qkv = self.qkv(m, &h1, places, ops::linear)?;
         let (o, lse) = ops::attention(&qkv.q, &qkv.k, &qkv.v, seqs, m.scale())?;
-        let x1 = (x + ops::linear(&o.flatten_from(1)?, m.w(self.o), None)?)?;
+        let x1 = ops::linear(&o.flatten_from(1)?, m.w(self.o), None)?;
+        ops::add_inplace(&x1, x)?;
         let h2 = ops::rms_norm(&x1, m.w(self.norm2), m.config().rms_norm_eps)?;
         let gate = ops::linear(&h2, m.w(self.gate), None)?;
         let up = ops::linear(&h2, m.w(self.up), None)?;
-        let y = (&x1 + ops::linear(&ops::swiglu(&gate, &up)?, m.w(self.down), None)?)?;
+        let y = ops::linear(&ops::swiglu(&gate, &up)?, m.w(self.down), None)?;
+        ops::add_inplace(&y, &x1)?;
         let saved = Saved {
             x: x.clone(),
             h1,
@@ -193,11 +198,13 @@ impl Block {
         let (d_gate, d_up) = ops::swiglu_backward(&s.gate, &s.up, &d_act)?;
         grads.add_matmul(self.gate, &d_gate, &s.h2)?;
         grads.add_matmul(self.up, &d_up, &s.h2)?;
-        let d_h2 = (ops::linear_backward_input(&d_gate, m.w(self.gate))?
-            + ops::linear_backward_input(&d_up, m.w(self.up))?)?;
+        let d_h2 = ops::linear_backward_input(&d_gate, m.w(self.gate))?;
+        ops::add_inplace(&d_h2, &ops::linear_backward_input(&d_up, m.w(self.up))?)?;
         let (d_norm, d_w) = ops::rms_norm_backward(&s.x1, m.w(self.norm2), eps, &d_h2)?;
         grads.add(self.norm2, &d_w)?;
-        let d_x1 = (dy + d_norm)?;
+        ops::add_inplace(&d_norm, &dy)?;
+        drop(dy);
+        let d_x1 = d_norm;
         // attention
         let o_flat = s.o.flatten_from(1)?;
         grads.add_matmul(self.o, &d_x1, &o_flat)?;
@@ -224,12 +231,16 @@ impl Block {
             let part = ops::linear_backward_input(&d, m.w(p.w))?;
             d_h1 = Some(match d_h1 {
                 None => part,
-                Some(sum) => (sum + part)?,
+                Some(sum) => {
+                    ops::add_inplace(&sum, &part)?;
+                    sum
+                }
             });
         }
         let Some(d_h1) = d_h1 else { return Ok(d_x1) };
         let (d_norm, d_w) = ops::rms_norm_backward(&s.x, m.w(self.norm1), eps, &d_h1)?;
         grads.add(self.norm1, &d_w)?;
-        Ok((d_x1 + d_norm)?)
+        ops::add_inplace(&d_norm, &d_x1)?;
+        Ok(d_norm)
     }
 }

@@ -1,0 +1,407 @@
+//! Files to traces: every published schema, formats, mappings, labels, and what bad files say.
+
+use distill::data::{Item, Problem, Trace, open, problems};
+use distill::recipe::suite::{Dataset, Fields};
+use distill::recipe::{Keep, Labels, OnBad, Traces};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+fn spec() -> Traces {
+    Traces {
+        source: "x".into(),
+        config: None,
+        split: "train".into(),
+        revision: None,
+        num_problems: None,
+        columns: BTreeMap::new(),
+        labels: None,
+        keep: Keep::All,
+        max_per_problem: None,
+        limit: None,
+        on_bad_row: OnBad::Error,
+    }
+}
+
+fn columns(parts: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let pairs = parts.iter().map(|(a, b)| (a.to_string(), b.to_string()));
+    pairs.collect()
+}
+
+fn read(spec: &Traces, path: &Path) -> Result<Vec<Item>, String> {
+    let items = open(spec, &[path.to_path_buf()], 0).map_err(|e| e.to_string())?;
+    items.collect::<Result<_, _>>().map_err(|e| match e.hint() {
+        Some(hint) => format!("{e} | {hint}"),
+        None => e.to_string(),
+    })
+}
+
+fn traces(spec: &Traces, path: &Path) -> Vec<Trace> {
+    let items = read(spec, path).unwrap();
+    items
+        .into_iter()
+        .map(|item| match item {
+            Item::Trace(trace) => *trace,
+            Item::Dropped { name, reason, .. } => panic!("{name}: {reason}"),
+        })
+        .collect()
+}
+
+/// The one trace of one row of JSON.
+fn of_row(json: &str) -> Trace {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("row.jsonl");
+    std::fs::write(&path, json).unwrap();
+    let mut traces = traces(&spec(), &path);
+    assert_eq!(traces.len(), 1, "{json}");
+    traces.remove(0)
+}
+
+fn test_data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
+}
+
+#[test]
+fn every_schema_is_told_by_its_columns() {
+    // each says: problem P, reasoning R, answer A
+    let rows = [
+        r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","content":"<think>\nR\n</think>\n\nA"}],"num_tokens":9,"source":"m"}"#,
+        r#"{"system":"Use <|begin_of_thought|> and so on","conversations":[{"from":"user","value":"P"},{"from":"assistant","value":"<|begin_of_thought|>\n\nR\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nA\n\n<|end_of_solution|>"}]}"#,
+        r#"{"conversations":[{"from":"human","value":"P"},{"from":"gpt","value":"<think>R</think>A"}]}"#,
+        r#"{"problem":"P","deepseek_reasoning":"R","deepseek_solution":"A","ground_truth_solution":"G","domain":"math","test_cases":null}"#,
+        r#"{"question":"P","solution":"G","cot_type":"math","deepseek_thinking_trajectory":"R","deepseek_attempt":"A","deepseek_grade":"Yes"}"#,
+        r#"{"problem":"P","reannotated_assistant_content":"<think>\nR\n</think>\n\nA","solution":"G"}"#,
+        r#"{"problem":"P","solution":"G","messages":[{"role":"user","content":"P"},{"role":"assistant","content":"old"}],"reannotated_messages":[{"role":"user","content":"P"},{"role":"assistant","content":"<think>\nR\n</think>\n\nA"}]}"#,
+        r#"{"messages":[{"role":"user","content":"P","info":{"reference_answer":"G","think_content":null}},{"role":"assistant","content":"<think>R</think><answer>A</answer>","info":{"think_content":"R","answer_content":"A"}}]}"#,
+        r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","content":"<think>R</think><answer>A</answer>"}]}"#,
+        r#"{"input":"P","output":"<think>\nR\n</think>\n\nA","category":"math","system_prompt":""}"#,
+        r#"{"input":[{"role":"user","content":"P"}],"output":"<think>\nR\n</think>\n\nA","category":"math","reasoning":"on"}"#,
+        r#"{"messages":[{"role":"user","content":"P"}],"reasoning":"R","answer":"A","model":"R1"}"#,
+        r#"{"title":"T","prompt":"P","generation":"<think>\nR\n</think>\n\nA","finish_reason":"stop","messages":[]}"#,
+        r#"{"problem":"P","response":"R\n</think>\n\nA","gold":"G"}"#,
+        r#"{"problem":"P","response":"think\nR\nanswer\nA","gold":"G"}"#,
+        r#"{"question":"P","reasoning":"R","answer":"A"}"#,
+        r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","content":"A","reasoning_content":"R"}]}"#,
+    ];
+    for row in rows {
+        let trace = of_row(row);
+        let found = (
+            trace.problem.as_str(),
+            trace.reasoning.as_deref(),
+            trace.answer.as_deref(),
+        );
+        assert_eq!(found, ("P", Some("R"), Some("A")), "{row}");
+        assert_eq!(trace.messages, None, "{row}");
+        assert_eq!(trace.system, None, "{row}");
+        if row.contains("\"G\"") {
+            assert_eq!(trace.gold.as_deref(), Some("G"), "{row}");
+        }
+        if row.contains("Yes") {
+            assert_eq!(trace.correct(), Some(true));
+        }
+    }
+    let limo =
+        of_row(r#"{"question":"P","solution":"R\n\n**Final Answer**\n\n\\boxed{7}","answer":"7"}"#);
+    assert_eq!(limo.reasoning.as_deref(), Some("R"));
+    assert_eq!(
+        limo.answer.as_deref(),
+        Some("**Final Answer**\n\n\\boxed{7}")
+    );
+    assert_eq!(limo.gold.as_deref(), Some("7"));
+}
+
+#[test]
+fn several_turns_stay_a_conversation() {
+    let trace = of_row(
+        r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"P"},{"role":"assistant","content":"R</think>A"},{"role":"user","content":"bye"}]}"#,
+    );
+    let messages = trace.messages();
+    let said: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+    assert_eq!(said, ["S", "a", "b", "P", "<think>\nR\n</think>\n\nA"]);
+    assert_eq!(
+        (trace.problem.as_str(), trace.answer.as_deref()),
+        ("P", Some("A"))
+    );
+}
+
+#[test]
+fn generations_of_a_row_carry_their_own_verdicts() {
+    let items = read(&spec(), &test_data("openr1.parquet")).unwrap();
+    let shown: Vec<String> = items
+        .iter()
+        .map(|item| match item {
+            Item::Trace(t) => format!("{} {:?} {:?} {:?}", t.name, t.answer, t.gold, t.correct()),
+            Item::Dropped { name, reason, .. } => format!("{name}: {reason}"),
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            r#"openr1.parquet row 1 trace 1 Some("\\boxed{2}") Some("2") Some(true)"#,
+            r#"openr1.parquet row 1 trace 2 Some("\\boxed{3}") Some("2") Some(false)"#,
+            r#"openr1.parquet row 2 trace 1 Some("\\boxed{5}") Some("5") Some(true)"#,
+            "openr1.parquet row 2 trace 2: incomplete: cut off at the teacher's length limit",
+        ]
+    );
+    let only_correct = Traces {
+        keep: Keep::Correct,
+        ..spec()
+    };
+    let items = read(&only_correct, &test_data("openr1.parquet")).unwrap();
+    assert!(matches!(&items[1], Item::Dropped { reason, .. } if reason == "wrong by its verdict"));
+}
+
+#[test]
+fn parquet_streams_over_row_groups() {
+    let traces = traces(&spec(), &test_data("messages.parquet"));
+    assert_eq!(traces.len(), 40);
+    assert_eq!(traces[39].name, "messages.parquet row 40");
+    assert_eq!(traces[17].problem, "What is 17+1?");
+    assert_eq!(traces[17].reasoning.as_deref(), Some("one after 17"));
+}
+
+#[test]
+fn packed_files_and_arrays_say_the_same_as_plain_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = "{\"problem\":\"P\",\"response\":\"R</think>A\"}\n{\"problem\":\"Q\",\"response\":\"S</think>B\"}\n";
+    let array = format!("[{}]", rows.trim().replace('\n', ",\n"));
+    let gz = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let files = [
+        ("a.jsonl", rows.as_bytes().to_vec()),
+        ("a.json", array.clone().into_bytes()),
+        ("a.jsonl.gz", gz(rows)),
+        ("a.json.gz", gz(&array)),
+        ("a.jsonl.zst", zstd::encode_all(rows.as_bytes(), 3).unwrap()),
+    ];
+    for (name, bytes) in files {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let traces = traces(&spec(), &path);
+        let said: Vec<_> = traces
+            .iter()
+            .map(|t| (t.problem.as_str(), t.answer.as_deref().unwrap()))
+            .collect();
+        assert_eq!(said, [("P", "A"), ("Q", "B")], "{name}");
+        assert_eq!(traces[1].name, format!("{name}:2"));
+    }
+    let cut = folder.path().join("cut.jsonl.gz");
+    let bytes = gz(&rows.repeat(500));
+    std::fs::write(&cut, &bytes[..bytes.len() - 12]).unwrap();
+    let error = read(&spec(), &cut).unwrap_err();
+    assert!(
+        error.starts_with("`cut.jsonl.gz:") && error.contains("fetch it again"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_text_without_its_mark_is_unfinished_where_its_neighbours_have_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    let plain = r#"{"problem":"P","response":"on and on"}"#;
+    std::fs::write(&path, format!("{plain}\n")).unwrap();
+    assert_eq!(
+        traces(&spec(), &path)[0].answer.as_deref(),
+        Some("on and on")
+    );
+    std::fs::write(
+        &path,
+        format!(
+            "{plain}\n{}\n",
+            r#"{"problem":"P","response":"R</think>A"}"#
+        ),
+    )
+    .unwrap();
+    let items = read(&spec(), &path).unwrap();
+    assert!(matches!(&items[0], Item::Dropped { name, reason, .. }
+            if name == "a.jsonl:1" && reason == "incomplete: the reasoning does not end"));
+}
+
+#[test]
+fn a_recipe_maps_columns_and_joins_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    let labels = folder.path().join("labels.jsonl");
+    let row = |id: &str, text: &str| {
+        format!("{{\"meta\":{{\"id\":\"{id}\"}},\"ask\":\"P\",\"out\":[\"{text}\"],\"right\":5}}\n")
+    };
+    std::fs::write(
+        &path,
+        row("x", "R</think>A") + &row("y", "R</think>B") + &row("z", "R</think>C"),
+    )
+    .unwrap();
+    std::fs::write(&labels, "{\"meta.id\":\"x\",\"correct\":true}\n{\"meta.id\":\"y\",\"correct\":false}\n{\"meta.id\":\"z\",\"correct\":null}\n").unwrap();
+    let mapped = Traces {
+        columns: columns(&[("problem", "ask"), ("generation", "out"), ("gold", "right")]),
+        labels: Some(Labels {
+            file: labels.to_str().unwrap().into(),
+            key: "meta.id".into(),
+            column: "correct".into(),
+        }),
+        keep: Keep::Correct,
+        ..spec()
+    };
+    let items = read(&mapped, &path).unwrap();
+    let Item::Trace(first) = &items[0] else {
+        panic!("{items:?}")
+    };
+    assert_eq!(
+        (first.answer.as_deref(), first.gold.as_deref()),
+        (Some("A"), Some("5"))
+    );
+    let reasons: Vec<&str> = items[1..]
+        .iter()
+        .map(|item| match item {
+            Item::Dropped { reason, .. } => reason.as_str(),
+            Item::Trace(_) => "kept",
+        })
+        .collect();
+    assert_eq!(reasons, ["wrong by its verdict", "no verdict"]);
+
+    let wrong = Traces {
+        columns: columns(&[("problem", "asks"), ("generation", "out")]),
+        ..spec()
+    };
+    let error = read(&wrong, &path).unwrap_err();
+    assert!(
+        error.ends_with("a.jsonl`: no column `asks`; the columns are meta, ask, out, right | did you mean `ask`?"),
+        "{error}"
+    );
+    let unknown = Traces {
+        columns: columns(&[("problm", "ask")]),
+        ..spec()
+    };
+    assert_eq!(
+        read(&unknown, &path).unwrap_err(),
+        "`traces.columns` has no part `problm`"
+    );
+}
+
+#[test]
+fn bad_files_and_rows_each_say_one_thing() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let good = r#"{"problem":"P","response":"A"}"#;
+    let empty = write("empty.jsonl", b"");
+    assert!(
+        read(&spec(), &empty)
+            .unwrap_err()
+            .ends_with("empty.jsonl` is empty")
+    );
+    let blank = write("blank.jsonl", b"\n\n");
+    assert!(
+        read(&spec(), &blank)
+            .unwrap_err()
+            .ends_with("blank.jsonl` has no rows")
+    );
+    let broken = write("b.jsonl", format!("{good}\n{{\"problem\":}}\n").as_bytes());
+    let error = read(&spec(), &broken).unwrap_err();
+    assert!(
+        error.starts_with("`b.jsonl:2`: invalid JSON at column 12: expected value"),
+        "{error}"
+    );
+    let typed = write("t.jsonl", br#"{"problem":["x"],"response":"A"}"#);
+    let error = read(&spec(), &typed).unwrap_err();
+    assert!(
+        error.starts_with("`t.jsonl:1`: column `problem.0` holds text, expected an object"),
+        "{error}"
+    );
+    let strange = write("s.jsonl", br#"{"foo":1,"bar":2}"#);
+    let error = read(&spec(), &strange).unwrap_err();
+    assert!(
+        error.starts_with(
+            "`s.jsonl:1`: no known schema of traces has these columns: foo, bar | say where"
+        ),
+        "{error}"
+    );
+    let whole = std::fs::read(test_data("messages.parquet")).unwrap();
+    let cut = write("cut.parquet", &whole[..whole.len() - 100]);
+    let error = read(&spec(), &cut).unwrap_err();
+    assert!(
+        error.contains("cut.parquet`: no readable parquet file: "),
+        "{error}"
+    );
+
+    let lenient = Traces {
+        on_bad_row: OnBad::Drop,
+        ..spec()
+    };
+    let items = read(&lenient, &broken).unwrap();
+    assert!(
+        matches!(&items[1], Item::Dropped { name, reason, .. } if name == "b.jsonl:2" && reason == "the row cannot be read")
+    );
+    assert!(read(&lenient, &cut).is_err());
+}
+
+#[test]
+fn damaged_pages_are_errors_too() {
+    let whole = std::fs::read(test_data("messages.parquet")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("d.parquet");
+    let mut seen = 0;
+    for at in (4..whole.len() - 8).step_by(23) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x55;
+        std::fs::write(&path, &bytes).unwrap();
+        // some bytes do not matter; none may end the program
+        seen += usize::from(read(&spec(), &path).is_err());
+    }
+    assert!(seen > 10, "{seen}");
+}
+
+#[test]
+fn problems_of_a_suite() {
+    let fields = |problem: &str, answer: &str, id: Option<&str>| Fields {
+        problem: problem.into(),
+        answer: answer.into(),
+        id: id.map(String::from),
+    };
+    let dataset = |source: &str| Dataset {
+        source: source.into(),
+        config: None,
+        split: None,
+        revision: None,
+        num_problems: Some(5),
+    };
+    let files = [test_data("problems.parquet")];
+    let all: Vec<Problem> = problems(
+        &dataset("x"),
+        &fields("question", "final_answer", Some("id")),
+        &files,
+    )
+    .unwrap()
+    .collect::<Result<_, _>>()
+    .unwrap();
+    let said: Vec<_> = all
+        .iter()
+        .map(|p| (p.id.as_str(), p.problem.as_str(), p.gold.as_str()))
+        .collect();
+    assert_eq!(
+        said,
+        [("7", "What is 1+1?", "2"), ("8", "Was ist 2²?", "4")]
+    );
+    let mut wrong = problems(&dataset("x"), &fields("question", "answer", None), &files).unwrap();
+    let error = wrong.next().unwrap().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`problems.parquet row 1`: no column `answer`; the columns are id, question, final_answer"
+    );
+    assert!(wrong.next().is_none());
+    let made = problems(
+        &dataset("builtin:arithmetic"),
+        &fields("problem", "answer", None),
+        &[],
+    )
+    .unwrap();
+    assert_eq!(made.count(), 5);
+}
