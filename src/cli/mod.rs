@@ -17,8 +17,8 @@
 
 pub mod chat;
 pub mod color;
-pub mod debug_train;
 pub mod data;
+pub mod debug_train;
 pub mod generate;
 pub mod options;
 pub mod pull;
