@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`run`] | `distill --recipe R` |
 //! | [`generate`], [`score`], [`chat`] | a model on rows of prompts, on given text, in a conversation |
+//! | [`data`] | what trace files hold |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_train`] | hidden: the loop on rows of token ids |
@@ -16,6 +17,7 @@
 
 pub mod chat;
 pub mod color;
+pub mod data;
 pub mod debug_train;
 pub mod generate;
 pub mod options;
@@ -52,6 +54,7 @@ enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Chat(chat::Args),
+    Data(data::Args),
     Pull(pull::Args),
     Report(report::Args),
 }
@@ -63,6 +66,7 @@ impl Command {
             Self::Generate(args) => generate::run(&args, session),
             Self::Score(args) => score::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),
+            Self::Data(args) => data::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
             Self::Report(args) => report::run(&args, session),
         }
