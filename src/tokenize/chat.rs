@@ -366,8 +366,8 @@ impl Chat {
         tail: &Tail,
     ) -> Result<(Vec<u32>, bool)> {
         let joint = {
-            let before = &context[context.floor_char_boundary(context.len().saturating_sub(32))..];
-            let after = &completion[..completion.floor_char_boundary(64)];
+            let before = &context[boundary(context, context.len().saturating_sub(32))..];
+            let after = &completion[..boundary(&completion, 64)];
             let mut apart = self.tokenizer.encode(before)?;
             apart.extend(self.tokenizer.encode(after)?);
             apart != self.tokenizer.encode(&[before, after].concat())?
@@ -428,6 +428,14 @@ impl Tokenized {
             .resize(self.trained.len() + tokens.len(), trained);
         self.tokens.extend(tokens);
     }
+}
+
+/// The last character boundary at or before `at`.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0)
 }
 
 /// The text before and after the one occurrence of `mark`.

@@ -108,10 +108,10 @@ impl Cursor<'_> {
     fn word_end(&self, at: usize, rule: SplitRule) -> usize {
         let bytes = self.text.as_bytes();
         let first = bytes[at];
-        if first == b'\'' {
-            if let Some(len) = contraction(&self.text[at + 1..], rule != SplitRule::Gpt2) {
-                return at + 1 + len;
-            }
+        if first == b'\''
+            && let Some(len) = contraction(&self.text[at + 1..], rule != SplitRule::Gpt2)
+        {
+            return at + 1 + len;
         }
         let (class, len) = self.peek(at);
         if class == LETTER {
