@@ -47,13 +47,37 @@ fn the_recipe_these_tests_break_is_good() {
 fn traces_that_cannot_be_read_are_named() {
     for (name, content, parts) in [
         ("gone.jsonl", None, &["gone.jsonl"][..]),
-        ("column.jsonl", Some(&b"{\"foo\":1,\"bar\":\"x\"}\n"[..]), &["column.jsonl", "`foo`", "`bar`"]),
-        ("json.jsonl", Some(&[ROW.as_bytes(), b"{\"messages\":[\n"].concat()), &["json.jsonl", "2"]),
-        ("utf8.jsonl", Some(&[ROW.as_bytes(), ROW.as_bytes(), b"{\"messages\":\"\xff\"}\n"].concat()), &["utf8.jsonl", "3"]),
+        (
+            "column.jsonl",
+            Some(&b"{\"foo\":1,\"bar\":\"x\"}\n"[..]),
+            &["column.jsonl:1", "foo, bar"],
+        ),
+        (
+            "json.jsonl",
+            Some(&[ROW.as_bytes(), b"{\"messages\":[\n"].concat()),
+            &["json.jsonl", "2"],
+        ),
+        (
+            "utf8.jsonl",
+            Some(&[ROW.as_bytes(), ROW.as_bytes(), b"{\"messages\":\"\xff\"}\n"].concat()),
+            &["utf8.jsonl", "3"],
+        ),
         ("empty.jsonl", Some(b""), &["no row"]),
-        ("cut.parquet", Some(&b"PAR1\x15\x04\x15\x10"[..]), &["cut.parquet"]),
-        ("cut.jsonl.zst", Some(&b"\x28\xb5\x2f\xfd\x04"[..]), &["cut.jsonl.zst"]),
-        ("cut.jsonl.gz", Some(&b"\x1f\x8b\x08\x00"[..]), &["cut.jsonl.gz"]),
+        (
+            "cut.parquet",
+            Some(&b"PAR1\x15\x04\x15\x10"[..]),
+            &["cut.parquet"],
+        ),
+        (
+            "cut.jsonl.zst",
+            Some(&b"\x28\xb5\x2f\xfd\x04"[..]),
+            &["cut.jsonl.zst"],
+        ),
+        (
+            "cut.jsonl.gz",
+            Some(&b"\x1f\x8b\x08\x00"[..]),
+            &["cut.jsonl.gz"],
+        ),
     ] {
         let place = place(name);
         if let Some(content) = content {
@@ -92,12 +116,22 @@ fn a_broken_student_is_told() {
     let place = place("t.jsonl");
     let mut weights = model::weights();
     weights.get_mut("lm_head.weight").unwrap().1[7] = f32::NAN;
-    model::save_with(&place.path().join("m"), &weights, model::config(), model::TEMPLATE);
+    model::save_with(
+        &place.path().join("m"),
+        &weights,
+        model::config(),
+        model::TEMPLATE,
+    );
     let (error, _) = place.fails(&RUN);
     assert!(error.contains("`lm_head.weight`"), "{error}");
     let mut config = model::config();
     config["model_type"] = json!("mamba");
-    model::save_with(&place.path().join("m"), &model::weights(), config, model::TEMPLATE);
+    model::save_with(
+        &place.path().join("m"),
+        &model::weights(),
+        config,
+        model::TEMPLATE,
+    );
     let (error, _) = place.fails(&RUN);
     assert!(error.contains("`mamba`"), "{error}");
 }
@@ -111,7 +145,10 @@ fn a_full_disk_is_told_and_the_run_goes_on_afterwards() {
     unsafe {
         command.pre_exec(|| {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-            let limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
+            let limit = libc::rlimit {
+                rlim_cur: 4096,
+                rlim_max: 4096,
+            };
             match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
@@ -119,6 +156,9 @@ fn a_full_disk_is_told_and_the_run_goes_on_afterwards() {
         });
     }
     let (error, _) = failure(finished(command));
-    assert!(error.contains("writing `run/") && error.contains("File too large"), "{error}");
+    assert!(
+        error.contains("writing `run/") && error.contains("File too large"),
+        "{error}"
+    );
     place.works(&RUN);
 }

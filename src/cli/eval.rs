@@ -80,7 +80,11 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         model_key: &model_key(&opened, args)?,
         samples: &dir.join("samples.jsonl"),
     };
-    let mut engine = LocalEngine::new(&opened.model, &opened.chat.tokenizer, args.batch_size as usize);
+    let mut engine = LocalEngine::new(
+        &opened.model,
+        &opened.chat.tokenizer,
+        args.batch_size as usize,
+    );
     let result = eval::run(&job, &mut engine, reporter, &session.stop)?;
     result.write(&dir.join("eval.json"))?;
     if args.json {
@@ -97,8 +101,15 @@ fn model_key(opened: &Opened, args: &Args) -> Result<String> {
         let path = entry.map_err(io)?.path();
         // through links: in the Hub's cache the files are links
         let meta = std::fs::metadata(&path).map_err(io)?;
-        let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-        files.push((path.display().to_string(), meta.len(), modified.map(|d| d.as_nanos().to_string())));
+        let modified = meta
+            .modified()
+            .ok()
+            .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        files.push((
+            path.display().to_string(),
+            meta.len(),
+            modified.map(|d| d.as_nanos().to_string()),
+        ));
     }
     files.sort();
     key_of(&json!({"files": files, "revision": opened.revision, "dtype": args.model.dtype}))
@@ -108,7 +119,10 @@ fn model_key(opened: &Opened, args: &Args) -> Result<String> {
 fn show(result: &EvalResult) -> String {
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let mut lines = vec![
-        format!("{} (version {}), {} problems", result.suite, result.version, result.num_problems),
+        format!(
+            "{} (version {}), {} problems",
+            result.suite, result.version, result.num_problems
+        ),
         format!(
             "pass@1     {} (95% interval {} to {})",
             percent(result.pass_at_1),

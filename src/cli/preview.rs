@@ -65,11 +65,18 @@ mod tests {
     fn trained_text_is_marked_with_and_without_colour() {
         let row = PreviewRow {
             name: "t.jsonl:3".into(),
-            segments: vec![("<user>a".into(), false), ("b<end>".into(), true), ("\n".into(), false)],
+            segments: vec![
+                ("<user>a".into(), false),
+                ("b<end>".into(), true),
+                ("\n".into(), false),
+            ],
             num_tokens: 1234,
             num_trained: 2,
         };
-        assert_eq!(show(&row, Color::never()), "t.jsonl:3: 1,234 tokens, 2 trained\n<user>a⟦b<end>⟧\n");
+        assert_eq!(
+            show(&row, Color::never()),
+            "t.jsonl:3: 1,234 tokens, 2 trained\n<user>a⟦b<end>⟧\n"
+        );
         let coloured = show(&row, Color::always());
         assert!(coloured.contains("\x1b[32m⟦b<end>⟧\x1b[0m"), "{coloured:?}");
     }
