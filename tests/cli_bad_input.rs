@@ -62,7 +62,7 @@ fn traces_that_cannot_be_read_are_named() {
             Some(&[ROW.as_bytes(), ROW.as_bytes(), b"{\"messages\":\"\xff\"}\n"].concat()),
             &["utf8.jsonl", "3"],
         ),
-        ("empty.jsonl", Some(b""), &["no row"]),
+        ("empty.jsonl", Some(b""), &["`empty.jsonl` is empty"]),
         (
             "cut.parquet",
             Some(&b"PAR1\x15\x04\x15\x10"[..]),

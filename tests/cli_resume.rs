@@ -122,7 +122,7 @@ fn killed_at_any_moment_a_run_ends_the_same() {
     let run = place.path().join("killed");
     let log = run.join("sft/metrics.jsonl");
     let has = |file: &str| run.join(file).exists();
-    let mut kill = |what: &str, ready: &dyn Fn() -> bool, delay_ms: u64| {
+    let kill = |what: &str, ready: &dyn Fn() -> bool, delay_ms: u64| {
         let mut child = start(&place, "killed");
         wait_for(&mut child, ready);
         std::thread::sleep(Duration::from_millis(delay_ms));
