@@ -39,3 +39,8 @@ pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};
+
+/// Training frees and asks for the same large buffers every step; the system's allocator would return and clear their
+/// pages each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

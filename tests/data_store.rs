@@ -184,7 +184,7 @@ fn drops_are_counted_by_reason() {
 fn a_store_is_used_again_only_where_nothing_changed() {
     let dir = tempfile::tempdir().unwrap();
     let file = rows(dir.path());
-    let sources = [source("rows", &[file.clone()])];
+    let sources = [source("rows", std::slice::from_ref(&file))];
     let at = dir.path().join("store");
     let made = |options: &BuildOptions| {
         let (store, report) = build(options, &sources, &at).unwrap();

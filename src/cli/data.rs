@@ -90,7 +90,7 @@ impl FileStats {
         for row in rows::open(path)? {
             let values = match row {
                 Ok(row) => row.values,
-                Err(bad) if bad.fatal => return Err(bad.error),
+                Err(bad) if bad.fatal => return Err(*bad.error),
                 Err(_) => continue,
             };
             stats.columns = values.keys().cloned().collect();

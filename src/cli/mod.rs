@@ -3,7 +3,8 @@
 //! | file | holds |
 //! |---|---|
 //! | [`run`] | `distill --recipe R` |
-//! | [`generate`], [`score`], [`chat`] | a model on rows of prompts, on given text, in a conversation |
+//! | [`preview`] | rows as the trainer will see them |
+//! | [`generate`], [`score`], [`chat`], [`eval`] | a model on prompts, on given text, in a conversation, on a benchmark |
 //! | [`data`] | what trace files hold |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
@@ -19,8 +20,10 @@ pub mod chat;
 pub mod color;
 pub mod data;
 pub mod debug_train;
+pub mod eval;
 pub mod generate;
 pub mod options;
+pub mod preview;
 pub mod pull;
 pub mod report;
 pub mod rows;
@@ -51,8 +54,10 @@ struct Output {
 enum Command {
     #[command(hide = true)]
     DebugTrain(debug_train::Args),
+    Preview(preview::Args),
     Generate(generate::Args),
     Score(score::Args),
+    Eval(eval::Args),
     Chat(chat::Args),
     Data(data::Args),
     Pull(pull::Args),
@@ -63,6 +68,8 @@ impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
             Self::DebugTrain(args) => debug_train::run(&args, session),
+            Self::Preview(args) => preview::run(&args, session),
+            Self::Eval(args) => eval::run(&args, session),
             Self::Generate(args) => generate::run(&args, session),
             Self::Score(args) => score::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),

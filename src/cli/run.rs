@@ -3,7 +3,7 @@
 use super::options::{RecipeArgs, show_count};
 use super::{Session, stdout};
 use crate::Result;
-use crate::pipeline::run::{RunOptions, run as run_plan};
+use crate::pipeline::run::{RunOptions, RunOutcome, run as run_plan};
 use crate::recipe::load::Loaded;
 use crate::recipe::plan::{Plan, StageKind, StudentSource};
 use std::fmt::Write;
@@ -54,7 +54,30 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     if args.json {
         return stdout::json(&outcome.summary);
     }
-    stdout::text(&format!("{}\n", outcome.run_dir.display()))
+    stdout::text(&show_outcome(&outcome))
+}
+
+/// What a run gave: its benchmarks, and where model and report are.
+fn show_outcome(outcome: &RunOutcome) -> String {
+    let mut text = String::new();
+    let evaluations = outcome.summary.as_object().into_iter().flatten();
+    for (stage, result) in evaluations {
+        let (Some(suite), Some(share)) = (result["suite"].as_str(), result["pass@1"].as_f64())
+        else {
+            continue;
+        };
+        // a String never refuses
+        let _ = writeln!(
+            text,
+            "{stage:<12} {suite} pass@1 {:.1}% of {} problems",
+            100.0 * share,
+            result["num_problems"]
+        );
+    }
+    for (label, file) in [("model", "sft/model"), ("report", "report.html")] {
+        let _ = writeln!(text, "{label:<12} {}", outcome.run_dir.join(file).display());
+    }
+    text
 }
 
 /// The plan as people read it.

@@ -1,5 +1,5 @@
 //! Problems that need no file: families made from a seed, with R1-style traces, held-out problems, a tokenizer and a chat
-//! template. How they read is in [`super::builtin_text`].
+//! template. How they read is in `builtin_text`.
 //!
 //! The one family is `arithmetic`: a number and three or four operations on it, one after the other. A student that
 //! answers at once would have to do all of them in one step; one that writes each result down in `<think>` has only small

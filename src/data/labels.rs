@@ -27,7 +27,7 @@ impl Labels {
         let path = Path::new(&spec.file);
         let mut verdicts = HashMap::new();
         for row in rows::open(path)? {
-            let row = row.map_err(|bad| bad.error)?;
+            let row = row.map_err(|bad| *bad.error)?;
             let place = |e: Error| e.at(format!("`{}`", row.place));
             let key = key(&row.values, &spec.key).map_err(place)?;
             if !columns::has(&row.values, &spec.column) {

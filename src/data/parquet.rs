@@ -99,7 +99,9 @@ impl Iterator for ParquetRows {
             Ok(Some(record)) => Some(match values(record) {
                 Ok(values) => Ok(Row { place, values }),
                 Err(column) => Err(BadRow {
-                    error: Error::input(format!("`{place}`: column `{column}` is no UTF-8 text")),
+                    error: Box::new(Error::input(format!(
+                        "`{place}`: column `{column}` is no UTF-8 text"
+                    ))),
                     place,
                     fatal: false,
                 }),
@@ -111,9 +113,9 @@ impl Iterator for ParquetRows {
             Err(what) => {
                 self.done = true;
                 Some(Err(BadRow {
-                    error: Error::input(format!("`{place}`: {what}")).with_hint(
+                    error: Box::new(Error::input(format!("`{place}`: {what}")).with_hint(
                         "the file is damaged or was not copied to its end: fetch it again",
-                    ),
+                    )),
                     place,
                     fatal: true,
                 }))

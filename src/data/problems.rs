@@ -42,9 +42,10 @@ pub fn problems(
     let fields = fields.clone();
     let mut number = 0;
     let mut failed = false;
-    let rows = files.to_vec().into_iter().flat_map(|path| {
+    let files = files.to_vec();
+    let rows = files.into_iter().flat_map(|path| {
         let (rows, error) = match rows::open(&path) {
-            Ok(rows) => (Some(rows.map(|row| row.map_err(|bad| bad.error))), None),
+            Ok(rows) => (Some(rows.map(|row| row.map_err(|bad| *bad.error))), None),
             Err(error) => (None, Some(Err(error))),
         };
         rows.into_iter().flatten().chain(error)

@@ -21,7 +21,7 @@ pub struct Row {
 pub struct BadRow {
     pub place: String,
     /// Names the place too.
-    pub error: Error,
+    pub error: Box<Error>,
     /// Whether nothing more can be read from the file.
     pub fatal: bool,
 }
@@ -262,7 +262,7 @@ fn without_mark(bytes: &[u8]) -> &[u8] {
 
 fn object(bytes: &[u8], place: String) -> std::result::Result<Row, BadRow> {
     let bad = |error: Error, place: String| BadRow {
-        error: error.at(format!("`{place}`")),
+        error: Box::new(error.at(format!("`{place}`"))),
         place,
         fatal: false,
     };
@@ -293,8 +293,10 @@ fn object(bytes: &[u8], place: String) -> std::result::Result<Row, BadRow> {
 
 fn cut_short(error: &io::Error, place: String) -> BadRow {
     BadRow {
-        error: Error::input(format!("`{place}`: {error}"))
-            .with_hint("the file is damaged or was not copied to its end: fetch it again"),
+        error: Box::new(
+            Error::input(format!("`{place}`: {error}"))
+                .with_hint("the file is damaged or was not copied to its end: fetch it again"),
+        ),
         place,
         fatal: true,
     }

@@ -155,8 +155,8 @@ impl Source {
 
     fn read(&mut self, row: std::result::Result<Row, BadRow>) -> Result<()> {
         let (place, error, reason) = match row {
-            Err(bad) if bad.fatal => return Err(bad.error),
-            Err(bad) => (bad.place, bad.error, "the row cannot be read"),
+            Err(bad) if bad.fatal => return Err(*bad.error),
+            Err(bad) => (bad.place, *bad.error, "the row cannot be read"),
             Ok(row) => match self.traces(&row) {
                 Ok(traces) => {
                     self.ready

@@ -94,7 +94,7 @@ impl Store {
 
     /// That the parts fit together, so that no row reaches beyond its file.
     fn check_ends(&self) -> Result<()> {
-        let whole = self.rows.len() % size_of::<[u64; 2]>() == 0
+        let whole = self.rows.len().is_multiple_of(size_of::<[u64; 2]>())
             && self.tokens.len() == self.trained.len() * size_of::<u32>();
         if whole && !self.is_empty() {
             let ends = self.ends();
