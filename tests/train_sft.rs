@@ -296,3 +296,74 @@ fn a_set_that_can_be_memorised_is_memorised() {
     let (first, last) = (log.steps[0].loss, log.steps[59].loss);
     assert!(first > 2.5 && last < 0.02, "from {first} to {last}");
 }
+
+/// Puts a value into one weight of the model.
+fn poke(model: &distill::model::CausalLm, name: &str, value: f32) {
+    let parameter = model.parameters().iter().find(|p| p.name == name).unwrap();
+    let flat = parameter.value.flatten_all().unwrap();
+    let mut values = flat.to_vec1::<f32>().unwrap();
+    values[0] = value;
+    let new =
+        candle_core::Tensor::from_vec(values, parameter.value.shape(), model.device()).unwrap();
+    parameter.value.slice_set(&new, 0, 0).unwrap();
+}
+
+#[test]
+fn loss_that_is_no_number_names_step_and_rows_and_leaves_the_weights() {
+    // token 20 stands in one row alone; its huge embedding makes the scores of that row overflow
+    let mut rows = rows(3);
+    for (tokens, _) in &mut rows.0 {
+        tokens
+            .iter_mut()
+            .filter(|t| **t == 20)
+            .for_each(|t| *t = 21);
+    }
+    rows.0[1].0[2] = 20;
+    let model = tiny(7);
+    poke(&model, "model.norm.weight", 1.0);
+    let embedding = &model.parameters()[0];
+    assert_eq!(embedding.name, "model.embed_tokens.weight");
+    let mut values = embedding.value.to_vec2::<f32>().unwrap();
+    values[20].fill(3e38);
+    let new = candle_core::Tensor::new(values, model.device()).unwrap();
+    embedding.value.slice_set(&new, 0, 0).unwrap();
+    let before = bits(&model);
+    let mut log = Log::default();
+    let error = train_sft(
+        &model,
+        &rows,
+        &settings(),
+        temp().path(),
+        &mut log,
+        &Stop::default(),
+    )
+    .unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::NonFinite { .. }), "{text}");
+    assert!(
+        text.starts_with("step 1: ") && text.contains("`row 1`"),
+        "{text}"
+    );
+    assert!(log.steps.is_empty() && log.checkpoints.is_empty());
+    assert_eq!(bits(&model), before);
+}
+
+#[test]
+fn broken_weights_are_named() {
+    let model = tiny(7);
+    poke(&model, "model.layers.1.mlp.up_proj.weight", f32::NAN);
+    let mut log = Log::default();
+    let error = train_sft(
+        &model,
+        &rows(3),
+        &settings(),
+        temp().path(),
+        &mut log,
+        &Stop::default(),
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "step 1: the weights of `model.layers.1.mlp.up_proj.weight` are not finite"
+    );
+}

@@ -1,0 +1,42 @@
+"""transformers' side of `cargo bench --bench sft`: SFT steps of qwen2-42m, 2 x 1024 tokens, f32, fused AdamW, 2 threads.
+
+PYTHON .bench/sft_step.py [none|block] [steps]
+"""
+import resource
+import sys
+import time
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+recompute = sys.argv[1] if len(sys.argv) > 1 else "none"
+steps = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+config = Qwen2Config(
+    hidden_size=512,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    intermediate_size=1408,
+    vocab_size=16384,
+    tie_word_embeddings=True,
+    max_position_embeddings=4096,
+)
+model = Qwen2ForCausalLM(config)
+if recompute == "block":
+    model.gradient_checkpointing_enable()
+model.train()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+tokens = torch.randint(0, 16384, (2, 1024))
+times = []
+for _ in range(steps):
+    start = time.time()
+    model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    times.append(time.time() - start)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+times = sorted(times[1:] or times)
+print(f"torch {recompute}: median {2048 / times[len(times) // 2]:.0f} tokens/s, best {2048 / times[0]:.0f}, peak {peak:.2f} GiB")

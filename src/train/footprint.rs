@@ -1,0 +1,285 @@
+//! Memory by part and work of a training step, from a model's shape alone: for `distill plan`, and to say what to change
+//! where it does not fit. Nothing is measured here.
+//!
+//! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
+
+use crate::model::ModelConfig;
+use crate::recipe::{Dtype, Recompute};
+use serde::Serialize;
+
+/// Rows of logits that the loss holds at a time, with their gradient.
+const LOSS_CHUNK: u64 = 512;
+const F32: u64 = 4;
+
+/// What of a run decides its memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    pub dtype: Dtype,
+    pub recompute: Recompute,
+    /// Tokens of a micro-batch.
+    pub pack_length: usize,
+    /// Tokens of the longest sequence.
+    pub max_length: usize,
+    /// Attention that never holds a matrix of scores (the CPU's in f32); the portable one holds them for one sequence.
+    pub fused_attention: bool,
+    /// Sequences sampled side by side in an evaluation, and their length; 0 without one.
+    pub num_slots: usize,
+    pub slot_length: usize,
+}
+
+/// Bytes by part while training, and of the evaluation's cache, which comes after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Footprint {
+    pub weights: u64,
+    /// f32 copy of 16-bit weights.
+    pub master: u64,
+    pub gradients: u64,
+    /// AdamW's m and v.
+    pub optimizer: u64,
+    /// Kept from the forward for the backward pass.
+    pub activations: u64,
+    /// What one block's backward holds besides.
+    pub block: u64,
+    /// Scores of the portable attention.
+    pub attention: u64,
+    /// Chunks of logits and their gradient.
+    pub loss: u64,
+    /// Keys and values of an evaluation.
+    pub kv_cache: u64,
+}
+
+impl Footprint {
+    /// The footprint of training a model of this shape.
+    pub fn new(config: &ModelConfig, load: &Load) -> Self {
+        let parameters = config.num_parameters() as u64;
+        let element = match load.dtype {
+            Dtype::F32 => F32,
+            Dtype::Bf16 | Dtype::F16 => 2,
+        };
+        let [t, longest, layers, c, f, vocab] = [
+            load.pack_length,
+            load.max_length.min(load.pack_length),
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.vocab_size,
+        ]
+        .map(|n| n as u64);
+        let heads = config.num_attention_heads as u64;
+        let q = heads * config.head_dim as u64;
+        let kv = (config.num_key_value_heads * config.head_dim) as u64;
+        // x, h1, x1, h2; q, o; k, v; gate, up; q and k before their norm; the log sum of each head
+        let qk_norm = if config.qk_norm { q + kv } else { 0 };
+        let kept = (4 * c + 2 * q + 2 * kv + 2 * f + qk_norm) * element + heads * F32;
+        let activations = match load.recompute {
+            Recompute::None => t * layers * kept,
+            Recompute::Block => t * (layers * c * element + kept),
+        };
+        Self {
+            weights: parameters * element,
+            master: if element < F32 { parameters * F32 } else { 0 },
+            gradients: parameters * F32,
+            optimizer: 2 * parameters * F32,
+            activations,
+            // the product, its gradient and those of gate and up; the residual's and h2's
+            block: t * (4 * f + 2 * c) * element,
+            // p, dp, ds and a transposed copy
+            attention: if load.fused_attention {
+                0
+            } else {
+                4 * heads * longest * longest * F32
+            },
+            loss: 2 * LOSS_CHUNK.min(t) * vocab * F32,
+            kv_cache: (load.num_slots * load.slot_length) as u64 * layers * 2 * kv * element,
+        }
+    }
+
+    /// The most that is held at once: training, or weights and cache of an evaluation.
+    pub fn peak(&self) -> u64 {
+        let held = self.weights + self.master + self.gradients + self.optimizer;
+        // the loss is over before the first block's backward begins
+        let moving = (self.block + self.attention).max(self.loss);
+        (held + self.activations + moving).max(self.weights + self.kv_cache)
+    }
+}
+
+/// Floating-point operations of an optimiser step over sequences of these lengths: 2 a weight and token forward, 4
+/// backward, with recomputation 2 again for all but the head; causal attention half of the square.
+pub fn step_flops(config: &ModelConfig, lengths: &[usize], recompute: Recompute) -> f64 {
+    let embedding = (config.vocab_size * config.hidden_size) as f64;
+    let tables = if config.tie_word_embeddings { 1.0 } else { 2.0 };
+    let blocks = config.num_parameters() as f64 - tables * embedding;
+    let tokens: f64 = lengths.iter().map(|&n| n as f64).sum();
+    let squares: f64 = lengths.iter().map(|&n| (n as f64).powi(2)).sum();
+    let width = (config.num_attention_heads * config.head_dim * config.num_hidden_layers) as f64;
+    let passes = match recompute {
+        Recompute::None => 3.0,
+        Recompute::Block => 4.0,
+    };
+    // q k^T and p v: 2 products of 2 operations over half of the square
+    passes * (2.0 * tokens * blocks + 2.0 * squares * width) + 6.0 * tokens * embedding
+}
+
+/// One change of the recipe that makes a run smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Change {
+    /// `sft.recompute = "block"`: a third more work, the same numbers.
+    RecomputeBlocks,
+    /// `sft.pack_length`: more, smaller micro-batches; the same numbers.
+    PackLength(usize),
+    /// `sft.max_length`: drops or cuts long rows, so it changes what is learned.
+    MaxLength(usize),
+}
+
+/// The cheapest changes, in that order, with which `load` fits into `memory` bytes: none where it fits; `None` where
+/// weights and states alone do not fit, and a smaller student is the only way.
+pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<Vec<Change>> {
+    let fits = |load: &Load| Footprint::new(config, load).peak() <= memory;
+    let mut load = *load;
+    let mut changes = Vec::new();
+    if fits(&load) {
+        return Some(changes);
+    }
+    // packs longer than the longest row buy little speed
+    if load.pack_length > load.max_length {
+        let pack_length = halved(load.pack_length, load.max_length, |n| {
+            fits(&Load {
+                pack_length: n,
+                ..load
+            })
+        });
+        load.pack_length = pack_length;
+        changes.push(Change::PackLength(pack_length));
+        if fits(&load) {
+            return Some(changes);
+        }
+    }
+    if load.recompute == Recompute::None {
+        load.recompute = Recompute::Block;
+        changes.push(Change::RecomputeBlocks);
+        if fits(&load) {
+            return Some(changes);
+        }
+    }
+    let shorter = |n| Load {
+        pack_length: n,
+        max_length: n,
+        ..load
+    };
+    let max_length = halved(load.max_length, 1, |n| fits(&shorter(n)));
+    fits(&shorter(max_length)).then(|| {
+        changes.retain(|c| !matches!(c, Change::PackLength(_)));
+        changes.push(Change::MaxLength(max_length));
+        changes
+    })
+}
+
+/// The first of `n/2, n/4, ...`, not below `least`, that `fits`; `least` where none does.
+fn halved(mut n: usize, least: usize, fits: impl Fn(usize) -> bool) -> usize {
+    while n > least {
+        n = (n / 2).max(least);
+        if fits(n) {
+            return n;
+        }
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::family;
+
+    const LOAD: Load = Load {
+        dtype: Dtype::F32,
+        recompute: Recompute::None,
+        pack_length: 2048,
+        max_length: 1024,
+        fused_attention: true,
+        num_slots: 16,
+        slot_length: 320,
+    };
+
+    fn model() -> ModelConfig {
+        family::config("qwen2-42m").unwrap()
+    }
+
+    #[test]
+    fn parts_by_hand() {
+        let p = model().num_parameters() as u64;
+        // embedding; 12 blocks of q and o, k and v, three feed-forward matrices, norms, biases; the last norm
+        let block = 2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1408 + 2 * 512 + 512 + 2 * 128;
+        assert_eq!(p, 16_384 * 512 + 12 * block + 512);
+        let f = Footprint::new(&model(), &LOAD);
+        assert_eq!(
+            (f.weights, f.master, f.gradients, f.optimizer),
+            (4 * p, 0, 4 * p, 8 * p)
+        );
+        // 4 x 512 + 2 x 512 + 2 x 128 + 2 x 1408 numbers and 8 sums a token and block
+        assert_eq!(f.activations, 2048 * 12 * (6144 * 4 + 8 * 4));
+        assert_eq!(f.loss, 2 * 512 * 16_384 * 4);
+        assert_eq!(f.kv_cache, 16 * 320 * 12 * 2 * 128 * 4);
+        assert_eq!(f.attention, 0);
+        let block = Footprint::new(
+            &model(),
+            &Load {
+                recompute: Recompute::Block,
+                ..LOAD
+            },
+        );
+        assert_eq!(block.activations, 2048 * (12 * 512 * 4 + 6144 * 4 + 32));
+        let bf16 = Footprint::new(
+            &model(),
+            &Load {
+                dtype: Dtype::Bf16,
+                fused_attention: false,
+                ..LOAD
+            },
+        );
+        assert_eq!((bf16.weights, bf16.master), (2 * p, 4 * p));
+        assert_eq!(bf16.attention, 4 * 8 * 1024 * 1024 * 4);
+    }
+
+    #[test]
+    fn work_of_the_known_step() {
+        // 33.7 M weights in blocks and 8.4 M in the head, 2048 tokens, 6 each: 0.52 TFLOP; attention 0.077
+        let flops = step_flops(&model(), &[1024, 1024], Recompute::None);
+        let blocks = model().num_parameters() as f64 - 16_384.0 * 512.0;
+        let expected = 6.0 * 2048.0 * (blocks + 8_388_608.0) + 6.0 * 2.0 * 1_048_576.0 * 6144.0;
+        assert!((flops / expected - 1.0).abs() < 1e-12);
+        assert!((0.5e12..0.65e12).contains(&flops), "{flops:e}");
+        let again = step_flops(&model(), &[1024, 1024], Recompute::Block);
+        assert!((again - flops) / flops > 0.2 && (again - flops) / flops < 1.0 / 3.0);
+    }
+
+    #[test]
+    fn cheapest_change_first() {
+        let config = model();
+        let peak = |load: &Load| Footprint::new(&config, load).peak();
+        let change = |memory| changes_to_fit(&config, &LOAD, memory);
+        assert_eq!(change(peak(&LOAD)), Some(vec![]));
+        let packs = Load {
+            pack_length: 1024,
+            ..LOAD
+        };
+        assert_eq!(change(peak(&packs)), Some(vec![Change::PackLength(1024)]));
+        let recomputed = Load {
+            recompute: Recompute::Block,
+            ..packs
+        };
+        assert_eq!(
+            change(peak(&recomputed)),
+            Some(vec![Change::PackLength(1024), Change::RecomputeBlocks])
+        );
+        let shorter = Load {
+            pack_length: 256,
+            max_length: 256,
+            ..recomputed
+        };
+        assert_eq!(
+            change(peak(&shorter)),
+            Some(vec![Change::RecomputeBlocks, Change::MaxLength(256)])
+        );
+        assert_eq!(change(100_000_000), None);
+    }
+}
