@@ -8,7 +8,7 @@ use crate::recipe::{Dtype, Recompute};
 use serde::Serialize;
 
 /// Rows of logits that the loss holds at a time, with their gradient.
-const LOSS_CHUNK: u64 = 512;
+const LOSS_CHUNK: u64 = 256;
 const F32: u64 = 4;
 
 /// What of a run decides its memory.
@@ -217,7 +217,7 @@ mod tests {
         );
         // 4 x 512 + 2 x 512 + 2 x 128 + 2 x 1408 numbers and 8 sums a token and block
         assert_eq!(f.activations, 2048 * 12 * (6144 * 4 + 8 * 4));
-        assert_eq!(f.loss, 2 * 512 * 16_384 * 4);
+        assert_eq!(f.loss, 2 * 256 * 16_384 * 4);
         assert_eq!(f.kv_cache, 16 * 320 * 12 * 2 * 128 * 4);
         assert_eq!(f.attention, 0);
         let block = Footprint::new(

@@ -4,7 +4,7 @@
 //! - [`settings`]: its numbers, resolved; [`examples`]: what it trains on;
 //! - [`order`]: which rows make which step; [`micro_batch`]: rows end to end as the model takes them;
 //! - [`checkpoint`]: everything needed to go on bit for bit;
-//! - [`footprint`]: memory and work of a run before it runs;
+//! - [`footprint`]: memory and work of a run before it runs.
 
 pub mod checkpoint;
 pub mod examples;
