@@ -6,6 +6,7 @@
 //! | [`preview`] | rows as the trainer will see them |
 //! | [`generate`], [`score`], [`chat`], [`eval`] | a model on prompts, on given text, in a conversation, on a benchmark |
 //! | [`data`] | what trace files hold |
+//! | [`plan`] | what a run would take |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_train`] | hidden: the loop on rows of token ids |
@@ -23,6 +24,7 @@ pub mod debug_train;
 pub mod eval;
 pub mod generate;
 pub mod options;
+pub mod plan;
 pub mod preview;
 pub mod pull;
 pub mod report;
@@ -54,6 +56,7 @@ struct Output {
 enum Command {
     #[command(hide = true)]
     DebugTrain(debug_train::Args),
+    Plan(plan::Args),
     Preview(preview::Args),
     Generate(generate::Args),
     Score(score::Args),
@@ -68,6 +71,7 @@ impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
             Self::DebugTrain(args) => debug_train::run(&args, session),
+            Self::Plan(args) => plan::run(&args, session),
             Self::Preview(args) => preview::run(&args, session),
             Self::Eval(args) => eval::run(&args, session),
             Self::Generate(args) => generate::run(&args, session),

@@ -269,14 +269,14 @@ pub(super) fn sum_rows(x: &[f32], c: usize) -> Vec<f32> {
 }
 
 vectorised! {
-    fn adamw_piece(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: [f32; 7]) {
-        let [scale, b1, b2, decay, rate, correction, eps] = c;
+    fn adamw_piece(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: [f32; 9]) {
+        let [scale, b1, b2, rest1, rest2, decay, rate, correction, eps] = c;
         let n = w.len();
         let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
         for i in 0..n {
             let g = g[i] * scale;
-            m[i] = b1 * m[i] + (1.0 - b1) * g;
-            v[i] = b2 * v[i] + (1.0 - b2) * g * g;
+            m[i] = b1 * m[i] + rest1 * g;
+            v[i] = b2 * v[i] + rest2 * g * g;
             let denominator = (v[i] * correction).sqrt() + eps;
             w[i] = w[i] * decay - rate * m[i] / denominator;
         }
@@ -290,6 +290,9 @@ pub(super) fn adamw(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &
         s.grad_scale as f32,
         s.beta1 as f32,
         s.beta2 as f32,
+        // not from the rounded betas: 1 - 0.999 in f32 is off by 1e-5
+        (1.0 - s.beta1) as f32,
+        (1.0 - s.beta2) as f32,
         (1.0 - s.lr * s.weight_decay) as f32,
         (s.lr / (1.0 - s.beta1.powi(t))) as f32,
         (1.0 / (1.0 - s.beta2.powi(t))) as f32,

@@ -163,6 +163,33 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| Error::io("writing", path, e))
 }
 
+/// A folder of the system's place for such things; deleted when dropped.
+pub struct ScratchDir(PathBuf);
+
+impl ScratchDir {
+    /// A new folder for `purpose`.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn new(purpose: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("distill-{purpose}-{}", std::process::id()));
+        fs::create_dir_all(&path).map_err(|e| Error::io("creating", &path, e))?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for ScratchDir {
+    fn drop(&mut self) {
+        // what cannot be deleted is left to the system's own cleaning
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,12 @@
 //! Rows as the trainer will see them, cut where trained and masked text meet.
 
+use super::folder::ScratchDir;
 use super::open::Student;
 use super::stages::{build_options, trace_sources};
+use crate::Result;
 use crate::data::Store;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::plan::Plan;
-use crate::{Error, Result};
 use serde::Serialize;
 
 /// One row.
@@ -35,29 +36,18 @@ pub fn preview(
         let limit = source.spec.limit.unwrap_or(usize::MAX).min(n);
         source.spec.limit = Some(limit);
     }
-    let dir = scratch_dir()?;
-    let built = Store::build(
+    let dir = ScratchDir::new("preview")?;
+    let (store, _) = Store::build(
         &build_options(plan),
         &sources,
         student.chat(),
-        &dir,
+        dir.path(),
         reporter,
         stop,
-    );
-    let rows = built.and_then(|(store, _)| {
-        (0..store.len().min(n))
-            .map(|i| row(&store, i, &student))
-            .collect()
-    });
-    // what could not be deleted is in the system's folder for such files
-    let _ = std::fs::remove_dir_all(&dir);
-    rows
-}
-
-fn scratch_dir() -> Result<std::path::PathBuf> {
-    let dir = std::env::temp_dir().join(format!("distill-preview-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).map_err(|e| Error::io("creating", &dir, e))?;
-    Ok(dir)
+    )?;
+    (0..store.len().min(n))
+        .map(|i| row(&store, i, &student))
+        .collect()
 }
 
 fn row(store: &Store, i: usize, student: &Student) -> Result<PreviewRow> {

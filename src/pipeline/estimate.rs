@@ -1,0 +1,149 @@
+//! What a run would take, before anything is fetched or trained: steps, tokens, work and memory by part.
+//!
+//! Shapes come from the card's family, so that no network is needed; how many rows and tokens there are is known where
+//! the traces are local, and else only bounded.
+
+use super::folder::ScratchDir;
+use super::open::{Student, planned_config};
+use super::stages::{build_options, trace_sources};
+use crate::Result;
+use crate::data::Store;
+use crate::model::ModelConfig;
+use crate::progress::{Reporter, Stop};
+use crate::recipe::plan::{Plan, StudentSource};
+use crate::train::SftSettings;
+use crate::train::footprint::{Change, Footprint, Load, changes_to_fit, step_flops};
+use serde::Serialize;
+use std::path::Path;
+
+/// What a run would take.
+#[derive(Clone, Debug, Serialize)]
+pub struct Estimate {
+    pub num_parameters: usize,
+    /// Bytes by part while training.
+    pub memory: Footprint,
+    /// The most that is held at once, in bytes.
+    pub peak_memory: u64,
+    /// Bytes to fit into, where they were given.
+    pub device_memory: Option<u64>,
+    /// What to change so that it fits; empty where it fits.
+    pub advice: Vec<String>,
+    /// Rows, tokens and steps, where the traces are local.
+    pub work: Option<Work>,
+    /// Floating-point operations of a step of full sequences, an upper bound.
+    pub flops_of_full_step: f64,
+}
+
+/// How much there is to do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Work {
+    pub num_rows: usize,
+    pub num_tokens: u64,
+    pub num_steps: usize,
+    /// Floating-point operations of the whole training.
+    pub flops: f64,
+}
+
+/// Estimates `plan` for a device of `device_memory` bytes.
+///
+/// # Errors
+/// A student whose shape is not known, local traces that cannot be read.
+pub fn estimate(
+    plan: &Plan,
+    device_memory: Option<u64>,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Estimate> {
+    let config = planned_config(plan)?;
+    let load = load(plan);
+    let memory = Footprint::new(&config, &load);
+    let advice = match device_memory {
+        None => Vec::new(),
+        Some(bytes) => advice(&config, &load, bytes),
+    };
+    let full = vec![plan.sft.max_length; plan.sft.batch_size];
+    Ok(Estimate {
+        num_parameters: config.num_parameters(),
+        peak_memory: memory.peak(),
+        memory,
+        device_memory,
+        advice,
+        work: work(plan, &config, reporter, stop)?,
+        flops_of_full_step: step_flops(&config, &full, plan.sft.recompute),
+    })
+}
+
+fn load(plan: &Plan) -> Load {
+    let eval = plan.eval.as_ref();
+    let slot_length = eval.map_or(0, |e| {
+        e.suites
+            .iter()
+            .map(|s| s.sampling.max_new_tokens)
+            .max()
+            .unwrap_or(0)
+    });
+    Load {
+        dtype: plan.student.dtype,
+        recompute: plan.sft.recompute,
+        pack_length: if plan.sft.packing {
+            plan.sft.pack_length
+        } else {
+            plan.sft.max_length
+        },
+        max_length: plan.sft.max_length,
+        fused_attention: plan.device == "cpu" && plan.student.dtype == crate::recipe::Dtype::F32,
+        num_slots: eval.map_or(0, |e| e.batch_size),
+        slot_length,
+    }
+}
+
+fn advice(config: &ModelConfig, load: &Load, bytes: u64) -> Vec<String> {
+    match changes_to_fit(config, load, bytes) {
+        Some(changes) => changes
+            .iter()
+            .map(|change| match change {
+                Change::RecomputeBlocks => "`sft.recompute = \"block\"`: about a third more work, the same numbers".into(),
+                Change::PackLength(n) => format!("`sft.pack_length = {n}`: smaller packs, the same numbers"),
+                Change::MaxLength(n) => format!("`sft.max_length = {n}`: longer rows are dropped, so it changes what is learned"),
+            })
+            .collect(),
+        None => vec!["weights, gradients and optimiser states alone do not fit: take a smaller student or a larger device".into()],
+    }
+}
+
+/// Rows and steps where all traces and the tokenizer are on this machine.
+fn work(
+    plan: &Plan,
+    config: &ModelConfig,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Option<Work>> {
+    let local = plan
+        .traces
+        .iter()
+        .all(|t| t.source.starts_with("builtin:") || Path::new(&t.source).exists());
+    if !local || matches!(plan.student.source, StudentSource::Hub { .. }) {
+        return Ok(None);
+    }
+    let student = Student::open(plan, reporter)?;
+    let dir = ScratchDir::new("plan")?;
+    let sources = trace_sources(plan, reporter)?;
+    let (store, report) = Store::build(
+        &build_options(plan),
+        &sources,
+        student.chat(),
+        dir.path(),
+        reporter,
+        stop,
+    )?;
+    let lengths: Vec<usize> = (0..store.len()).map(|i| store.tokens(i).len()).collect();
+    let num_steps = SftSettings::from_plan(&plan.sft, plan.seed, "").total_steps(store.len());
+    let rows_trained = (num_steps * plan.sft.batch_size) as f64 / store.len().max(1) as f64;
+    Ok(Some(Work {
+        num_rows: store.len(),
+        num_tokens: report.tokens,
+        num_steps,
+        flops: step_flops(config, &lengths, plan.sft.recompute)
+            * rows_trained.min(plan.sft.epochs as f64),
+    }))
+}
