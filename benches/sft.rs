@@ -11,10 +11,6 @@ use distill::train::{Examples, Observer, SftSettings, StepRecord, train_sft};
 use distill::{Error, Result};
 use std::path::Path;
 
-// as the program does
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const LENGTH: usize = 1024;
 
 /// Rows of random tokens, all trained.
