@@ -137,6 +137,9 @@ pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
     matmul(dy, w)
 }
 
+/// Queries whose scores exist at a time: memory grows with the length, not with its square.
+pub const ATTENTION_BLOCK: usize = 512;
+
 /// Causal attention within each sequence: `softmax(q k^T * scale) v`, the mask hiding what comes later; query head `h`
 /// reads key/value head `h / (H / K)`. q: `[T, H, D]`, k, v: `[T, K, D]` -> o `[T, H, D]`, lse `[T, H]`.
 pub fn attention(
@@ -147,17 +150,29 @@ pub fn attention(
     scale: f64,
 ) -> Result<(Tensor, Tensor)> {
     let (mut outs, mut lses) = (Vec::new(), Vec::new());
-    for range in seqs.iter() {
-        let part = Heads::of(q, k, v, range.start, range.len())?;
-        let (p, lse) = part.probabilities(scale)?;
-        let o = p.matmul(&part.v)?; // [H, T, D]
-        outs.push(o.transpose(0, 1)?.to_dtype(q.dtype())?); // [T, H, D]
-        lses.push(lse.squeeze(2)?.t()?); // [T, H]
+    for (start, end, first) in blocks(seqs) {
+        let part = Heads::of(q, k, v, start, first, end)?;
+        let (p, lse) = part.probabilities(first - start, scale)?;
+        let o = p.matmul(&part.v)?; // [H, B, D]
+        outs.push(o.transpose(0, 1)?.to_dtype(q.dtype())?); // [B, H, D]
+        lses.push(lse.squeeze(2)?.t()?); // [B, H]
     }
     Ok((
         Tensor::cat(&outs, 0)?.contiguous()?,
         Tensor::cat(&lses, 0)?.contiguous()?,
     ))
+}
+
+/// Blocks of queries in order: where their sequence begins, where they end, where they begin.
+fn blocks(seqs: &SeqLens) -> Vec<(usize, usize, usize)> {
+    seqs.iter()
+        .flat_map(|range| {
+            range
+                .clone()
+                .step_by(ATTENTION_BLOCK)
+                .map(move |first| (range.start, (first + ATTENTION_BLOCK).min(range.end), first))
+        })
+        .collect()
 }
 
 /// With `P` the probabilities and `dP = do v^T`: `dS = P * (dP - sum(do * o))`, `dv = P^T do`, `dq = dS k * scale`,
@@ -174,31 +189,50 @@ pub fn attention_backward(
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let (_, num_kv, _) = k.dims3()?;
-    let (mut dqs, mut dks, mut dvs) = (Vec::new(), Vec::new(), Vec::new());
-    for range in seqs.iter() {
-        let (start, len) = (range.start, range.len());
-        let part = Heads::of(q, k, v, start, len)?;
-        let (p, _) = part.probabilities(scale)?;
+    let mut dqs = Vec::new();
+    // of each sequence, the sums over its blocks so far, which see ever more keys
+    let (mut dks, mut dvs): (Vec<Tensor>, Vec<Tensor>) = (Vec::new(), Vec::new());
+    for (start, end, first) in blocks(seqs) {
+        let part = Heads::of(q, k, v, start, first, end)?;
+        let (p, _) = part.probabilities(first - start, scale)?;
         let dtype = p.dtype();
-        let d_o = heads_first(d_o, start, len, dtype)?; // [H, T, D]
-        let o = heads_first(o, start, len, dtype)?;
-        let dp = d_o.matmul(&part.v.transpose(1, 2)?.contiguous()?)?; // [H, T, T]
-        let delta = (&d_o * o)?.sum_keepdim(2)?; // [H, T, 1]
+        let d_o = heads_first(d_o, first, end - first, dtype)?; // [H, B, D]
+        let o = heads_first(o, first, end - first, dtype)?;
+        let dp = d_o.matmul(&part.v.transpose(1, 2)?.contiguous()?)?; // [H, B, L]
+        let delta = (&d_o * o)?.sum_keepdim(2)?; // [H, B, 1]
         let ds = (&p * dp.broadcast_sub(&delta)?)?;
-        let dq = (ds.matmul(&part.k)? * scale)?;
-        let dk = (ds.transpose(1, 2)?.contiguous()?.matmul(&part.q)? * scale)?;
+        dqs.push((ds.matmul(&part.k)? * scale)?.transpose(0, 1)?);
+        let dk = (ds.transpose(1, 2)?.contiguous()?.matmul(&part.q)? * scale)?; // [H, L, D]
         let dv = p.transpose(1, 2)?.contiguous()?.matmul(&d_o)?;
-        dqs.push(dq.transpose(0, 1)?);
-        dks.push(sum_groups(&dk, num_kv)?.transpose(0, 1)?);
-        dvs.push(sum_groups(&dv, num_kv)?.transpose(0, 1)?);
+        let (dk, dv) = (sum_groups(&dk, num_kv)?, sum_groups(&dv, num_kv)?); // [K, L, D]
+        if first == start {
+            dks.push(dk);
+            dvs.push(dv);
+        } else {
+            grow(&mut dks, dk)?;
+            grow(&mut dvs, dv)?;
+        }
     }
-    let join = |parts: Vec<Tensor>| -> Result<Tensor> {
-        Ok(Tensor::cat(&parts, 0)?.contiguous()?.to_dtype(q.dtype())?)
+    let join = |parts: &[Tensor]| -> Result<Tensor> {
+        Ok(Tensor::cat(parts, 0)?.contiguous()?.to_dtype(q.dtype())?)
     };
-    Ok((join(dqs)?, join(dks)?, join(dvs)?))
+    let rows = |parts: Vec<Tensor>| -> Result<Vec<Tensor>> {
+        parts.iter().map(|x| Ok(x.transpose(0, 1)?)).collect()
+    };
+    Ok((join(&dqs)?, join(&rows(dks)?)?, join(&rows(dvs)?)?))
 }
 
-/// One sequence, heads first, key/value heads repeated for their groups: all `[H, T, D]`.
+/// Adds `more`, `[K, L, D]`, to the last of `sums`, which is shorter in L.
+fn grow(sums: &mut [Tensor], more: Tensor) -> Result<()> {
+    if let Some(sum) = sums.last_mut() {
+        let missing = more.dim(1)? - sum.dim(1)?;
+        *sum = (sum.pad_with_zeros(1, 0, missing)? + more)?;
+    }
+    Ok(())
+}
+
+/// A block of queries and all keys it may see, heads first, key/value heads repeated for their groups: q `[H, B, D]`, k
+/// and v `[H, L, D]`.
 struct Heads {
     q: Tensor,
     k: Tensor,
@@ -206,11 +240,19 @@ struct Heads {
 }
 
 impl Heads {
-    fn of(q: &Tensor, k: &Tensor, v: &Tensor, start: usize, len: usize) -> Result<Self> {
+    /// Queries `first..end` of the sequence that begins at `start`.
+    fn of(
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        start: usize,
+        first: usize,
+        end: usize,
+    ) -> Result<Self> {
         let dtype = wide(q.dtype());
         let group = q.dim(1)? / k.dim(1)?;
         let repeat = |x: &Tensor| -> Result<Tensor> {
-            let x = heads_first(x, start, len, dtype)?;
+            let x = heads_first(x, start, end - start, dtype)?;
             let (num_kv, t, d) = x.dims3()?;
             Ok(x.unsqueeze(1)?
                 .broadcast_as((num_kv, group, t, d))?
@@ -218,26 +260,27 @@ impl Heads {
                 .contiguous()?)
         };
         Ok(Self {
-            q: heads_first(q, start, len, dtype)?,
+            q: heads_first(q, first, end - first, dtype)?,
             k: repeat(k)?,
             v: repeat(v)?,
         })
     }
 
-    /// Probabilities `[H, T, T]` and log-sum-exp of the scores `[H, T, 1]`.
-    fn probabilities(&self, scale: f64) -> Result<(Tensor, Tensor)> {
-        let (_, t, _) = self.q.dims3()?;
+    /// Probabilities `[H, B, L]` and log-sum-exp of the scores `[H, B, 1]`; `before` keys precede the first query.
+    fn probabilities(&self, before: usize, scale: f64) -> Result<(Tensor, Tensor)> {
+        let (num_q, num_k) = (self.q.dim(1)?, self.k.dim(1)?);
         let scores = (self.q.matmul(&self.k.transpose(1, 2)?.contiguous()?)? * scale)?;
-        let mask: Vec<f32> = (0..t * t)
+        let mask: Vec<f32> = (0..num_q * num_k)
             .map(|i| {
-                if i % t > i / t {
+                if i % num_k > before + i / num_k {
                     f32::NEG_INFINITY
                 } else {
                     0.0
                 }
             })
             .collect();
-        let mask = Tensor::from_vec(mask, (1, t, t), self.q.device())?.to_dtype(scores.dtype())?;
+        let mask =
+            Tensor::from_vec(mask, (1, num_q, num_k), self.q.device())?.to_dtype(scores.dtype())?;
         let scores = scores.broadcast_add(&mask)?;
         let max = scores.max_keepdim(2)?;
         let exp = scores.broadcast_sub(&max)?.exp()?;

@@ -4,6 +4,7 @@
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
 use crate::model::ModelConfig;
+use crate::ops::plain::ATTENTION_BLOCK;
 use crate::recipe::{Dtype, Recompute};
 use serde::Serialize;
 
@@ -20,7 +21,7 @@ pub struct Load {
     pub pack_length: usize,
     /// Tokens of the longest sequence.
     pub max_length: usize,
-    /// Attention that never holds a matrix of scores (the CPU's in f32); the portable one holds them for one sequence.
+    /// Attention that never holds a matrix of scores (the CPU's in f32); the portable one holds a block of rows of one.
     pub fused_attention: bool,
     /// Sequences sampled side by side in an evaluation, and their length; 0 without one.
     pub num_slots: usize,
@@ -87,7 +88,7 @@ impl Footprint {
             attention: if load.fused_attention {
                 0
             } else {
-                4 * heads * longest * longest * F32
+                4 * heads * longest.min(ATTENTION_BLOCK as u64) * longest * F32
             },
             loss: 2 * LOSS_CHUNK.min(t) * vocab * F32,
             kv_cache: (load.num_slots * load.slot_length) as u64 * layers * 2 * kv * element,
@@ -237,7 +238,7 @@ mod tests {
             },
         );
         assert_eq!((bf16.weights, bf16.master), (2 * p, 4 * p));
-        assert_eq!(bf16.attention, 4 * 8 * 1024 * 1024 * 4);
+        assert_eq!(bf16.attention, 4 * 8 * 512 * 1024 * 4);
     }
 
     #[test]
