@@ -44,7 +44,7 @@ pub struct Args {
     /// Answers that are sampled side by side
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// Folder of `eval.json` and `samples.jsonl` [default: runs/eval-<suite>]
+    /// Folder of `eval.json` and `samples.jsonl` [default: `runs/eval-SUITE`]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Print the result as JSON

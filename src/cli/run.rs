@@ -22,7 +22,7 @@ A second call on the same folder goes on where the first one stopped.";
 pub struct Args {
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Folder of the run [default: runs/<name of the recipe>]
+    /// Folder of the run [default: `runs/NAME`]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
     /// Show what would run, and stop

@@ -172,11 +172,11 @@ impl Lines {
     fn tell(&self, state: &mut LinesState, now: Instant, ended: bool) {
         let mut parts = vec![match self.total {
             Some(total) => {
-                let percent = if total == 0 {
-                    100
-                } else {
-                    state.position.saturating_mul(100) / total
-                };
+                let percent = state
+                    .position
+                    .saturating_mul(100)
+                    .checked_div(total)
+                    .unwrap_or(100);
                 format!(
                     "{}/{} ({percent}%)",
                     amount(state.position, self.unit),

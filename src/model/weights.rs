@@ -72,8 +72,8 @@ pub fn load(
     }
     // buffers that older files carry, and a head that is tied anyway
     places.retain(|name, _| {
-        !name.ends_with("rotary_emb.inv_freq")
-            && !(config.tie_word_embeddings && name == "lm_head.weight")
+        let tied = config.tie_word_embeddings && name == "lm_head.weight";
+        !(name.ends_with("rotary_emb.inv_freq") || tied)
     });
     if let Some(name) = places.keys().min() {
         return Err(Error::input(format!(

@@ -322,7 +322,7 @@ pub fn histogram(title: &str, unit: &str, bins: &[(u64, u64, u64)]) -> Option<St
             );
         }
     }
-    if bins.len() % every == 0 {
+    if bins.len().is_multiple_of(every) {
         let _ = write!(
             svg,
             "<text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
@@ -335,8 +335,11 @@ pub fn histogram(title: &str, unit: &str, bins: &[(u64, u64, u64)]) -> Option<St
     Some(svg)
 }
 
+/// A label, a share and its interval.
+pub type Share<'a> = (&'a str, f64, Option<(f64, f64)>);
+
 /// Shares with their intervals, one row each, on an axis from 0 to 100%.
-pub fn intervals(title: &str, rows: &[(&str, f64, Option<(f64, f64)>)]) -> String {
+pub fn intervals(title: &str, rows: &[Share<'_>]) -> String {
     const ROW: f64 = 34.0;
     let height = rows.len() as f64 * ROW + 30.0;
     let x = Axis {

@@ -82,6 +82,15 @@ pub fn evaluation(data: &ReportData) -> Option<String> {
     Some(html)
 }
 
+/// Title, note, the value of a step, whether to smooth, whether the axis begins at 0.
+type CurveSpec = (
+    &'static str,
+    &'static str,
+    fn(&Step) -> Option<f64>,
+    bool,
+    bool,
+);
+
 /// The curves of every training stage.
 pub fn training(data: &ReportData) -> Option<String> {
     let stages: Vec<&StageReport> = data.stages.iter().filter(|stage| trains(stage)).collect();
@@ -99,7 +108,7 @@ pub fn training(data: &ReportData) -> Option<String> {
         }
         html.push_str("<div class=\"plots\">");
         let epochs = epochs(&stage.steps);
-        let curves: [(&str, &str, fn(&Step) -> Option<f64>, bool, bool); 4] = [
+        let curves: [CurveSpec; 4] = [
             (
                 "Loss",
                 "mean over the trained tokens of each step; thin: every step, thick: smoothed",
@@ -353,9 +362,9 @@ pub fn answers(data: &ReportData) -> Option<String> {
                 .gold
                 .as_deref()
                 .map(|gold| format!(" <span class=\"soft\">(answer: {})</span>", escape(gold)));
-            let _ = write!(
+            let _ = writeln!(
                 html,
-                "<p class=\"problem\"><b>{}</b>{}</p><div class=\"pair\">{}{}</div>\n",
+                "<p class=\"problem\"><b>{}</b>{}</p><div class=\"pair\">{}{}</div>",
                 escape(&known.problem),
                 gold.unwrap_or_default(),
                 early.map_or(String::new(), |s| answer("Before", s)),
