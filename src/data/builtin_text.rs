@@ -6,6 +6,7 @@ use crate::tokenize::TextTokenizer;
 use crate::tokenize::files::TokenizerFiles;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 const NAMES: [&str; 4] = ["Mia", "Tom", "Ada", "Leo"];
 
@@ -151,10 +152,11 @@ const SPECIAL: [(&str, bool); 5] = [
 
 const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// Cuts off digits one by one, words with the space before them, signs with the line ends behind them.
-const PIECES: &str = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+\n*|\s+";
+/// Qwen2's cut: digits one by one, words with the space before them, signs with the line ends behind them.
+const PIECES: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The tokenizer: whole words as far as the texts above use them, bytes for everything else, digits always alone.
+/// The tokenizer: whole words as far as the texts above use them, bytes for everything else, digits always alone. It is cut
+/// and merged as Qwen2's is, because transformers makes a Qwen2 student's tokenizer anew from its words and merges alone.
 pub fn tokenizer() -> Result<TextTokenizer> {
     let mut vocab = Map::new();
     let mut add = |token: String| {
@@ -163,9 +165,8 @@ pub fn tokenizer() -> Result<TextTokenizer> {
     };
     SPECIAL.iter().for_each(|(token, _)| add((*token).into()));
     (0..=255u8).for_each(|byte| add(byte_char(byte).into()));
-    WORDS
-        .iter()
-        .for_each(|word| add(word.bytes().map(byte_char).collect()));
+    let merges = merges();
+    merges.iter().for_each(|(a, b)| add(format!("{a}{b}")));
     let added: Vec<Value> = SPECIAL
         .iter()
         .enumerate()
@@ -181,7 +182,7 @@ pub fn tokenizer() -> Result<TextTokenizer> {
         "truncation": null,
         "padding": null,
         "added_tokens": added,
-        "normalizer": null,
+        "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
@@ -191,15 +192,15 @@ pub fn tokenizer() -> Result<TextTokenizer> {
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            // a piece that is a token is taken whole: no merges are needed
-            "ignore_merges": true,
-            "vocab": vocab, "merges": [],
+            "ignore_merges": false,
+            "vocab": vocab,
+            "merges": merges.iter().map(|(a, b)| json!([a, b])).collect::<Vec<_>>(),
         },
     });
     let bytes = serde_json::to_vec_pretty(&tokenizer)
         .map_err(|e| Error::input(format!("built-in tokenizer: {e}")))?;
     let Value::Object(config) = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": false,
@@ -218,6 +219,43 @@ pub fn tokenizer() -> Result<TextTokenizer> {
             chat_template: Some(CHAT_TEMPLATE.to_string()),
         },
     )
+}
+
+/// Byte-pair merges that make each of [`WORDS`] one token: the commonest pair first, the smaller one among equals.
+fn merges() -> Vec<(String, String)> {
+    let mut words: Vec<Vec<String>> = WORDS
+        .iter()
+        .map(|word| {
+            word.bytes()
+                .map(|byte| byte_char(byte).to_string())
+                .collect()
+        })
+        .collect();
+    let mut merges = Vec::new();
+    loop {
+        let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for pair in words.iter().flat_map(|word| word.windows(2)) {
+            *counts.entry((&pair[0], &pair[1])).or_default() += 1;
+        }
+        // of equal counts the first one, which is the smaller pair
+        let best = counts
+            .iter()
+            .rev()
+            .max_by_key(|(_, count)| **count)
+            .map(|((a, b), _)| (a.to_string(), b.to_string()));
+        let Some((a, b)) = best else { return merges };
+        for word in &mut words {
+            let mut i = 0;
+            while i + 1 < word.len() {
+                if word[i] == a && word[i + 1] == b {
+                    word[i] = format!("{a}{b}");
+                    word.remove(i + 1);
+                }
+                i += 1;
+            }
+        }
+        merges.push((a, b));
+    }
 }
 
 /// GPT-2's printable stand-in for a byte, as byte-level tokenizers write it.
