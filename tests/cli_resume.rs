@@ -231,3 +231,41 @@ fn a_run_folder_serves_one_recipe_and_one_process() {
     ]);
     assert_eq!(num_lines(&log), 2);
 }
+
+#[test]
+fn other_settings_are_refused_and_leave_the_folder_as_it_was() {
+    let place = place();
+    let args = [
+        "--recipe",
+        "small.toml",
+        "--run-dir",
+        "run",
+        "--set",
+        "sft.max_steps=3",
+    ];
+    place.works(&args);
+    let before = place.read("run/plan.json");
+    let (error, hint) =
+        place.fails(&[args.as_slice(), &["--set", "sft.learning_rate=0.001"]].concat());
+    assert!(
+        error.contains(
+            "holds a training with other settings: `sft.learning_rate` was 0.003, is 0.001"
+        ),
+        "{error}"
+    );
+    assert!(hint.contains("--fresh"), "{hint}");
+    assert_eq!(place.read("run/plan.json"), before);
+    // how often it is saved changes nothing
+    place.works(&[args.as_slice(), &["--set", "sft.checkpoint_every_steps=2"]].concat());
+    // other rows do, and `--fresh` starts over
+    let (error, _) =
+        place.fails(&[args.as_slice(), &["--set", "traces.0.num_problems=100"]].concat());
+    assert!(error.contains("`data` was"), "{error}");
+    place.works(
+        &[
+            args.as_slice(),
+            &["--fresh", "--set", "sft.learning_rate=0.001"],
+        ]
+        .concat(),
+    );
+}

@@ -59,6 +59,7 @@ pub fn run(
     let started = Instant::now();
     let student = Student::open(plan, reporter)?;
     let clock = report::RunClock::start(&root, &plan.device)?;
+    stages::check_training(&root, plan, &student)?;
     write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
     write_json(&root.join("plan.json"), &saved_plan(plan, &student)?)?;
     let mut run = Run {

@@ -1,13 +1,13 @@
 //! One function a stage: what it reads, what it leaves in its folder.
 
-use super::folder::{key_of, read_json, write_json};
+use super::folder::{read_json, write_json};
 use super::open::Student;
 use crate::data::{BuildOptions, Store, TraceSource};
 use crate::eval::{EvalJob, Problem};
 use crate::generate::LocalEngine;
 use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop, Task};
-use crate::recipe::plan::{EvalPlan, Plan, Stage};
+use crate::recipe::plan::{EvalPlan, Plan, Stage, StageKind};
 use crate::recipe::suite::Suite;
 use crate::report::{EventWriter, MetricsLog};
 use crate::train::{self, Observer, SftSettings, StepRecord};
@@ -136,7 +136,7 @@ pub fn sft(
 ) -> Result<Value> {
     let plan = context.plan;
     let settings = SftSettings::from_plan(&plan.sft, plan.seed, key);
-    claim_training(&context.dir, key, inputs)?;
+    claim_training(&context.dir, inputs)?;
     let total = settings.total_steps(store.len());
     context.reporter.stage(
         &context.stage.name,
@@ -183,22 +183,54 @@ fn save_model(model: &CausalLm, student: &Student, dir: &Path) -> Result<()> {
     fs::rename(&beside, &place).map_err(|e| Error::io("renaming", &beside, e))
 }
 
-/// Refuses a folder in which another training was begun: nothing of it is overwritten.
-fn claim_training(dir: &Path, key: &str, inputs: &Value) -> Result<()> {
-    let path = dir.join("inputs.json");
-    if path.exists() {
-        let earlier: Value = read_json(&path)?;
-        if key_of(&earlier)? != key {
-            return Err(Error::input(format!(
-                "`{}` holds a training with other settings: {}",
-                dir.display(),
-                first_difference("", &earlier, inputs).unwrap_or_default()
-            ))
-            .with_hint("give this run a folder of its own with `--run-dir`, or throw the other one away with `--fresh`"));
+/// Refuses a run folder in which a training with another student or other settings was begun, before anything of the
+/// folder is written. Whether the rows are the same shows when they are there.
+///
+/// # Errors
+/// Says the first setting that differs.
+pub fn check_training(root: &Path, plan: &Plan, student: &Student) -> Result<()> {
+    for stage in plan.stages.iter().filter(|s| s.kind == StageKind::Sft) {
+        let dir = root.join(&stage.name);
+        if let Some(earlier) = earlier_inputs(&dir)? {
+            let now = json!({
+                "version": earlier["version"],
+                "student": student.identity(),
+                "data": earlier["data"],
+                "sft": learned(plan),
+            });
+            same_inputs(&dir, &earlier, &now)?;
         }
-        return Ok(());
     }
-    write_json(&path, inputs)
+    Ok(())
+}
+
+/// Refuses a folder in which another training was begun: nothing of it is overwritten.
+fn claim_training(dir: &Path, inputs: &Value) -> Result<()> {
+    match earlier_inputs(dir)? {
+        Some(earlier) => same_inputs(dir, &earlier, inputs),
+        None => write_json(&dir.join("inputs.json"), inputs),
+    }
+}
+
+fn earlier_inputs(dir: &Path) -> Result<Option<Value>> {
+    let path = dir.join("inputs.json");
+    path.exists().then(|| read_json(&path)).transpose()
+}
+
+fn same_inputs(dir: &Path, earlier: &Value, now: &Value) -> Result<()> {
+    // numbers as they read back from a file
+    let now: Value = serde_json::from_str(&now.to_string())
+        .map_err(|e| Error::input(format!("settings of the training: {e}")))?;
+    match first_difference("", earlier, &now) {
+        None => Ok(()),
+        Some(difference) => Err(Error::input(format!(
+            "`{}` holds a training with other settings: {difference}",
+            dir.display()
+        ))
+        .with_hint(
+            "give this run a folder of its own with `--run-dir`, or throw the other one away with `--fresh`",
+        )),
+    }
 }
 
 /// The first key in which two values differ, with both values.
