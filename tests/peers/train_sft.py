@@ -23,6 +23,10 @@ from transformers import (
 )
 from transformers.optimization import get_scheduler
 
+if not torch.cuda.is_available():
+    # transformers asks when it looks for packed sequences; the CUDA libraries here may be stand-ins that cannot answer
+    torch.cuda.is_current_stream_capturing = lambda: False
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DISTILL = os.environ.get("DISTILL", str(ROOT / "target/release/distill"))
 SHAPE = dict(
