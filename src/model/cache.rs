@@ -151,8 +151,20 @@ impl CausalLm {
     /// A full or unknown slot, a token the model does not know.
     pub fn decode(&self, cache: &mut KvCache, slots: &[u32], tokens: &[u32]) -> Result<Tensor> {
         self.check_tokens(tokens, &vec![1; tokens.len()])?;
+        if slots.len() != tokens.len() {
+            return Err(Error::input(format!(
+                "{} slots are given {} tokens",
+                slots.len(),
+                tokens.len()
+            )));
+        }
         let mut positions = Vec::with_capacity(slots.len());
-        for &slot in slots {
+        for (i, &slot) in slots.iter().enumerate() {
+            if slots[..i].contains(&slot) {
+                return Err(Error::input(format!(
+                    "slot {slot} is decoded twice at once"
+                )));
+            }
             cache.check(slot)?;
             positions.push(cache.len(slot) as u32);
         }

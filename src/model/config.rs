@@ -210,6 +210,9 @@ impl ModelConfig {
     }
 }
 
+/// No size of a model is larger; a damaged file must not ask for all memory.
+const MAX_SIZE: u64 = 1 << 24;
+
 /// A `config.json` being read.
 struct Fields<'a> {
     raw: &'a Map<String, Value>,
@@ -235,9 +238,11 @@ impl Fields<'_> {
                  heads must divide evenly and `head_dim` be even"
             )));
         }
-        let bias = self.flag("attention_bias", architecture == Architecture::Qwen2);
-        if architecture == Architecture::Llama && bias {
-            return Err(self.input("`attention_bias = true` is not supported for llama"));
+        let bias = self.flag("attention_bias", architecture == Architecture::Qwen2)?;
+        if architecture != Architecture::Qwen2 && bias {
+            return Err(self.input(&format!(
+                "`attention_bias = true` is not supported for {name}"
+            )));
         }
         let rope = self
             .get("rope_parameters")
@@ -261,7 +266,7 @@ impl Fields<'_> {
             rope_theta,
             rope_scaling: self.scaling(rope)?,
             max_position_embeddings: self.size_or("max_position_embeddings", 32_768)?,
-            tie_word_embeddings: self.flag("tie_word_embeddings", false),
+            tie_word_embeddings: self.flag("tie_word_embeddings", false)?,
             attention_bias: bias,
             qk_norm: architecture == Architecture::Qwen3,
             initializer_range: self.number_or("initializer_range", 0.02)?,
@@ -275,10 +280,10 @@ impl Fields<'_> {
                 .input("a quantised checkpoint cannot be trained")
                 .with_hint("use the unquantised one"));
         }
-        if self.flag("use_sliding_window", false) {
+        if self.flag("use_sliding_window", false)? {
             return Err(self.input("`use_sliding_window = true` is not supported"));
         }
-        if self.flag("mlp_bias", false) {
+        if self.flag("mlp_bias", false)? {
             return Err(self.input("`mlp_bias = true` is not supported"));
         }
         match self.get("hidden_act").and_then(Value::as_str) {
@@ -321,16 +326,19 @@ impl Fields<'_> {
         self.raw.get(key).filter(|v| !v.is_null())
     }
 
-    fn flag(&self, key: &str, default: bool) -> bool {
-        self.get(key).and_then(Value::as_bool).unwrap_or(default)
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => v.as_bool().ok_or_else(|| self.bad(key, "true or false")),
+        }
     }
 
     fn size(&self, key: &str) -> Result<usize> {
         self.get(key)
             .and_then(Value::as_u64)
-            .filter(|n| *n > 0)
+            .filter(|n| (1..=MAX_SIZE).contains(n))
             .map(|n| n as usize)
-            .ok_or_else(|| self.bad(key, "a positive integer"))
+            .ok_or_else(|| self.bad(key, "a positive integer of a plausible size"))
     }
 
     fn size_or(&self, key: &str, default: usize) -> Result<usize> {

@@ -1,0 +1,78 @@
+//! What a `config.json` may not say: each mistake is named, none asks for memory.
+
+use distill::model::ModelConfig;
+use serde_json::{Value, json};
+
+fn config(change: Value) -> distill::Result<ModelConfig> {
+    let mut json = json!({
+        "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40,
+    });
+    for (key, value) in change.as_object().unwrap() {
+        json[key] = value.clone();
+    }
+    ModelConfig::from_json(&json, "config.json")
+}
+
+#[test]
+fn mistakes_are_named() {
+    for (change, expected) in [
+        (
+            json!({"num_hidden_layers": 100_000_000_000u64}),
+            "`num_hidden_layers`",
+        ),
+        (
+            json!({"max_position_embeddings": 1e13}),
+            "`max_position_embeddings`",
+        ),
+        (json!({"hidden_size": 0}), "`hidden_size`"),
+        (json!({"vocab_size": "many"}), "`vocab_size`"),
+        (
+            json!({"tie_word_embeddings": "yes"}),
+            "`tie_word_embeddings` must be true or false",
+        ),
+        (
+            json!({"use_sliding_window": 1}),
+            "`use_sliding_window` must be true or false",
+        ),
+        (json!({"attention_bias": true}), "not supported for qwen3"),
+        (json!({"num_key_value_heads": 3}), "do not share"),
+        (json!({"model_type": "gpt2"}), "unknown architecture `gpt2`"),
+        (
+            json!({"rope_scaling": {"rope_type": "yarn"}}),
+            "`rope_type = \"yarn\"`",
+        ),
+        (json!({"quantization_config": {}}), "quantised"),
+    ] {
+        let error = config(change.clone()).unwrap_err().to_string();
+        assert!(
+            error.contains(expected) && error.contains("config.json"),
+            "{change}: {error}"
+        );
+    }
+}
+
+#[test]
+fn both_dialects_give_the_same_model_and_are_written() {
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    let mut parameters = scaling.clone();
+    parameters["rope_theta"] = json!(5e5);
+    let older =
+        config(json!({"model_type": "llama", "rope_theta": 5e5, "rope_scaling": scaling})).unwrap();
+    let newer = config(json!({"model_type": "llama", "rope_parameters": parameters})).unwrap();
+    assert_eq!(
+        (older.rope_theta, older.rope_scaling),
+        (newer.rope_theta, newer.rope_scaling)
+    );
+    let written = newer.to_json("bfloat16");
+    assert_eq!(written["rope_theta"], 5e5);
+    assert_eq!(written["rope_scaling"]["factor"], 8.0);
+    assert_eq!(written["rope_parameters"]["rope_theta"], 5e5);
+    assert_eq!(
+        (&written["dtype"], &written["torch_dtype"]),
+        (&json!("bfloat16"), &json!("bfloat16"))
+    );
+}
