@@ -1,8 +1,8 @@
 //! Keys and values of sequences being sampled, and the two forwards that use them: a prompt at once, then one token a
 //! sequence. A sequence's logits never depend, to the bit, on which others are sampled beside it.
 
+use super::CausalLm;
 use super::block::Places;
-use super::{CausalLm, sum_dtype};
 use crate::ops::{self, SeqLens, decode};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
@@ -199,6 +199,6 @@ impl CausalLm {
     fn decode_head(&self, x: &Tensor) -> Result<Tensor> {
         let h = ops::rms_norm(x, self.w(self.norm), self.config().rms_norm_eps)?;
         let logits = decode::linear(&h, self.w(self.head), None)?;
-        Ok(logits.to_dtype(sum_dtype(DType::F32))?)
+        Ok(logits.to_dtype(DType::F32)?)
     }
 }

@@ -74,15 +74,6 @@ pub struct CausalLm {
     dtype: DType,
 }
 
-/// The dtype sums over tokens are taken in.
-fn sum_dtype(dtype: DType) -> DType {
-    if dtype == DType::F64 {
-        DType::F64
-    } else {
-        DType::F32
-    }
-}
-
 impl CausalLm {
     /// Loads a folder in the Hugging Face layout.
     ///
