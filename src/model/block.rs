@@ -5,8 +5,8 @@
 //! `x2 = x1 + (silu(n2(x1) Wg) * (n2(x1) Wu)) Wd`.
 
 use super::{CausalLm, ModelConfig};
-use crate::Result;
 use crate::ops::{self, Gradients, ParamId, RopeTable, SeqLens};
+use crate::{Error, Result};
 use candle_core::Tensor;
 
 /// Where the weights of a block stand in the model's list.
@@ -62,7 +62,25 @@ pub(super) struct Qkv {
     raw_qk: Option<(Tensor, Tensor)>,
 }
 
-type LinearFn = fn(&Tensor, &Tensor, Option<&Tensor>) -> Result<Tensor>;
+/// The product that fits the occasion: training, a prompt, or one token a sequence.
+type LinearsFn = fn(&Tensor, &[ops::Projection]) -> Result<Vec<Tensor>>;
+
+/// One product.
+fn one(linears: LinearsFn, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let [y] = several(linears, x, [(w, None)])?;
+    Ok(y)
+}
+
+/// As many products as weights.
+fn several<const N: usize>(
+    linears: LinearsFn,
+    x: &Tensor,
+    weights: [ops::Projection; N],
+) -> Result<[Tensor; N]> {
+    let ys = linears(x, &weights)?;
+    ys.try_into()
+        .map_err(|ys: Vec<Tensor>| Error::input(format!("{} products of {N} weights", ys.len())))
+}
 
 impl Block {
     pub(super) fn new(config: &ModelConfig, layer: usize, id: &dyn Fn(&str) -> ParamId) -> Self {
@@ -95,16 +113,15 @@ impl Block {
         m: &CausalLm,
         h: &Tensor,
         places: &Places,
-        linear: LinearFn,
+        linears: LinearsFn,
     ) -> Result<Qkv> {
         let c = m.config();
         let t = h.dim(0)?;
-        let project = |p: &Projection, heads: usize| -> Result<Tensor> {
-            Ok(linear(h, m.w(p.w), p.b.map(|b| m.w(b)))?.reshape((t, heads, c.head_dim))?) // [T, heads, D]
-        };
-        let q = project(&self.q, c.num_attention_heads)?;
-        let k = project(&self.k, c.num_key_value_heads)?;
-        let v = project(&self.v, c.num_key_value_heads)?;
+        let weights = [&self.q, &self.k, &self.v].map(|p| (m.w(p.w), p.b.map(|b| m.w(b))));
+        let [q, k, v] = several(linears, h, weights)?;
+        let q = q.reshape((t, c.num_attention_heads, c.head_dim))?; // [T, H, D]
+        let k = k.reshape((t, c.num_key_value_heads, c.head_dim))?; // [T, K, D]
+        let v = v.reshape((t, c.num_key_value_heads, c.head_dim))?;
         let (q, k, raw_qk) = match self.qk_norm {
             None => (q, k, None),
             Some((qn, kn)) => (
@@ -131,15 +148,14 @@ impl Block {
         m: &CausalLm,
         x: &Tensor,
         o: &Tensor,
-        linear: LinearFn,
+        linears: LinearsFn,
     ) -> Result<Tensor> {
         let o = o.flatten_from(1)?; // [T, H * D]
-        let x1 = linear(&o, m.w(self.o), None)?;
+        let x1 = one(linears, &o, m.w(self.o))?;
         ops::add_inplace(&x1, x)?;
         let h2 = ops::rms_norm(&x1, m.w(self.norm2), m.config().rms_norm_eps)?;
-        let gate = linear(&h2, m.w(self.gate), None)?;
-        let up = linear(&h2, m.w(self.up), None)?;
-        let y = linear(&ops::swiglu(&gate, &up)?, m.w(self.down), None)?;
+        let [gate, up] = several(linears, &h2, [self.gate, self.up].map(|id| (m.w(id), None)))?;
+        let y = one(linears, &ops::swiglu(&gate, &up)?, m.w(self.down))?;
         ops::add_inplace(&y, &x1)?;
         Ok(y)
     }
@@ -153,7 +169,7 @@ impl Block {
         places: &Places,
     ) -> Result<(Tensor, Saved)> {
         let h1 = self.norm1(m, x)?;
-        let qkv = self.qkv(m, &h1, places, ops::linear)?;
+        let qkv = self.qkv(m, &h1, places, ops::linears)?;
         let (o, lse) = ops::attention(&qkv.q, &qkv.k, &qkv.v, seqs, m.scale())?;
         let x1 = ops::linear(&o.flatten_from(1)?, m.w(self.o), None)?;
         ops::add_inplace(&x1, x)?;

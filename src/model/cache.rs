@@ -134,11 +134,11 @@ impl CausalLm {
         let mut x = ops::embedding(self.w(self.embed), tokens)?; // [T, C]
         for (block, (k_cache, v_cache)) in self.blocks.iter().zip(&cache.layers) {
             let h = block.norm1(self, &x)?;
-            let qkv = block.qkv(self, &h, &places, ops::linear)?;
+            let qkv = block.qkv(self, &h, &places, decode::linears_of_prompt)?;
             decode::append(k_cache, &qkv.k, &slots, &positions)?;
             decode::append(v_cache, &qkv.v, &slots, &positions)?;
             let (o, _) = ops::attention(&qkv.q, &qkv.k, &qkv.v, &seqs, self.scale())?;
-            x = block.finish(self, &x, &o, ops::linear)?;
+            x = block.finish(self, &x, &o, decode::linears_of_prompt)?;
         }
         cache.lens[slot as usize] = t;
         let logits = self.decode_head(&x.narrow(0, t - 1, 1)?.contiguous()?)?;
@@ -184,11 +184,11 @@ impl CausalLm {
         let mut x = ops::embedding(self.w(self.embed), tokens)?; // [B, C]
         for (block, (k_cache, v_cache)) in self.blocks.iter().zip(&cache.layers) {
             let h = block.norm1(self, &x)?;
-            let qkv = block.qkv(self, &h, &places, decode::linear)?;
+            let qkv = block.qkv(self, &h, &places, decode::linears)?;
             decode::append(k_cache, &qkv.k, slots, &positions)?;
             decode::append(v_cache, &qkv.v, slots, &positions)?;
             let o = decode::attention(&qkv.q, k_cache, v_cache, slots, &lens, self.scale())?;
-            x = block.finish(self, &x, &o, decode::linear)?;
+            x = block.finish(self, &x, &o, decode::linears)?;
         }
         for &slot in slots {
             cache.lens[slot as usize] += 1;
@@ -198,7 +198,10 @@ impl CausalLm {
 
     fn decode_head(&self, x: &Tensor) -> Result<Tensor> {
         let h = ops::rms_norm(x, self.w(self.norm), self.config().rms_norm_eps)?;
-        let logits = decode::linear(&h, self.w(self.head), None)?;
+        let logits = decode::linears(&h, &[(self.w(self.head), None)])?;
+        let Some(logits) = logits.first() else {
+            return Err(Error::input("a product without a weight"));
+        };
         Ok(logits.to_dtype(DType::F32)?)
     }
 }

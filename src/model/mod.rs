@@ -321,9 +321,9 @@ impl CausalLm {
         let mut x = ops::embedding(self.w(self.embed), tokens)?;
         for block in &self.blocks {
             let h = block.norm1(self, &x)?;
-            let qkv = block.qkv(self, &h, &places, ops::linear)?;
+            let qkv = block.qkv(self, &h, &places, ops::linears)?;
             let (o, _) = ops::attention(&qkv.q, &qkv.k, &qkv.v, &seqs, self.scale())?;
-            x = block.finish(self, &x, &o, ops::linear)?;
+            x = block.finish(self, &x, &o, ops::linears)?;
         }
         Ok(x)
     }

@@ -1,28 +1,62 @@
 //! Operations of decoding, one token a sequence: a row's result depends on that row only, bit for bit.
 //!
-//! f32 tensors in the memory of the CPU go through the kernels of `decode_cpu`; everything else through the portable forms
+//! f32 tensors in the memory of the CPU go through the kernels of `decode_cpu` and `decode_attention_cpu`; everything else through the portable forms
 //! here, composed of candle's operations.
 
-use super::decode_cpu::{self, CacheShape};
-use super::{cpu, plain};
+use super::decode_attention_cpu::{self, CacheShape};
+use super::{Projection, cpu, decode_cpu, plain};
 use crate::Result;
 use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
 
-/// `y = x w^T + b`, row by row. x: `[B, I]`, w: `[O, I]` -> `[B, O]`.
-pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    let ((num_rows, num_in), (num_out, w_in)) = (x.dims2()?, w.dims2()?);
-    let bias_fits = b.is_none_or(|b| b.dims() == [num_out]);
-    if let (true, true, Some(x_data), Some(w_data)) =
-        (w_in == num_in, bias_fits, cpu::values(x), cpu::values(w))
-    {
-        let b_data = b.map(cpu::values);
-        if !matches!(b_data, Some(None)) {
-            let bias = b_data.as_ref().and_then(Option::as_deref);
-            let y = decode_cpu::linear(&x_data, &w_data, bias, num_in);
-            return Ok(Tensor::from_vec(y, (num_rows, num_out), x.device())?);
+/// `y = x w^T + b` for each weight and bias, row by row. x: `[B, I]`, w: `[O, I]` -> `[B, O]` each.
+pub fn linears(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
+    match fast_linears(x, weights)? {
+        Some(ys) => Ok(ys),
+        None => weights
+            .iter()
+            .map(|&(w, b)| linear_portable(x, w, b))
+            .collect(),
+    }
+}
+
+/// [`linears`] of many rows, the tokens of a prompt. On the CPU in f32 a row's result is the same as in [`linears`];
+/// elsewhere it may differ in the last bits.
+pub fn linears_of_prompt(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
+    match fast_linears(x, weights)? {
+        Some(ys) => Ok(ys),
+        None => super::linears(x, weights),
+    }
+}
+
+fn fast_linears(x: &Tensor, weights: &[Projection]) -> Result<Option<Vec<Tensor>>> {
+    let (num_rows, num_in) = x.dims2()?;
+    let Some(xs) = cpu::values(x) else {
+        return Ok(None);
+    };
+    let mut held = Vec::with_capacity(weights.len());
+    for (w, b) in weights {
+        let (num_out, w_in) = w.dims2()?;
+        let bias = b.map(cpu::values);
+        let fits = num_in > 0 && w_in == num_in && b.is_none_or(|b| b.dims() == [num_out]);
+        match (cpu::values(w), bias) {
+            (Some(w), None) if fits => held.push((w, None)),
+            (Some(w), Some(Some(bias))) if fits => held.push((w, Some(bias))),
+            _ => return Ok(None),
         }
     }
-    linear_portable(x, w, b)
+    let projections: Vec<decode_cpu::Projection> = held
+        .iter()
+        .map(|(w, bias)| decode_cpu::Projection {
+            w,
+            bias: bias.as_deref(),
+        })
+        .collect();
+    let ys = decode_cpu::linears(&xs, &projections, num_in);
+    ys.into_iter()
+        .zip(weights)
+        .map(|(y, (w, _))| cpu::tensor(y, (num_rows, w.dim(0)?)))
+        .collect::<Result<_>>()
+        .map(Some)
 }
 
 fn linear_portable(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
@@ -141,7 +175,15 @@ pub fn attention(
             num_positions: p,
             head_dim: d,
         };
-        let o = decode_cpu::attention(&q_data, &keys, &values, shape, slots, lens, scale as f32);
+        let o = decode_attention_cpu::attention(
+            &q_data,
+            &keys,
+            &values,
+            shape,
+            slots,
+            lens,
+            scale as f32,
+        );
         return Ok(Tensor::from_vec(o, (b, h, d), q.device())?);
     }
     attention_portable(q, k_cache, v_cache, slots, lens, scale)
@@ -206,8 +248,10 @@ mod tests {
         let x = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
         let w = Tensor::new(&[[1f32, 0.0], [0.5, -1.0], [2.0, 2.0]], &Device::Cpu).unwrap();
         let b = Tensor::new(&[0f32, 10.0, -1.0], &Device::Cpu).unwrap();
-        let y = linear(&x, &w, Some(&b)).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(y, [[1.0, 8.5, 5.0], [3.0, 7.5, 13.0]]);
+        let ys = linears(&x, &[(&w, Some(&b)), (&w, None)]).unwrap();
+        let [with, without] = [0, 1].map(|i: usize| ys[i].to_vec2::<f32>().unwrap());
+        assert_eq!(with, [[1.0, 8.5, 5.0], [3.0, 7.5, 13.0]]);
+        assert_eq!(without, [[1.0, -1.5, 6.0], [3.0, -2.5, 14.0]]);
     }
 
     #[test]
@@ -218,14 +262,22 @@ mod tests {
             (16, 64, 300),
             (17, 5, 7),
             (40, 48, 129),
+            (150, 20, 70),
         ] {
-            let (x, w, bias) = (random(&[b, i]), random(&[o, i]), random(&[o]));
-            for bias in [None, Some(&bias)] {
-                let y = linear(&x, &w, bias).unwrap();
-                assert!(largest_gap(&y, &linear_portable(&x, &w, bias).unwrap()) < 2e-5);
-                for row in 0..b {
-                    let alone = linear(&x.narrow(0, row, 1).unwrap(), &w, bias).unwrap();
-                    assert_eq!(largest_gap(&alone, &y.narrow(0, row, 1).unwrap()), 0.0);
+            let x = random(&[b, i]);
+            let (w, bias) = (random(&[o, i]), random(&[o]));
+            let (other, other_bias) = (random(&[o / 2, i]), random(&[o / 2]));
+            for biases in [[None, Some(&other_bias)], [Some(&bias), None]] {
+                let weights = [(&w, biases[0]), (&other, biases[1])];
+                let ys = linears(&x, &weights).unwrap();
+                for (y, (w, bias)) in ys.iter().zip(weights) {
+                    let expected = linear_portable(&x, w, bias).unwrap();
+                    assert!(largest_gap(y, &expected) < 2e-5);
+                    for row in 0..b {
+                        let x = x.narrow(0, row, 1).unwrap();
+                        let alone = &linears(&x, &[(w, bias)]).unwrap()[0];
+                        assert_eq!(largest_gap(alone, &y.narrow(0, row, 1).unwrap()), 0.0);
+                    }
                 }
             }
         }
@@ -233,7 +285,17 @@ mod tests {
 
     #[test]
     fn attention_is_the_portable_one_and_rows_are_alone() {
-        for (h, k, d) in [(4, 2, 8), (3, 3, 5), (8, 1, 64)] {
+        // head dims of one to eight registers, heads that share keys in odd numbers, and what fits no register
+        let shapes = [
+            (4, 2, 8),
+            (3, 3, 5),
+            (8, 1, 64),
+            (10, 2, 16),
+            (7, 1, 32),
+            (6, 2, 128),
+            (2, 1, 48),
+        ];
+        for (h, k, d) in shapes {
             let (s, p) = (5, 40);
             let cache = || Tensor::zeros((s, k, p, d), DType::F32, &Device::Cpu).unwrap();
             let caches = [(cache(), cache()), (cache(), cache())];
@@ -269,6 +331,6 @@ mod tests {
         for (slot, position) in [(2, 0), (0, 4)] {
             assert!(append(&cache, &random(&[1, 1, 8]), &[slot], &[position]).is_err());
         }
-        assert!(linear(&random(&[2, 3]), &random(&[4, 5]), None).is_err());
+        assert!(linears(&random(&[2, 3]), &[(&random(&[4, 5]), None)]).is_err());
     }
 }

@@ -10,6 +10,7 @@
 mod attention_cpu;
 mod cpu;
 pub mod decode;
+mod decode_attention_cpu;
 mod decode_cpu;
 pub mod dispatch;
 pub mod gradients;
@@ -32,6 +33,14 @@ pub use update::{AdamWStep, adamw_inplace, add_inplace, sum_rows};
 
 use crate::Result;
 use candle_core::Tensor;
+
+/// A weight `[O, I]` and its bias `[O]`.
+pub type Projection<'a> = (&'a Tensor, Option<&'a Tensor>);
+
+/// [`linear`] for each of several weights.
+pub fn linears(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
+    weights.iter().map(|&(w, b)| linear(x, w, b)).collect()
+}
 
 /// Cosines and sines of every position: `[P, D/2]` each, f32.
 #[derive(Clone, Debug)]

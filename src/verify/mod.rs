@@ -5,6 +5,7 @@
 //! mathematics and no running of code.
 
 pub mod extract;
+pub mod math;
 pub mod number;
 
 pub use extract::{answer_part, extract_boxed};
