@@ -4,9 +4,15 @@
 //! numbers exactly. Model output is never an error here: whatever it holds, it gets a [`Verdict`]. There is no symbolic
 //! mathematics and no running of code.
 
+pub mod choice;
+mod choice_words;
 pub mod extract;
+pub mod format;
+pub mod language;
 pub mod math;
 pub mod number;
+mod prose;
+pub mod readability;
 
 pub use extract::{answer_part, extract_boxed};
 
