@@ -5,6 +5,7 @@
 //! mathematics and no running of code.
 
 pub mod extract;
+pub mod math;
 pub mod number;
 
 pub use extract::{answer_part, extract_boxed};
@@ -35,6 +36,9 @@ pub struct Verdict {
     pub outcome: Outcome,
     pub extracted: Option<String>,
     pub reason: String,
+    /// The gold answer, not the prediction, is what cannot be read: nobody could have been right.
+    #[serde(skip)]
+    pub gold_unreadable: bool,
 }
 
 impl Verdict {
@@ -48,11 +52,20 @@ impl Verdict {
             outcome,
             extracted: extracted.map(|text| text.chars().take(MAX_EXTRACTED_CHARS).collect()),
             reason: reason.into(),
+            gold_unreadable: false,
         }
     }
 
     fn unparsable(reason: impl Into<String>) -> Self {
         Self::new(Outcome::Unparsable, None, reason)
+    }
+
+    /// The verdict where the gold answer cannot be read.
+    fn bad_gold(reason: impl Into<String>) -> Self {
+        Self {
+            gold_unreadable: true,
+            ..Self::unparsable(reason)
+        }
     }
 }
 
@@ -123,7 +136,7 @@ fn check_exact(answer: &str, gold: &str) -> Verdict {
 
 fn check_number(answer: &str, gold: &str) -> Verdict {
     let Some(wanted) = number::parse(extract::gold_answer(gold)) else {
-        return Verdict::unparsable("the gold answer is not a number");
+        return Verdict::bad_gold("the gold answer is not a number");
     };
     let boxed = extract_boxed(answer);
     let found = match boxed {
