@@ -160,11 +160,16 @@ impl Letters {
                 continue;
             }
             let mut next = at + 1;
-            while words.get(next).is_some_and(|t| matches!(t.text, ":" | "\n" | "(" | "option")) {
+            while words
+                .get(next)
+                .is_some_and(|t| matches!(t.text, ":" | "\n" | "(" | "option"))
+            {
                 next += 1;
             }
             let is_marked = words[next - 1].text == "("
-                || words.get(next + 1).is_some_and(|t| matches!(t.text, "." | ")" | ":"));
+                || words
+                    .get(next + 1)
+                    .is_some_and(|t| matches!(t.text, "." | ")" | ":"));
             if let Some(letter) = self.letter_at(words, next).filter(|_| is_marked) {
                 found.push(letter);
                 found.extend(self.listed(words, next + 1));
@@ -181,7 +186,11 @@ impl Letters {
         for line in lines {
             let first = line.iter().take_while(|t| !t.is_word()).count();
             let marked = line.get(first + 1).is_some_and(|t| !t.is_word());
-            match line.get(first).filter(|_| marked).and_then(|t| self.any_case(t)) {
+            match line
+                .get(first)
+                .filter(|_| marked)
+                .and_then(|t| self.any_case(t))
+            {
                 Some(letter) => found.push(letter),
                 None => return found,
             }
@@ -211,13 +220,18 @@ impl Letters {
     fn letter_at(&self, words: &[Token<'_>], at: usize) -> Option<char> {
         let letter = self.letter(words.get(at)?)?;
         let next = words.get(at + 1);
-        if next.is_some_and(|t| t.is_glued && matches!(t.text, "-" | "+" | "#" | "'" | "’" | "^" | "=")) {
+        if next.is_some_and(|t| {
+            t.is_glued && matches!(t.text, "-" | "+" | "#" | "'" | "’" | "^" | "=")
+        }) {
             return None;
         }
         let is_word = matches!(letter, 'A' | 'I')
             && next.is_some_and(|t| {
                 t.text.starts_with(char::is_lowercase)
-                    && matches!(sense(t.text), Sense::Other | Sense::Filler | Sense::Option | Sense::Anchor)
+                    && matches!(
+                        sense(t.text),
+                        Sense::Other | Sense::Filler | Sense::Option | Sense::Anchor
+                    )
             });
         (!is_word).then_some(letter)
     }
@@ -244,12 +258,19 @@ impl Letters {
             }
             // `D, A is wrong` goes on with a sentence, `D, A` with a list
             let ends = words.get(next + 1).is_none_or(|t| !t.is_word());
-            let small = || words.get(next).filter(|_| ends).and_then(|t| self.any_case(t));
+            let small = || {
+                words
+                    .get(next)
+                    .filter(|_| ends)
+                    .and_then(|t| self.any_case(t))
+            };
             let letter = self.letter_at(words, next).or_else(small);
             let Some(letter) = letter.filter(|_| joins) else {
                 return found;
             };
-            let joined = words.get(next + 1).is_some_and(|t| sense(t.text) == Sense::Joins);
+            let joined = words
+                .get(next + 1)
+                .is_some_and(|t| sense(t.text) == Sense::Joins);
             if only_commas && !ends && !joined {
                 return found;
             }
@@ -280,14 +301,19 @@ impl Letters {
         let text = first.text;
         if words.len() == 1
             && (2..=6).contains(&text.len())
-            && text.chars().all(|c| c.is_ascii_uppercase() && c <= self.last)
+            && text
+                .chars()
+                .all(|c| c.is_ascii_uppercase() && c <= self.last)
         {
             return text.chars().collect();
         }
         let Some(letter) = self.any_case(first) else {
             return Vec::new();
         };
-        if !words.get(1).is_none_or(|t| !t.is_word() || sense(t.text) == Sense::Joins) {
+        if !words
+            .get(1)
+            .is_none_or(|t| !t.is_word() || sense(t.text) == Sense::Joins)
+        {
             return Vec::new();
         }
         if is_formula(words) {
@@ -345,13 +371,19 @@ impl Letters {
             let ends = words
                 .get(at + 1)
                 .is_none_or(|t| matches!(t.text, "." | ")" | "\n" | "," | "]" | "\"" | "}"));
-            if is_said && ends && let Some(letter) = self.any_case(token) {
+            if is_said
+                && ends
+                && let Some(letter) = self.any_case(token)
+            {
                 return claimed(letter);
             }
             // `AB` right after it claims both
             if is_said
                 && (2..=6).contains(&token.text.len())
-                && token.text.chars().all(|c| c.is_ascii_uppercase() && c <= self.last)
+                && token
+                    .text
+                    .chars()
+                    .all(|c| c.is_ascii_uppercase() && c <= self.last)
                 && words.get(at + 1).is_none_or(|t| !t.is_word())
             {
                 return token.text.chars().collect();
@@ -371,7 +403,10 @@ impl Letters {
         let Some(letter) = self.letter_at(words, first).or_else(|| {
             // a small letter only where there is nothing else
             let is_alone = words.iter().filter(|t| t.is_word()).count() == 1;
-            words.get(first).filter(|_| is_alone).and_then(|t| self.any_case(t))
+            words
+                .get(first)
+                .filter(|_| is_alone)
+                .and_then(|t| self.any_case(t))
         }) else {
             return Chosen::None;
         };
@@ -392,7 +427,11 @@ impl Letters {
         if !is_gold {
             found.extend(self.following_lines(words, first));
             // `A. B. C. D.`: letters and nothing else
-            if words.iter().filter(|t| t.is_word()).all(|t| self.any_case(t).is_some()) {
+            if words
+                .iter()
+                .filter(|t| t.is_word())
+                .all(|t| self.any_case(t).is_some())
+            {
                 found.extend(words.iter().filter_map(|t| self.any_case(t)));
             }
         }
@@ -410,9 +449,12 @@ impl Letters {
 
 /// `a = 3`, `A + B`, `A^2`: letters that are names.
 fn is_formula(words: &[Token<'_>]) -> bool {
-    words
-        .get(1)
-        .is_some_and(|t| matches!(t.text, "=" | "+" | "-" | "^" | "<" | ">" | "\\" | "'" | "#" | "_"))
+    words.get(1).is_some_and(|t| {
+        matches!(
+            t.text,
+            "=" | "+" | "-" | "^" | "<" | ">" | "\\" | "'" | "#" | "_"
+        )
+    })
 }
 
 /// Whether a word between a statement and its letter leaves it a statement. A line ends one that has not begun to say what
@@ -421,7 +463,9 @@ fn says_nothing(token: &Token<'_>, is_said: bool) -> bool {
     match sense(token.text) {
         Sense::Filler | Sense::Anchor | Sense::Option | Sense::Right | Sense::AfterLetter => true,
         Sense::Clause => {
-            token.text == "," || (token.text == "\n" && is_said) || token.is_word() && token.text != "but"
+            token.text == ","
+                || (token.text == "\n" && is_said)
+                || token.is_word() && token.text != "but"
         }
         _ => false,
     }
@@ -445,7 +489,11 @@ fn is_called_right(words: &[Token<'_>], start: usize) -> bool {
         match sense(token.text) {
             Sense::Right if is_said => return true,
             Sense::Anchor if is_said && token.text.is_ascii() => return true,
-            _ if matches!(token.text.to_lowercase().as_str(), "is" | "be" | "seems" | "looks") => {
+            _ if matches!(
+                token.text.to_lowercase().as_str(),
+                "is" | "be" | "seems" | "looks"
+            ) =>
+            {
                 is_said = true;
             }
             Sense::Filler | Sense::AfterLetter => {}

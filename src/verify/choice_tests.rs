@@ -13,7 +13,11 @@ fn verdicts() {
         ("B", "**Answer:** **B**", Correct),
         ("B", "Answer:\n\nB", Correct),
         ("B", "The answer is (B).", Correct),
-        ("B", "the correct option is B, because of the second law", Correct),
+        (
+            "B",
+            "the correct option is B, because of the second law",
+            Correct,
+        ),
         ("B", "The final answer is $\\boxed{B}$.", Correct),
         ("B", r"\boxed{\text{(B)}}", Correct),
         ("B", r"\boxed{b}", Correct),
@@ -29,7 +33,11 @@ fn verdicts() {
         ("B", "B is correct.", Correct),
         ("B", "Option B is the right answer.", Correct),
         ("B", "The answer is not A but B", Correct),
-        ("B", "A is wrong. C cannot hold either. The answer is B.", Correct),
+        (
+            "B",
+            "A is wrong. C cannot hold either. The answer is B.",
+            Correct,
+        ),
         ("J", "the answer is (J)", Correct),
         ("A", "A.", Correct),
         ("A", "The answer is A because it is larger", Correct),
@@ -37,8 +45,16 @@ fn verdicts() {
         ("b", "Answer: B", Correct),
         (r"\boxed{B}", "Answer: B", Correct),
         // lighteval's forms
-        ("C", "going through it, I think the correct answer is C", Correct),
-        ("B", "One by one. It's not A because that is too small, therefore I think it's B", Correct),
+        (
+            "C",
+            "going through it, I think the correct answer is C",
+            Correct,
+        ),
+        (
+            "B",
+            "One by one. It's not A because that is too small, therefore I think it's B",
+            Correct,
+        ),
         ("D", "The answer is for sure D, it can't be A or C", Correct),
         ("D", "The answer: D, there is no reason for A or C", Correct),
         ("D", "D. it can't be A or B", Correct),
@@ -94,7 +110,10 @@ fn texts_of_options_stand_for_their_letters() {
     ];
     for (gold, prediction, expected) in cases {
         let verdict = check_among(prediction, gold, &options);
-        assert_eq!(verdict.outcome, expected, "{gold:?} {prediction:?}: {verdict:?}");
+        assert_eq!(
+            verdict.outcome, expected,
+            "{gold:?} {prediction:?}: {verdict:?}"
+        );
     }
 }
 
@@ -103,7 +122,10 @@ fn long_texts_conclude_at_their_end() {
     let long = "We look at the causes one by one. ".repeat(30);
     let cases = [
         ("the most likely explanation is (F) projection.", Correct),
-        ("the most fitting one is:\n\nF. Projection\n\nIt fits.", Correct),
+        (
+            "the most fitting one is:\n\nF. Projection\n\nIt fits.",
+            Correct,
+        ),
         ("the pair is (F) or (G).", Wrong),
         ("vitamin F is needed.", Unparsable),
     ];

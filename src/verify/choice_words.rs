@@ -44,14 +44,21 @@ pub(super) fn tokens(text: &str) -> Vec<Token<'_>> {
     while let Some(first) = rest.chars().next() {
         if first == '\\' {
             // `\text{B}`, `\boxed{B}`: the command goes, its argument stays
-            let name = rest[1..].find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len() - 1);
-            let font = ["text", "textbf", "mathrm", "mathbf", "mathit", "boxed", "mbox", "textit", "bf", "rm"];
+            let name = rest[1..]
+                .find(|c: char| !c.is_ascii_alphabetic())
+                .unwrap_or(rest.len() - 1);
+            let font = [
+                "text", "textbf", "mathrm", "mathbf", "mathit", "boxed", "mbox", "textit", "bf",
+                "rm",
+            ];
             if font.contains(&&rest[1..1 + name]) || name == 0 {
                 rest = &rest[1 + name..];
                 continue;
             }
         }
-        if matches!(first, '*' | '$' | '`' | '{' | '}' | '\r') || (first.is_whitespace() && first != '\n') {
+        if matches!(first, '*' | '$' | '`' | '{' | '}' | '\r')
+            || (first.is_whitespace() && first != '\n')
+        {
             // emphasis ends a word, but what it stands around is still glued
             is_glued &= !first.is_whitespace();
             rest = &rest[first.len_utf8()..];
@@ -61,7 +68,8 @@ pub(super) fn tokens(text: &str) -> Vec<Token<'_>> {
             let is_ascii = first.is_ascii();
             rest.char_indices()
                 .find(|(at, c)| {
-                    let in_word = c.is_alphanumeric() && (c.is_ascii() == is_ascii || !is_cjk(*c) && !is_cjk(first));
+                    let in_word = c.is_alphanumeric()
+                        && (c.is_ascii() == is_ascii || !is_cjk(*c) && !is_cjk(first));
                     // `isn't`
                     let is_apostrophe = matches!(c, '\'' | '’')
                         && *at > 1
@@ -94,22 +102,102 @@ fn is_cjk(c: char) -> bool {
 
 pub(super) fn sense(text: &str) -> Sense {
     const ANCHORS: &[&str] = &[
-        "answer", "answers", "choose", "select", "pick", "choosing", "selecting", "réponse", "respuesta",
-        "antwort", "risposta", "resposta", "antwoord", "ответ", "cevap", "svar", "going", "go",
+        "answer",
+        "answers",
+        "choose",
+        "select",
+        "pick",
+        "choosing",
+        "selecting",
+        "réponse",
+        "respuesta",
+        "antwort",
+        "risposta",
+        "resposta",
+        "antwoord",
+        "ответ",
+        "cevap",
+        "svar",
+        "going",
+        "go",
     ];
     const FILLERS: &[&str] = &[
-        "be", "the", "a", "for", "sure", "definitely",
-        "clearly", "certainly", "probably", "likely", "indeed", "simply", "just",
-        "letter", "final", "most", "with", "final_answer",
-        "number", "est", "es", "ist", "è", "é", "la", "le", "i", "think", "believe", "it's", "that's",
-        "me", "my", "this", "question",
+        "be",
+        "the",
+        "a",
+        "for",
+        "sure",
+        "definitely",
+        "clearly",
+        "certainly",
+        "probably",
+        "likely",
+        "indeed",
+        "simply",
+        "just",
+        "letter",
+        "final",
+        "most",
+        "with",
+        "final_answer",
+        "number",
+        "est",
+        "es",
+        "ist",
+        "è",
+        "é",
+        "la",
+        "le",
+        "i",
+        "think",
+        "believe",
+        "it's",
+        "that's",
+        "me",
+        "my",
+        "this",
+        "question",
     ];
     const NEGATIONS: &[&str] = &[
-        "not", "no", "never", "cannot", "neither", "nor", "non", "pas", "nicht", "kein", "except", "excluding",
-        "unlike", "instead", "rather", "eliminate", "eliminated", "reject", "rejected", "ruled", "rule", "than",
+        "not",
+        "no",
+        "never",
+        "cannot",
+        "neither",
+        "nor",
+        "non",
+        "pas",
+        "nicht",
+        "kein",
+        "except",
+        "excluding",
+        "unlike",
+        "instead",
+        "rather",
+        "eliminate",
+        "eliminated",
+        "reject",
+        "rejected",
+        "ruled",
+        "rule",
+        "than",
     ];
     const CLAUSES: &[&str] = &[
-        ",", ".", ";", "\n", "!", "?", "，", "。", "；", "but", "however", "therefore", "because", "so", "thus",
+        ",",
+        ".",
+        ";",
+        "\n",
+        "!",
+        "?",
+        "，",
+        "。",
+        "；",
+        "but",
+        "however",
+        "therefore",
+        "because",
+        "so",
+        "thus",
         "hence",
     ];
     let lower = text.to_lowercase();
@@ -125,10 +213,14 @@ pub(super) fn sense(text: &str) -> Sense {
         "correct" | "right" | "true" | "best" => Sense::Right,
         "wrong" | "incorrect" | "false" | "invalid" | "out" => Sense::Wrong,
         "and" | "or" | "und" | "oder" | "et" | "ou" | "y" | "o" | "/" | "&" => Sense::Joins,
-        _ if NEGATIONS.contains(&word) || word.ends_with("n't") || word.ends_with("n’t") => Sense::Not,
+        _ if NEGATIONS.contains(&word) || word.ends_with("n't") || word.ends_with("n’t") => {
+            Sense::Not
+        }
         _ if CLAUSES.contains(&word) => Sense::Clause,
-        "is" | "was" | "seems" | "since" | "as" | "which" | "it" | "if" | "due" | "must" | "can" | "would"
-        | "represents" | "describes" | "has" | "will" | "should" => Sense::AfterLetter,
+        "is" | "was" | "seems" | "since" | "as" | "which" | "it" | "if" | "due" | "must"
+        | "can" | "would" | "represents" | "describes" | "has" | "will" | "should" => {
+            Sense::AfterLetter
+        }
         _ if FILLERS.contains(&word) => Sense::Filler,
         _ if !text.starts_with(char::is_alphanumeric) => Sense::Filler,
         _ => Sense::Other,

@@ -98,11 +98,13 @@ impl Format {
             if is_blank(reasoning) {
                 return Err("the reasoning is empty");
             }
-            let in_lines = |part: &str| {
-                part.len() > 1 && part.starts_with('\n') && part.ends_with('\n')
-            };
+            let in_lines =
+                |part: &str| part.len() > 1 && part.starts_with('\n') && part.ends_with('\n');
             if self == Self::OpenR1
-                && !(before.is_empty() && between == "\n" && in_lines(reasoning) && in_lines(answer))
+                && !(before.is_empty()
+                    && between == "\n"
+                    && in_lines(reasoning)
+                    && in_lines(answer))
             {
                 return Err("a newline is missing at a tag");
             }
@@ -179,17 +181,47 @@ mod tests {
     fn shapes() {
         // text, r1, open-r1, think-only
         let cases = [
-            ("<think>\na\n</think>\n<answer>\nb\n</answer>", true, true, false),
-            ("<think>\na\n</think>\n<answer>\nb\n</answer>\n", true, true, false),
-            ("<think> a </think> <answer> b </answer>", true, false, false),
+            (
+                "<think>\na\n</think>\n<answer>\nb\n</answer>",
+                true,
+                true,
+                false,
+            ),
+            (
+                "<think>\na\n</think>\n<answer>\nb\n</answer>\n",
+                true,
+                true,
+                false,
+            ),
+            (
+                "<think> a </think> <answer> b </answer>",
+                true,
+                false,
+                false,
+            ),
             ("<think>a</think><answer>b</answer>", true, false, false),
-            ("\n<think>a</think>\n\n<answer>b</answer> \n", true, false, false),
-            ("<think>\na\n</think>\n\n<answer>\nb\n</answer>", true, false, false),
+            (
+                "\n<think>a</think>\n\n<answer>b</answer> \n",
+                true,
+                false,
+                false,
+            ),
+            (
+                "<think>\na\n</think>\n\n<answer>\nb\n</answer>",
+                true,
+                false,
+                false,
+            ),
             ("<think>a</think>b", false, false, true),
             ("<think>a</think>\n\nb\n", false, false, true),
             ("<think></think>b", false, false, true),
             ("<think></think><answer>b</answer>", false, false, false),
-            ("<think>\n</think>\n<answer>\nb\n</answer>", false, false, false),
+            (
+                "<think>\n</think>\n<answer>\nb\n</answer>",
+                false,
+                false,
+                false,
+            ),
             ("<think>a</think><answer> </answer>", false, false, false),
             ("<think>a</think>", false, false, false),
             ("a</think>b", false, false, false),

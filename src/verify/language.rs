@@ -81,7 +81,10 @@ impl Language {
                 counts[at] += n;
             }
         }
-        let (at, n) = counts.iter().enumerate().max_by_key(|(at, n)| (**n, usize::MAX - at))?;
+        let (at, n) = counts
+            .iter()
+            .enumerate()
+            .max_by_key(|(at, n)| (**n, usize::MAX - at))?;
         (*n > 0).then(|| Self(LANGUAGES[at].2))
     }
 }
@@ -107,7 +110,10 @@ impl Consistency {
 /// How many words of `text` there are, and how many are in `target`.
 pub fn consistency(text: &str, target: Language) -> Consistency {
     let tally = tally(text, Some(target.0));
-    let of_target = tally.by_language.iter().filter(|(lang, _)| *lang == target.0);
+    let of_target = tally
+        .by_language
+        .iter()
+        .filter(|(lang, _)| *lang == target.0);
     Consistency {
         num_words: tally.num_words,
         num_target: of_target.map(|(_, n)| n).sum(),
@@ -141,7 +147,11 @@ impl Tally {
     fn add(&mut self, lang: Option<Lang>, n: usize) {
         self.num_words += n;
         let Some(lang) = lang else { return };
-        match self.by_language.iter_mut().find(|(other, _)| *other == lang) {
+        match self
+            .by_language
+            .iter_mut()
+            .find(|(other, _)| *other == lang)
+        {
             Some((_, count)) => *count += n,
             None => self.by_language.push((lang, n)),
         }
@@ -200,7 +210,9 @@ fn latin_languages(words: &[String], presumed: Lang) -> Vec<(Lang, usize)> {
     let mut runs: Vec<(Lang, usize)> = Vec::new();
     let mut window = String::new();
     let mut detect = |at: usize, size: usize| {
-        let start = at.saturating_sub(size / 2).min(words.len().saturating_sub(size));
+        let start = at
+            .saturating_sub(size / 2)
+            .min(words.len().saturating_sub(size));
         window.clear();
         for word in &words[start..(start + size).min(words.len())] {
             window.push_str(word);
@@ -239,8 +251,8 @@ fn is_latin(lang: Lang) -> bool {
 /// and units that are written alike in every language.
 fn is_symbol(word: &str) -> bool {
     const SYMBOLS: [&str; 26] = [
-        "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "lg", "exp", "mod", "gcd", "lcm", "max",
-        "min", "lim", "det", "deg", "km", "cm", "mm", "kg", "mg", "ml", "http", "https",
+        "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "lg", "exp", "mod", "gcd", "lcm",
+        "max", "min", "lim", "det", "deg", "km", "cm", "mm", "kg", "mg", "ml", "http", "https",
     ];
     let num_chars = word.chars().count();
     num_chars == 1
@@ -266,8 +278,14 @@ pub(super) enum Script {
 impl Script {
     fn of(c: char) -> Option<Self> {
         let script = match u32::from(c) {
-            0x41..=0x5a | 0x61..=0x7a | 0xaa | 0xba | 0xc0..=0x24f if c.is_alphabetic() => Self::Latin,
-            0x250..=0x2af | 0x1d00..=0x1dbf | 0x1e00..=0x1eff | 0x2c60..=0x2c7f | 0xa720..=0xa7ff
+            0x41..=0x5a | 0x61..=0x7a | 0xaa | 0xba | 0xc0..=0x24f if c.is_alphabetic() => {
+                Self::Latin
+            }
+            0x250..=0x2af
+            | 0x1d00..=0x1dbf
+            | 0x1e00..=0x1eff
+            | 0x2c60..=0x2c7f
+            | 0xa720..=0xa7ff
                 if c.is_alphabetic() =>
             {
                 Self::Latin
@@ -281,14 +299,22 @@ impl Script {
                 Self::Arabic
             }
             0x900..=0x97f if c.is_alphabetic() => Self::Devanagari,
-            0x3005..=0x3007 | 0x3400..=0x4dbf | 0x4e00..=0x9fff | 0xf900..=0xfaff | 0x20000..=0x3ffff => {
-                Self::Han
-            }
-            0x3041..=0x3096 | 0x309d..=0x309f | 0x30a1..=0x30fa | 0x30fc..=0x30ff | 0x31f0..=0x31ff
+            0x3005..=0x3007
+            | 0x3400..=0x4dbf
+            | 0x4e00..=0x9fff
+            | 0xf900..=0xfaff
+            | 0x20000..=0x3ffff => Self::Han,
+            0x3041..=0x3096
+            | 0x309d..=0x309f
+            | 0x30a1..=0x30fa
+            | 0x30fc..=0x30ff
+            | 0x31f0..=0x31ff
             | 0xff66..=0xff9d => Self::Kana,
-            0x1100..=0x11ff | 0x3130..=0x318f | 0xa960..=0xa97f | 0xac00..=0xd7ff | 0xffa0..=0xffdc => {
-                Self::Hangul
-            }
+            0x1100..=0x11ff
+            | 0x3130..=0x318f
+            | 0xa960..=0xa97f
+            | 0xac00..=0xd7ff
+            | 0xffa0..=0xffdc => Self::Hangul,
             _ if c.is_alphabetic() => Self::Other,
             _ => return None,
         };

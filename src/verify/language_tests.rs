@@ -32,27 +32,76 @@ fn words_are_counted_by_hand() {
                 num_words,
                 num_target,
             };
-            assert_eq!(consistency(text, language(code)), expected, "{code} {text:?}");
+            assert_eq!(
+                consistency(text, language(code)),
+                expected,
+                "{code} {text:?}"
+            );
         }
     }
 }
 
 const TEXTS: [(&str, &str); 15] = [
-    ("en", "Okay, so I need to find how many apples are left. Wait, that does not look right, let me check it again."),
-    ("es", "Bueno, primero necesito saber cuántas manzanas quedan. Espera, eso no parece correcto, voy a revisarlo otra vez."),
-    ("fr", "Bon, je dois d'abord trouver combien de pommes il reste. Attends, cela ne semble pas correct, vérifions encore."),
-    ("de", "Also, zuerst muss ich wissen, wie viele Äpfel noch da sind. Moment, das sieht nicht richtig aus, ich prüfe es."),
-    ("it", "Allora, prima devo capire quante mele restano. Aspetta, non sembra giusto, dovrei controllare di nuovo il passo."),
-    ("pt", "Bem, primeiro preciso saber quantas maçãs ainda restam. Espera, isso não parece certo, vou verificar novamente."),
-    ("nl", "Goed, eerst moet ik uitzoeken hoeveel appels er nog zijn. Wacht, dat klopt niet, ik moet het nog eens nakijken."),
-    ("tr", "Tamam, önce kaç elma kaldığını bulmam gerekiyor. Bekle, bu doğru görünmüyor, tekrar kontrol etmeliyim."),
-    ("vi", "Được rồi, trước tiên tôi cần tìm xem còn lại bao nhiêu quả táo. Khoan đã, điều đó có vẻ không đúng."),
-    ("ru", "Хорошо, сначала нужно выяснить, сколько яблок осталось. Подождите, это выглядит неправильно, проверю ещё раз."),
-    ("ar", "حسنا، أولا أحتاج إلى معرفة عدد التفاحات المتبقية. انتظر، هذا لا يبدو صحيحا، سأتحقق مرة أخرى."),
-    ("hi", "ठीक है, पहले मुझे पता करना है कि कितने सेब बचे हैं। रुको, यह सही नहीं लगता, मैं फिर से जाँचता हूँ।"),
-    ("ja", "まず、りんごがいくつ残っているかを求める必要があります。待って、これは正しくないようです。もう一度確認します。"),
-    ("ko", "좋아, 먼저 사과가 몇 개 남았는지 알아내야 한다. 잠깐, 이것은 맞지 않는 것 같으니 다시 확인하자."),
-    ("zh", "好的，首先我需要求出还剩多少个苹果。等等，这看起来不对，让我再检查一遍。"),
+    (
+        "en",
+        "Okay, so I need to find how many apples are left. Wait, that does not look right, let me check it again.",
+    ),
+    (
+        "es",
+        "Bueno, primero necesito saber cuántas manzanas quedan. Espera, eso no parece correcto, voy a revisarlo otra vez.",
+    ),
+    (
+        "fr",
+        "Bon, je dois d'abord trouver combien de pommes il reste. Attends, cela ne semble pas correct, vérifions encore.",
+    ),
+    (
+        "de",
+        "Also, zuerst muss ich wissen, wie viele Äpfel noch da sind. Moment, das sieht nicht richtig aus, ich prüfe es.",
+    ),
+    (
+        "it",
+        "Allora, prima devo capire quante mele restano. Aspetta, non sembra giusto, dovrei controllare di nuovo il passo.",
+    ),
+    (
+        "pt",
+        "Bem, primeiro preciso saber quantas maçãs ainda restam. Espera, isso não parece certo, vou verificar novamente.",
+    ),
+    (
+        "nl",
+        "Goed, eerst moet ik uitzoeken hoeveel appels er nog zijn. Wacht, dat klopt niet, ik moet het nog eens nakijken.",
+    ),
+    (
+        "tr",
+        "Tamam, önce kaç elma kaldığını bulmam gerekiyor. Bekle, bu doğru görünmüyor, tekrar kontrol etmeliyim.",
+    ),
+    (
+        "vi",
+        "Được rồi, trước tiên tôi cần tìm xem còn lại bao nhiêu quả táo. Khoan đã, điều đó có vẻ không đúng.",
+    ),
+    (
+        "ru",
+        "Хорошо, сначала нужно выяснить, сколько яблок осталось. Подождите, это выглядит неправильно, проверю ещё раз.",
+    ),
+    (
+        "ar",
+        "حسنا، أولا أحتاج إلى معرفة عدد التفاحات المتبقية. انتظر، هذا لا يبدو صحيحا، سأتحقق مرة أخرى.",
+    ),
+    (
+        "hi",
+        "ठीक है, पहले मुझे पता करना है कि कितने सेब बचे हैं। रुको, यह सही नहीं लगता, मैं फिर से जाँचता हूँ।",
+    ),
+    (
+        "ja",
+        "まず、りんごがいくつ残っているかを求める必要があります。待って、これは正しくないようです。もう一度確認します。",
+    ),
+    (
+        "ko",
+        "좋아, 먼저 사과가 몇 개 남았는지 알아내야 한다. 잠깐, 이것은 맞지 않는 것 같으니 다시 확인하자.",
+    ),
+    (
+        "zh",
+        "好的，首先我需要求出还剩多少个苹果。等等，这看起来不对，让我再检查一遍。",
+    ),
 ];
 
 #[test]
@@ -95,10 +144,22 @@ fn names_of_languages() {
 fn verdicts_are_about_the_reasoning() {
     let english = language("en");
     let cases = [
-        ("<think>We add two and two.</think>答案是四", Outcome::Correct, 1.0),
+        (
+            "<think>We add two and two.</think>答案是四",
+            Outcome::Correct,
+            1.0,
+        ),
         ("We add two and two.</think>答案是四", Outcome::Correct, 1.0),
-        ("<think>我们把二加二</think>The answer is four.", Outcome::Wrong, 0.0),
-        ("<think></think>The answer is four.", Outcome::Unparsable, 0.0),
+        (
+            "<think>我们把二加二</think>The answer is four.",
+            Outcome::Wrong,
+            0.0,
+        ),
+        (
+            "<think></think>The answer is four.",
+            Outcome::Unparsable,
+            0.0,
+        ),
     ];
     for (text, outcome, expected) in cases {
         let (verdict, share) = check(text, english);
@@ -108,7 +169,12 @@ fn verdicts_are_about_the_reasoning() {
 
 #[test]
 fn long_texts_take_their_length() {
-    for text in ["ab ".repeat(200_000), "字".repeat(300_000), "a\u{301}".repeat(200_000), "é".repeat(500_000)] {
+    for text in [
+        "ab ".repeat(200_000),
+        "字".repeat(300_000),
+        "a\u{301}".repeat(200_000),
+        "é".repeat(500_000),
+    ] {
         assert!(consistency(&text, language("en")).num_words <= text.len());
     }
 }

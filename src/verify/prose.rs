@@ -170,7 +170,10 @@ fn is_sentence(text: &str) -> bool {
         is_command = c == '\\';
         // a single letter is a name, but `a` and `I` are words too: it neither counts nor breaks the row
         num_letters = 0;
-        let in_row = matches!(c, ' ' | ',' | '.' | ':' | ';' | '~' | '!' | '?' | '-' | '\n' | '\t');
+        let in_row = matches!(
+            c,
+            ' ' | ',' | '.' | ':' | ';' | '~' | '!' | '?' | '-' | '\n' | '\t'
+        );
         if !in_row {
             num_words = 0;
         }
@@ -194,7 +197,10 @@ mod tests {
                 "a\n```python\nx = 1\n```\nb",
                 &[Prose("a\n"), Other("python\nx = 1\n"), Prose("\nb")],
             ),
-            ("see https://a.b/c d", &[Prose("see "), Other("https://a.b/c"), Prose(" d")]),
+            (
+                "see https://a.b/c d",
+                &[Prose("see "), Other("https://a.b/c"), Prose(" d")],
+            ),
             ("`x`", &[Other("x")]),
             ("```\nx", &[Other("\nx")]),
             ("", &[]),
@@ -226,7 +232,14 @@ mod tests {
 
     #[test]
     fn hostile_delimiters_take_linear_time() {
-        for text in ["$".repeat(300_001), "`".repeat(300_001), "\\(".repeat(200_000), "http".repeat(100_000), "`a".repeat(200_000), "https://".repeat(50_000)] {
+        for text in [
+            "$".repeat(300_001),
+            "`".repeat(300_001),
+            "\\(".repeat(200_000),
+            "http".repeat(100_000),
+            "`a".repeat(200_000),
+            "https://".repeat(50_000),
+        ] {
             assert!(segments(&text).len() <= text.len());
         }
     }

@@ -79,7 +79,10 @@ pub fn readability(text: &str, limits: &ReadabilityLimits) -> Readability {
     let num_code_blocks = num_code_blocks(reasoning);
     let repeated_share = repeated_share(words(reasoning), limits.repetition_ngram);
     let flags = [
-        (language_share < limits.min_language_share, Flag::MixedLanguage),
+        (
+            language_share < limits.min_language_share,
+            Flag::MixedLanguage,
+        ),
         (
             longest_paragraph_chars > limits.max_paragraph_chars,
             Flag::OverlongParagraph,
@@ -88,7 +91,11 @@ pub fn readability(text: &str, limits: &ReadabilityLimits) -> Readability {
         (repeated_share > limits.max_repeated_share, Flag::Repetition),
     ];
     Readability {
-        flags: flags.into_iter().filter(|(is, _)| *is).map(|(_, flag)| flag).collect(),
+        flags: flags
+            .into_iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, flag)| flag)
+            .collect(),
         language: language.map(|l| l.code().to_string()),
         language_share,
         longest_paragraph_chars,
@@ -127,7 +134,10 @@ pub fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     std::iter::from_fn(move || {
         rest = rest.trim_start();
         let first = rest.chars().next()?;
-        let is_alone = |c: char| !c.is_alphanumeric() || matches!(u32::from(c), 0x2e80..=0x9fff | 0xf900..=0xfaff | 0x20000..=0x3ffff);
+        let is_alone = |c: char| {
+            !c.is_alphanumeric()
+                || matches!(u32::from(c), 0x2e80..=0x9fff | 0xf900..=0xfaff | 0x20000..=0x3ffff)
+        };
         let length = if is_alone(first) {
             first.len_utf8()
         } else {
@@ -185,8 +195,14 @@ mod tests {
         assert_eq!(flags(""), []);
         // the answer is not judged
         assert_eq!(flags("<think>We add them.</think>\n```\nx\n```"), []);
-        assert_eq!(flags("We add 二和二得到四 and get four."), [Flag::MixedLanguage]);
-        assert_eq!(flags("We run it.\n```python\nprint(4)\n```\nFour."), [Flag::CodeBlock]);
+        assert_eq!(
+            flags("We add 二和二得到四 and get four."),
+            [Flag::MixedLanguage]
+        );
+        assert_eq!(
+            flags("We run it.\n```python\nprint(4)\n```\nFour."),
+            [Flag::CodeBlock]
+        );
         assert_eq!(flags(&sum.repeat(10)), [Flag::Repetition]);
         let long: String = (0..700).map(|i| format!("x{i} ")).collect();
         assert_eq!(flags(&long), [Flag::OverlongParagraph]);
