@@ -1,11 +1,25 @@
 //! Text to verdict: is what a model wrote the answer that was asked for?
 //!
 //! This file holds the verdict and the three kinds of check; [`extract`] finds the answer in a text, [`number`] compares
-//! numbers exactly. Model output is never an error here: whatever it holds, it gets a [`Verdict`]. There is no symbolic
-//! mathematics and no running of code.
+//! numbers exactly. Model output is never an error here: whatever it holds, it gets a [`Verdict`]. Programs
+//! are run by [`code`], in [`sandbox`]. There is no symbolic mathematics.
 
+pub mod code;
+pub mod code_cases;
+mod code_compare;
+mod code_extract;
 pub mod extract;
 pub mod number;
+#[cfg(target_os = "linux")]
+pub mod sandbox;
+#[cfg(not(target_os = "linux"))]
+#[path = "sandbox_absent.rs"]
+pub mod sandbox;
+#[cfg(target_os = "linux")]
+mod sandbox_filter;
+pub mod sandbox_program;
+#[cfg(target_os = "linux")]
+mod sandbox_spawn;
 
 pub use extract::{answer_part, extract_boxed};
 
