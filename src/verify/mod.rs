@@ -8,6 +8,8 @@
 //! | [`extract`] | where the answer stands in a text |
 //! | [`math`] | mathematical equality |
 //! | [`number`] | numbers, exactly |
+//! | [`code`] | programs against tests |
+//! | [`sandbox`] | where programs run |
 //! | [`choice`] | multiple choice letters |
 //! | [`format`] | `<think>` and `<answer>` tags |
 //! | [`language`] | the share of words in one language |
@@ -15,6 +17,10 @@
 
 pub mod choice;
 mod choice_words;
+pub mod code;
+pub mod code_cases;
+mod code_compare;
+mod code_extract;
 pub mod extract;
 pub mod format;
 pub mod language;
@@ -22,6 +28,16 @@ pub mod math;
 pub mod number;
 mod prose;
 pub mod readability;
+#[cfg(target_os = "linux")]
+pub mod sandbox;
+#[cfg(not(target_os = "linux"))]
+#[path = "sandbox_absent.rs"]
+pub mod sandbox;
+#[cfg(target_os = "linux")]
+mod sandbox_filter;
+pub mod sandbox_program;
+#[cfg(target_os = "linux")]
+mod sandbox_spawn;
 
 pub use extract::{answer_part, extract_boxed};
 
