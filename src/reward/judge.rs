@@ -7,7 +7,7 @@
 //! a verdict is only read from one well-formed JSON object of the judge's. No object, two of them, a key twice or a word
 //! that is no verdict are asked again, and at last an error. Nothing that goes wrong ever becomes a score.
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -153,26 +153,21 @@ impl Judge {
     /// The answers to `questions`, in order. Equal questions are asked once.
     fn ask_all(&self, questions: &[&Question<'_>]) -> Result<Vec<Answer>> {
         let keys: Vec<String> = questions.iter().map(|q| self.key(q)).collect();
-        let mut answers: BTreeMap<&str, Answer> = BTreeMap::new();
-        let mut open: BTreeMap<&str, &Question<'_>> = BTreeMap::new();
+        let mut answers: HashMap<&str, Answer> = HashMap::new();
+        let mut open: Vec<(&str, &Question<'_>)> = Vec::new();
+        let mut seen = HashSet::new();
         for (key, question) in keys.iter().zip(questions) {
-            if answers.contains_key(key.as_str()) {
+            if !seen.insert(key.as_str()) {
                 continue;
             }
-            match self
-                .judged
-                .get::<Answer>(key)?
-                .filter(|answer| question.is_answered_by(answer))
-            {
+            let known = self.judged.get::<Answer>(key)?;
+            match known.filter(|answer| question.is_answered_by(answer)) {
                 Some(answer) => {
                     answers.insert(key, answer);
                 }
-                None => {
-                    open.insert(key, question);
-                }
+                None => open.push((key, question)),
             }
         }
-        let open: Vec<(&str, &Question<'_>)> = open.into_iter().collect();
         let found = self
             .endpoint
             .ask_all(

@@ -221,7 +221,8 @@ impl Letters {
         let letter = self.letter(words.get(at)?)?;
         let next = words.get(at + 1);
         if next.is_some_and(|t| {
-            t.is_glued && matches!(t.text, "-" | "+" | "#" | "'" | "’" | "^" | "=")
+            t.text == "="
+                || (t.is_glued && matches!(t.text, "-" | "+" | "#" | "'" | "’" | "^" | "_"))
         }) {
             return None;
         }

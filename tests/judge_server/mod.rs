@@ -46,7 +46,10 @@ impl Request {
 
     /// The text between the fences of `name`, as the judge is given it.
     pub fn part(&self, name: &str) -> String {
-        let mut lines = self.user().lines().skip_while(|line| !line.ends_with(&format!("{name} begins")));
+        let mut lines = self
+            .user()
+            .lines()
+            .skip_while(|line| !line.ends_with(&format!("{name} begins")));
         serde_json::from_str(lines.nth(1).unwrap()).unwrap()
     }
 }
@@ -73,10 +76,17 @@ impl Server {
         };
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (requests, most, now, answer) = (requests.clone(), most_at_once.clone(), now.clone(), answer.clone());
+                let (requests, most, now, answer) = (
+                    requests.clone(),
+                    most_at_once.clone(),
+                    now.clone(),
+                    answer.clone(),
+                );
                 std::thread::spawn(move || {
                     let mut stream = stream;
-                    let Some(request) = read(&mut stream) else { return };
+                    let Some(request) = read(&mut stream) else {
+                        return;
+                    };
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     let number = {
                         let mut requests = requests.lock().unwrap();
@@ -126,7 +136,11 @@ fn read(stream: &mut TcpStream) -> Option<Request> {
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
     let length: usize = head
         .lines()
-        .find_map(|line| line.to_lowercase().strip_prefix("content-length: ").map(|n| n.parse().unwrap()))
+        .find_map(|line| {
+            line.to_lowercase()
+                .strip_prefix("content-length: ")
+                .map(|n| n.parse().unwrap())
+        })
         .unwrap_or(0);
     while bytes.len() < end + length {
         match stream.read(&mut buffer) {
