@@ -4,9 +4,27 @@
 //! numbers exactly. Model output is never an error here: whatever it holds, it gets a [`Verdict`]. There is no symbolic
 //! mathematics and no running of code.
 
+mod compare;
+mod eval;
+mod exact;
+mod expr;
 pub mod extract;
+mod find;
+mod find_numbers;
+mod fixed;
+mod latex;
+mod latex_tables;
 pub mod math;
+mod matrix;
 pub mod number;
+mod parse;
+mod parse_atoms;
+mod parse_functions;
+mod rational;
+mod real;
+mod scalar;
+mod sets;
+mod units;
 
 pub use extract::{answer_part, extract_boxed};
 
