@@ -19,6 +19,7 @@ const NEW: usize = 256;
 const VOCAB: usize = 16_384;
 
 fn main() -> distill::Result<()> {
+    distill::keep_freed_memory();
     // cargo passes `--bench` as well
     let rounds = std::env::args()
         .find_map(|arg| arg.parse().ok())

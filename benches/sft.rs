@@ -57,6 +57,7 @@ impl Observer for Times {
 }
 
 fn main() -> Result<()> {
+    distill::keep_freed_memory();
     let args: Vec<String> = std::env::args().collect();
     let recompute = match args.iter().any(|a| a == "block") {
         true => Recompute::Block,

@@ -41,6 +41,15 @@ pub mod verify;
 pub use error::{Error, Result};
 
 /// Training frees and asks for the same large buffers every step; the system's allocator would return and clear their
-/// pages each time.
+/// pages each time. See [`keep_freed_memory`].
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Freed memory stays with the process: by default the allocator gives it back after ten milliseconds, and a seventh of a
+/// training step goes into clearing the same pages again. For programs that train or sample; called once, at the start.
+pub fn keep_freed_memory() {
+    /// `mi_option_purge_delay` of mimalloc.h; the crate names only some of the options
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: the option is there in every version that the crate builds, and may be set at any time
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}

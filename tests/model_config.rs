@@ -35,6 +35,26 @@ fn mistakes_are_named() {
             json!({"use_sliding_window": 1}),
             "`use_sliding_window` must be true or false",
         ),
+        (
+            json!({"use_sliding_window": true}),
+            "`use_sliding_window = true`",
+        ),
+        (
+            json!({"layer_types": ["full_attention", "sliding_attention"]}),
+            "`layer_types` holds \"sliding_attention\"",
+        ),
+        (
+            json!({"layer_types": "full_attention"}),
+            "`layer_types` must be a list",
+        ),
+        (
+            json!({"partial_rotary_factor": 0.5}),
+            "`partial_rotary_factor = 0.5`",
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}),
+            "`rope_parameters.partial_rotary_factor = 0.25`",
+        ),
         (json!({"attention_bias": true}), "not supported for qwen3"),
         (json!({"num_key_value_heads": 3}), "do not share"),
         (json!({"model_type": "gpt2"}), "unknown architecture `gpt2`"),
@@ -49,6 +69,35 @@ fn mistakes_are_named() {
             error.contains(expected) && error.contains("config.json"),
             "{change}: {error}"
         );
+    }
+}
+
+#[test]
+fn what_says_nothing_special_is_read() {
+    let plain = config(json!({})).unwrap();
+    let said = config(json!({
+        "layer_types": ["full_attention", "full_attention"], "use_sliding_window": false, "sliding_window": 4096,
+        "partial_rotary_factor": 1, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0},
+    }))
+    .unwrap();
+    let shape = |c: &ModelConfig| (c.rope_theta, c.rope_scaling, c.weight_shapes());
+    assert_eq!(shape(&plain), shape(&said));
+}
+
+#[test]
+fn without_a_head_dim_each_family_takes_its_own() {
+    for (family, expected) in [("qwen3", 128), ("qwen2", 4), ("llama", 4)] {
+        for absent in [json!({"head_dim": null}), json!({})] {
+            let mut json = json!({
+                "model_type": family, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40,
+            });
+            if let (Some(to), Some(from)) = (json.as_object_mut(), absent.as_object()) {
+                to.extend(from.clone());
+            }
+            let config = ModelConfig::from_json(&json, "config.json").unwrap();
+            assert_eq!(config.head_dim, expected, "{family}");
+        }
     }
 }
 

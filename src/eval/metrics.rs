@@ -196,6 +196,7 @@ mod tests {
                 outcome: Outcome::Unparsable,
                 extracted: None,
                 reason: String::new(),
+                gold_unreadable: false,
             },
         };
         Sample {

@@ -56,6 +56,7 @@ impl Sample {
                 outcome: Outcome::Unparsable,
                 extracted: None,
                 reason: String::new(),
+                gold_unreadable: false,
             },
             num_tokens: completion.tokens.len(),
             finish_reason: completion.finish_reason,

@@ -228,10 +228,15 @@ impl Fields<'_> {
         let architecture =
             Architecture::parse(name).map_err(|e| e.at(format!("`{}`", self.place)))?;
         self.refuse_what_does_not_train()?;
+        self.refuse_partial_attention()?;
         let hidden_size = self.size("hidden_size")?;
         let num_attention_heads = self.size("num_attention_heads")?;
         let num_key_value_heads = self.size_or("num_key_value_heads", num_attention_heads)?;
-        let head_dim = self.size_or("head_dim", hidden_size / num_attention_heads)?;
+        // transformers' default of Qwen3 is a number, that of the others follows from the width
+        let head_dim = match architecture {
+            Architecture::Qwen3 => self.size_or("head_dim", 128)?,
+            _ => self.size_or("head_dim", hidden_size / num_attention_heads)?,
+        };
         if num_attention_heads % num_key_value_heads != 0 || head_dim % 2 != 0 {
             return Err(self.input(&format!(
                 "{num_attention_heads} heads of {head_dim} do not share {num_key_value_heads} key/value heads: \
@@ -292,6 +297,35 @@ impl Fields<'_> {
                 "`hidden_act = \"{other}\"` is not supported, only `silu`"
             ))),
         }
+    }
+
+    /// Attention that sees a window, and RoPE that turns a part of a head.
+    fn refuse_partial_attention(&self) -> Result<()> {
+        if let Some(types) = self.get("layer_types") {
+            let types = types
+                .as_array()
+                .ok_or_else(|| self.bad("layer_types", "a list of strings"))?;
+            if let Some(other) = types.iter().find(|t| **t != json!("full_attention")) {
+                return Err(self.input(&format!(
+                    "`layer_types` holds {other}, only `full_attention` is supported"
+                )));
+            }
+        }
+        for (place, value) in [
+            ("partial_rotary_factor", self.get("partial_rotary_factor")),
+            (
+                "rope_parameters.partial_rotary_factor",
+                self.get("rope_parameters")
+                    .and_then(|rope| rope.get("partial_rotary_factor")),
+            ),
+        ] {
+            if let Some(value) = value.filter(|v| !v.is_null() && v.as_f64() != Some(1.0)) {
+                return Err(self.input(&format!(
+                    "`{place} = {value}` is not supported, only 1: all of a head is rotated"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn scaling(&self, rope: Option<&Value>) -> Result<Option<Llama3Scaling>> {

@@ -5,8 +5,12 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::error::Category;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -23,8 +27,12 @@ pub fn load(
     device: &Device,
     dtype: DType,
 ) -> Result<Vec<Tensor>> {
-    let (files, listed) = files(folder)?;
-    let maps: Vec<(PathBuf, Mmap)> = files
+    let Files {
+        paths,
+        listed,
+        list,
+    } = files(folder)?;
+    let maps: Vec<(PathBuf, Mmap)> = paths
         .into_iter()
         .map(|path| map(&path).map(|m| (path, m)))
         .collect::<Result<_>>()?;
@@ -38,16 +46,20 @@ pub fn load(
             .with_hint("fetch or copy the file again")
         })?;
         for (name, view) in file.tensors() {
-            places.insert(name, (i, view));
+            if let Some((other, _)) = places.insert(name.clone(), (i, view)) {
+                return Err(Error::input(format!(
+                    "tensor `{name}` is in two files, `{}` and `{}`",
+                    maps[other].0.display(),
+                    path.display()
+                ))
+                .with_hint("the folder mixes two checkpoints: fetch or save it again"));
+            }
         }
     }
     let mut weights = Vec::new();
     for (name, shape) in config.weight_shapes() {
         let Some((i, view)) = places.remove(&name) else {
-            let place = listed
-                .get(&name)
-                .cloned()
-                .unwrap_or_else(|| folder.to_path_buf());
+            let place = listed.get(&name).unwrap_or(&list);
             return Err(Error::input(format!(
                 "`{}` has no tensor `{name}`, expected with shape {shape:?}",
                 place.display()
@@ -86,8 +98,16 @@ pub fn load(
     Ok(weights)
 }
 
-/// The safetensors files of a folder, and where the index says each tensor is.
-fn files(folder: &Path) -> Result<(Vec<PathBuf>, HashMap<String, PathBuf>)> {
+/// The safetensors files of a folder.
+struct Files {
+    paths: Vec<PathBuf>,
+    /// Where the index says each tensor is.
+    listed: HashMap<String, PathBuf>,
+    /// The file to look into for what there is: the index, or the only file.
+    list: PathBuf,
+}
+
+fn files(folder: &Path) -> Result<Files> {
     let index = folder.join(INDEX);
     if !index.exists() {
         let single = folder.join(SINGLE);
@@ -98,23 +118,81 @@ fn files(folder: &Path) -> Result<(Vec<PathBuf>, HashMap<String, PathBuf>)> {
             ))
             .with_hint("only safetensors checkpoints are read"));
         }
-        return Ok((vec![single], HashMap::new()));
+        return Ok(Files {
+            paths: vec![single.clone()],
+            listed: HashMap::new(),
+            list: single,
+        });
     }
-    let bytes = fs::read(&index).map_err(|e| Error::io("reading", &index, e))?;
-    let json: Value = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::input(format!("`{}` is not valid JSON: {e}", index.display())))?;
-    let map = json
-        .get("weight_map")
-        .and_then(Value::as_object)
-        .ok_or_else(|| Error::input(format!("`{}` has no `weight_map`", index.display())))?;
-    let listed: HashMap<String, PathBuf> = map
-        .iter()
-        .filter_map(|(name, file)| Some((name.clone(), folder.join(file.as_str()?))))
-        .collect();
-    let mut files: Vec<PathBuf> = listed.values().cloned().collect();
-    files.sort();
-    files.dedup();
-    Ok((files, listed))
+    let listed = listed(folder, &index)?;
+    let mut paths: Vec<PathBuf> = listed.values().cloned().collect();
+    paths.sort();
+    paths.dedup();
+    Ok(Files {
+        paths,
+        listed,
+        list: index,
+    })
+}
+
+/// What an index may hold besides is of no use here.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: Entries,
+}
+
+/// The pairs of a JSON object in their order, a repeated key included.
+struct Entries(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Entries;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a map from tensor to file")
+            }
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Entries, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Entries(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+/// The file of each tensor, as the index has it.
+fn listed(folder: &Path, index: &Path) -> Result<HashMap<String, PathBuf>> {
+    let place = index.display();
+    let bytes = fs::read(index).map_err(|e| Error::io("reading", index, e))?;
+    let Index { weight_map } = serde_json::from_slice(&bytes).map_err(|e| match e.classify() {
+        Category::Data => Error::input(format!("`{place}`: {e}")),
+        _ => Error::input(format!("`{place}` is not valid JSON: {e}")),
+    })?;
+    let mut listed: HashMap<String, PathBuf> = HashMap::new();
+    for (name, file) in weight_map.0 {
+        let Some(file) = file.as_str() else {
+            return Err(Error::input(format!(
+                "`{place}`: the file of tensor `{name}` must be a string, found {file}"
+            )));
+        };
+        if let Some(other) = listed.insert(name.clone(), folder.join(file)) {
+            return Err(Error::input(format!(
+                "`{place}` lists tensor `{name}` twice, in `{}` and in `{file}`",
+                other.strip_prefix(folder).unwrap_or(&other).display()
+            )));
+        }
+    }
+    if listed.is_empty() {
+        return Err(Error::input(format!("`{place}`: `weight_map` is empty")));
+    }
+    Ok(listed)
 }
 
 fn map(path: &Path) -> Result<Mmap> {
@@ -149,17 +227,31 @@ fn convert(
         ))
         .with_hint("the checkpoint is damaged or training it had diverged"));
     }
-    Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    if stored == dtype {
+        return Ok(tensor.to_device(device)?);
+    }
+    let converted = tensor.to_dtype(dtype)?;
+    let num_bad = non_finite(&converted)?;
+    if num_bad > 0 {
+        return Err(Error::input(format!(
+            "{num_bad} of {} values are too large for {}",
+            tensor.elem_count(),
+            dtype.as_str()
+        ))
+        .with_hint("use a dtype of a wider range, such as bf16 or f32"));
+    }
+    Ok(converted.to_device(device)?)
 }
 
+/// Number of values that are NaN or infinite.
 fn non_finite(tensor: &Tensor) -> Result<usize> {
     // x - x is 0 for finite values, NaN for the others
-    let wide = tensor.to_dtype(DType::F32)?.flatten_all()?;
-    let bad = wide.sub(&wide)?.ne(0f32)?;
+    let bad = tensor.sub(tensor)?.ne(0f32)?.flatten_all()?;
     Ok(bad.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()? as usize)
 }
 
-/// Writes weights and `config.json` to `folder`, one file or several of at most `max_shard_bytes`.
+/// Writes weights and `config.json` to `folder`, one file or several of at most `max_shard_bytes`. Weights of an earlier
+/// save that are not written over are removed: readers differ in which of two checkpoints they take.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -188,6 +280,7 @@ pub fn save(
     }
     let count = shards.len();
     let mut weight_map = BTreeMap::new();
+    let mut written = HashSet::new();
     for (i, shard) in shards.iter().enumerate() {
         let file = match count {
             1 => SINGLE.to_string(),
@@ -197,6 +290,7 @@ pub fn save(
         for (name, _) in shard {
             weight_map.insert(name.clone(), file.clone());
         }
+        written.insert(file);
     }
     if count > 1 {
         let total_size: u64 = weights.iter().map(|(_, t)| size(t)).sum();
@@ -205,13 +299,41 @@ pub fn save(
             "weight_map": weight_map,
         });
         write_json(&folder.join(INDEX), &index)?;
+        written.insert(INDEX.to_string());
     }
+    remove_stale(folder, &written)?;
     let dtype = match weights.first().map(|(_, t)| t.dtype()) {
         Some(DType::BF16) => "bfloat16",
         Some(DType::F16) => "float16",
         _ => "float32",
     };
     write_json(&folder.join("config.json"), &config.to_json(dtype))
+}
+
+/// Removes files of weights that [`save`] would write and that are not `written`.
+fn remove_stale(folder: &Path, written: &HashSet<String>) -> Result<()> {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io("reading", folder, e))?;
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("reading", folder, e))?.path();
+        let name = path.file_name().and_then(|n| n.to_str());
+        if name.is_some_and(|n| is_of_weights(n) && !written.contains(n)) {
+            fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// A name that [`save`] gives: the single file, a shard, the index.
+fn is_of_weights(name: &str) -> bool {
+    let shard = || {
+        let (i, count) = name
+            .strip_prefix("model-")?
+            .strip_suffix(".safetensors")?
+            .split_once("-of-")?;
+        let number = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+        Some(number(i) && number(count))
+    };
+    name == SINGLE || name == INDEX || shard() == Some(true)
 }
 
 fn write_shard(path: &Path, shard: &[&(String, Tensor)]) -> Result<()> {

@@ -65,7 +65,7 @@ fn attend(
         // SAFETY: the features were found a line above
         unsafe {
             match head_dim / LANES {
-                _ if head_dim % LANES != 0 => {}
+                _ if !head_dim.is_multiple_of(LANES) => {}
                 1 => return attend_avx512::<1, 4>(q, k, v, scale, scores, o),
                 2 => return attend_avx512::<2, 4>(q, k, v, scale, scores, o),
                 4 => return attend_avx512::<4, 4>(q, k, v, scale, scores, o),

@@ -221,8 +221,8 @@ fn tile_sums_avx512<const GROUPS: usize>(
             for r in 0..TILE {
                 // SAFETY: r < TILE and i < I
                 let w = unsafe { _mm512_set1_ps(*w.add(r * num_in + i)) };
-                for g in 0..GROUPS {
-                    acc[g][r] = _mm512_fmadd_ps(x[g], w, acc[g][r]);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    acc[r] = _mm512_fmadd_ps(x, w, acc[r]);
                 }
             }
         }

@@ -16,6 +16,9 @@ use super::{Outcome, Verdict, units};
 /// What one verdict may cost, in units of about ten nanoseconds.
 const BUDGET: u64 = 3_000_000;
 
+/// Longer answers are compared as they are.
+const MAX_COMPARED_BYTES: usize = 4 * super::parse::MAX_ANSWER_BYTES;
+
 /// How answers are found and compared. The default follows Math-Verify's priorities for a model's text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -87,6 +90,12 @@ pub fn same(a: &str, b: &str) -> bool {
 
 /// Compares two answers, read in every way that an ambiguous comma allows.
 fn judge(gold: &str, prediction: &str, options: &MathOptions) -> (Outcome, &'static str) {
+    if gold.len() + prediction.len() > MAX_COMPARED_BYTES {
+        return match gold.trim() == prediction.trim() {
+            true => (Outcome::Correct, "the same text"),
+            false => (Outcome::Wrong, "too long for an answer, and another text"),
+        };
+    }
     let (flat_gold, flat) = (flattened(gold), flattened(prediction));
     if flat.is_empty() {
         return (Outcome::Unparsable, "the answer is empty");
