@@ -6,23 +6,26 @@
 //! | [`preview`] | rows as the trainer will see them |
 //! | [`generate`], [`score`], [`chat`], [`eval`] | a model on prompts, on given text, in a conversation, on a benchmark |
 //! | [`data`] | what trace files hold |
+//! | [`grade`] | verdicts on answers |
 //! | [`plan`] | what a run would take |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_train`] | hidden: the loop on rows of token ids |
 //! | [`options`] | options that several commands share |
-//! | [`rows`] | JSON lines in and out |
+//! | [`rows`], [`stream`], `cases` | JSON lines in and out, by chunks, and the fields of graded rows |
 //! | [`stdout`] | the way of results |
 //! | [`terminal`], [`color`] | progress, errors, signals; styles |
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
+mod cases;
 pub mod chat;
 pub mod color;
 pub mod data;
 pub mod debug_train;
 pub mod eval;
 pub mod generate;
+pub mod grade;
 pub mod options;
 pub mod plan;
 pub mod preview;
@@ -32,6 +35,7 @@ pub mod rows;
 pub mod run;
 pub mod score;
 pub mod stdout;
+pub mod stream;
 mod tasks;
 pub mod terminal;
 
@@ -60,6 +64,7 @@ enum Command {
     Preview(preview::Args),
     Generate(generate::Args),
     Score(score::Args),
+    Grade(grade::Args),
     Eval(eval::Args),
     Chat(chat::Args),
     Data(data::Args),
@@ -76,6 +81,7 @@ impl Command {
             Self::Eval(args) => eval::run(&args, session),
             Self::Generate(args) => generate::run(&args, session),
             Self::Score(args) => score::run(&args, session),
+            Self::Grade(args) => grade::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),
             Self::Data(args) => data::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
