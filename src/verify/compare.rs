@@ -223,12 +223,17 @@ impl Rules<'_> {
             let flat = self.scalars(&slope, &Expr::integer(0));
             (straight && !flat).then(|| Expr::Div(Box::new(zero), Box::new(slope)))
         };
-        names
-            .iter()
-            .any(|name| match (root(g, name), root(p, name)) {
-                (Some(g), Some(p)) => self.scalars(&g, &p),
-                _ => false,
-            })
+        // a letter that is a common factor vanishes at zero in both: all letters must agree
+        let mut matching = 0;
+        for name in &names {
+            if let (Some(g), Some(p)) = (root(g, name), root(p, name)) {
+                if !self.scalars(&g, &p) {
+                    return false;
+                }
+                matching += 1;
+            }
+        }
+        matching > 0 && scalar::letters(g) == scalar::letters(p)
     }
 
     fn inequalities(&self, gold: &Expr, prediction: &Expr) -> bool {

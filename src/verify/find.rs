@@ -96,8 +96,9 @@ pub fn in_text(text: &str, options: &MathOptions) -> Found {
     if let Some(found) = final_answer(text, 0, options) {
         return found;
     }
-    for anchor in ["answer:", "answer", "答案", "réponse", "Réponse"] {
+    for anchor in ["answer", "答案", "réponse", "Réponse"] {
         if let Some(at) = rfind_ignoring_case(text, anchor)
+            && numbers::is_statement(&text[at + anchor.len()..])
             && let Some(found) = in_phrase(&text[at + anchor.len()..], options)
         {
             return found;
@@ -148,6 +149,7 @@ fn in_boxes(text: &str, boxes: &[Boxed]) -> Found {
 fn joined(text: &str, boxes: &[Boxed]) -> Option<(String, usize)> {
     let mut used = 1;
     let mut contents = vec![boxes.last()?.content.trim()];
+    let is_empty = |content: &str| content.trim().is_empty();
     for pair in boxes.windows(2).rev() {
         let [earlier, later] = pair else { break };
         let between = &text[earlier.end..later.start.max(earlier.end)];
@@ -162,7 +164,7 @@ fn joined(text: &str, boxes: &[Boxed]) -> Option<(String, usize)> {
             break;
         }
         used += 1;
-        if contents.last() != Some(&earlier.content.trim()) {
+        if contents.last() != Some(&earlier.content.trim()) && !is_empty(earlier.content) {
             contents.push(earlier.content.trim());
         }
         if contents.len() > 100 {

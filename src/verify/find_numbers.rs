@@ -87,6 +87,14 @@ pub fn is_prose(text: &str) -> bool {
                 .any(|b| b.is_ascii_digit() || b == b'=' || b == b'$'))
 }
 
+/// Whether what follows "answer" states it: at once, or in a text that is short to its end. Otherwise an explanation follows.
+pub fn is_statement(after: &str) -> bool {
+    let head = after[..floor_boundary(after, 40)].trim_start_matches([':', ' ', '*', '\n', '"']);
+    let head = head.strip_prefix("is").unwrap_or(head);
+    let head = head.trim_start_matches([':', ' ', '*', '$', '\\', '(', '[', '\n', '-']);
+    head.starts_with(|c: char| c.is_ascii_digit()) || after.len() <= 200
+}
+
 /// Whether what stands between two dollar signs is running text about money.
 pub fn is_money(content: &str) -> bool {
     content.starts_with(|c: char| c.is_ascii_digit()) && !content.contains(['\\', '=', '^']) && {

@@ -404,24 +404,18 @@ impl Lexer {
                 || KNOWN.contains(&name)
                 || greek_command(name).is_some()
         };
-        if !exists(name)
-            && !matches!(
-                name,
-                "begin"
-                    | "end"
-                    | "not"
-                    | "pounds"
-                    | "textdollar"
-                    | "displaylines"
-                    | "color"
-                    | "textcolor"
-            )
-            && let Some(prefix) = ["quad", "cdot", "times", "pi"]
-                .into_iter()
-                .find(|prefix| name.starts_with(prefix))
-        {
-            name = prefix;
-            after = &rest[prefix.len()..];
+        let structural = matches!(
+            name,
+            "begin" | "end" | "not" | "pounds" | "textdollar" | "displaylines" | "color" | "textcolor"
+        );
+        if !structural && !exists(name) {
+            let prefix = (2..name.len()).rev().map(|end| &name[..end]).find(|prefix| {
+                matches!(*prefix, "quad" | "cdot" | "times" | "pi" | "pm" | "infty") || greek_command(prefix).is_some()
+            });
+            if let Some(prefix) = prefix {
+                name = prefix;
+                after = &rest[prefix.len()..];
+            }
         }
         if let Some((_, sign)) = SIGNS.iter().find(|(n, _)| *n == name) {
             self.sign(*sign)?;
@@ -507,7 +501,8 @@ impl Lexer {
         let upright = matches!(font, "mathrm" | "operatorname" | "underline");
         let known = KNOWN.contains(&lower.as_str())
             || matches!(lower.as_str(), "percent" | "pct" | "percentage" | "th");
-        if longest <= 1 && content.chars().filter(|c| c.is_alphabetic()).count() <= 2
+        let abbreviation = content.contains('.') && longest == 1;
+        if longest <= 1 && !abbreviation && content.chars().filter(|c| c.is_alphabetic()).count() <= 2
             || formula && !content.contains(' ')
         {
             // a single letter on its own is the name of something, not metres

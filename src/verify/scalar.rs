@@ -251,3 +251,17 @@ pub fn congruent(a: &Expr, b: &Expr, modulus: &Expr, budget: &Budget) -> bool {
     };
     quotient().is_some_and(|q| q.is_integer())
 }
+
+/// The letters of a formula, sorted.
+pub fn letters(expr: &Expr) -> Vec<String> {
+    let mut names = Vec::new();
+    expr.any(&mut |part| {
+        if let Expr::Symbol(name) = part {
+            names.push(name.clone());
+        }
+        false
+    });
+    names.sort();
+    names.dedup();
+    names
+}
