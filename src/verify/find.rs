@@ -40,6 +40,7 @@ struct Boxed<'a> {
 /// text would give, else the whole field as words.
 pub fn in_gold(gold: &str) -> Option<String> {
     let gold = gold.trim();
+    let gold = gold.strip_prefix("# ").unwrap_or(gold).trim();
     if let Some(at) = gold.rfind("####") {
         let line = gold[at + 4..].trim().lines().next()?;
         return (!line.is_empty()).then(|| line.to_string());
@@ -106,6 +107,9 @@ pub fn in_text(text: &str, options: &MathOptions) -> Found {
     }
     let tail_at = floor_boundary(text, text.len().saturating_sub(TAIL_BYTES));
     let tail = &text[tail_at..];
+    if numbers::is_refusal(tail) && tail.len() <= NEAR_BYTES {
+        return Found::Nothing("the text says that it has no answer");
+    }
     if let Some(found) = last_in(tail, options) {
         return found;
     }

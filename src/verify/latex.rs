@@ -406,12 +406,23 @@ impl Lexer {
         };
         let structural = matches!(
             name,
-            "begin" | "end" | "not" | "pounds" | "textdollar" | "displaylines" | "color" | "textcolor"
+            "begin"
+                | "end"
+                | "not"
+                | "pounds"
+                | "textdollar"
+                | "displaylines"
+                | "color"
+                | "textcolor"
         );
         if !structural && !exists(name) {
-            let prefix = (2..name.len()).rev().map(|end| &name[..end]).find(|prefix| {
-                matches!(*prefix, "quad" | "cdot" | "times" | "pi" | "pm" | "infty") || greek_command(prefix).is_some()
-            });
+            let prefix = (2..name.len())
+                .rev()
+                .map(|end| &name[..end])
+                .find(|prefix| {
+                    matches!(*prefix, "quad" | "cdot" | "times" | "pi" | "pm" | "infty")
+                        || greek_command(prefix).is_some()
+                });
             if let Some(prefix) = prefix {
                 name = prefix;
                 after = &rest[prefix.len()..];
@@ -497,12 +508,27 @@ impl Lexer {
         }
         let spaced = inner.starts_with(|c: char| c.is_whitespace());
         self.spaced = self.spaced || spaced;
+        // a letter after a number is a unit where it is set upright
+        let after_value = matches!(
+            self.out.last().map(|l| &l.token),
+            Some(Token::Number { .. } | Token::Sign('}'))
+        );
+        if after_value
+            && matches!(
+                content,
+                "m" | "g" | "s" | "h" | "L" | "l" | "N" | "J" | "W" | "V" | "A" | "K" | "F"
+            )
+        {
+            return self.push(Token::Text(content.to_string()));
+        }
         let formula = content.contains('\\') || content.contains(['=', '^', '_', '$']);
         let upright = matches!(font, "mathrm" | "operatorname" | "underline");
         let known = KNOWN.contains(&lower.as_str())
             || matches!(lower.as_str(), "percent" | "pct" | "percentage" | "th");
         let abbreviation = content.contains('.') && longest == 1;
-        if longest <= 1 && !abbreviation && content.chars().filter(|c| c.is_alphabetic()).count() <= 2
+        if longest <= 1
+            && !abbreviation
+            && content.chars().filter(|c| c.is_alphabetic()).count() <= 2
             || formula && !content.contains(' ')
         {
             // a single letter on its own is the name of something, not metres
