@@ -9,6 +9,7 @@
 //! | [`plan`] | what a run would take |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
+//! | [`debug_model`] | hidden: logits and gradients on token ids |
 //! | [`debug_train`] | hidden: the loop on rows of token ids |
 //! | [`options`] | options that several commands share |
 //! | [`rows`] | JSON lines in and out |
@@ -20,6 +21,7 @@
 pub mod chat;
 pub mod color;
 pub mod data;
+pub mod debug_model;
 pub mod debug_train;
 pub mod eval;
 pub mod generate;
@@ -55,6 +57,8 @@ struct Output {
 #[derive(Subcommand)]
 enum Command {
     #[command(hide = true)]
+    DebugModel(debug_model::Args),
+    #[command(hide = true)]
     DebugTrain(debug_train::Args),
     Plan(plan::Args),
     Preview(preview::Args),
@@ -70,6 +74,7 @@ enum Command {
 impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
+            Self::DebugModel(args) => debug_model::run(&args, session),
             Self::DebugTrain(args) => debug_train::run(&args, session),
             Self::Plan(args) => plan::run(&args, session),
             Self::Preview(args) => preview::run(&args, session),
