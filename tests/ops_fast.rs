@@ -361,3 +361,22 @@ fn plain_backwards_are_the_derivatives() {
         &difference(&head, &rows, |w| logp(&h, w)),
     );
 }
+
+#[test]
+fn a_tensor_is_added_to_a_view_of_itself() {
+    let x = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+    ops::add_inplace(&x, &x).unwrap();
+    assert_eq!(x.to_vec2::<f32>().unwrap(), [[2.0, 4.0], [6.0, 8.0]]);
+    let same_memory = x.reshape((2, 2)).unwrap();
+    ops::add_inplace(&x, &same_memory).unwrap();
+    assert_eq!(x.to_vec2::<f32>().unwrap(), [[4.0, 8.0], [12.0, 16.0]]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    assert!(ops::swiglu(&zeros(&[2, 3]), &zeros(&[3, 2])).is_err());
+    let seqs = ops::SeqLens::new(&[2]);
+    let (q, kv) = (zeros(&[2, 2, 4]), zeros(&[2, 0, 4]));
+    assert!(ops::attention(&q, &kv, &kv, &seqs, 1.0).is_err());
+}

@@ -38,6 +38,12 @@ impl<G: Deref<Target = Storage>> Deref for Values<G> {
     }
 }
 
+/// Whether two tensors are views of one storage: reading the one while writing the other would wait for itself.
+pub(super) fn share_memory(a: &Tensor, b: &Tensor) -> bool {
+    let (a, b) = (a.storage_and_layout().0, b.storage_and_layout().0);
+    std::ptr::eq(&*a, &*b)
+}
+
 /// Hands the values of `t` to `change`, which may write them; `false` where `t` is not f32, contiguous and on the CPU.
 ///
 /// No other tensor that shares the memory of `t` may be read inside.

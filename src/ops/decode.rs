@@ -159,6 +159,7 @@ pub fn attention(
     let (s, k, p, cache_d) = k_cache.dims4()?;
     let fits = k_cache.dims() == v_cache.dims()
         && cache_d == d
+        && k > 0
         && h % k == 0
         && (slots.len(), lens.len()) == (b, b)
         && slots.iter().all(|&slot| (slot as usize) < s)

@@ -78,7 +78,9 @@ fn rotate(x: &Tensor, table: &RopeTable, positions: &[u32], sign: f32) -> Result
 /// See [`plain::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     match (cpu::values(gate), cpu::values(up)) {
-        (Some(g), Some(u)) if g.len() == u.len() => tensor(rows_cpu::swiglu(&g, &u), gate.shape()),
+        (Some(g), Some(u)) if gate.dims() == up.dims() => {
+            tensor(rows_cpu::swiglu(&g, &u), gate.shape())
+        }
         _ => plain::swiglu(gate, up),
     }
 }
@@ -86,7 +88,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// See [`plain::swiglu_backward`].
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     match (cpu::values(gate), cpu::values(up), cpu::values(dy)) {
-        (Some(g), Some(u), Some(d)) if g.len() == u.len() && g.len() == d.len() => {
+        (Some(g), Some(u), Some(d)) if gate.dims() == up.dims() && gate.dims() == dy.dims() => {
             let (dgate, dup) = rows_cpu::swiglu_backward(&g, &u, &d);
             Ok((tensor(dgate, gate.shape())?, tensor(dup, up.shape())?))
         }
@@ -184,9 +186,9 @@ pub fn attention_backward(
     let saved = (cpu::values(o), cpu::values(lse), cpu::values(d_o));
     match (cpu::values(q), cpu::values(k), cpu::values(v), saved) {
         (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos)))
-            if os.len() == qs.len()
-                && dos.len() == qs.len()
-                && lses.len() * shape.head_dim == qs.len() =>
+            if o.dims() == q.dims()
+                && d_o.dims() == q.dims()
+                && lse.dims() == [seqs.total(), shape.num_heads] =>
         {
             let (dq, dk, dv) =
                 attention_cpu::backward(&qs, &ks, &vs, &os, &lses, &dos, seqs, shape);
@@ -211,6 +213,7 @@ fn attention_shape(
     if k.dims() != v.dims()
         || (k_t, k_d) != (t, head_dim)
         || seqs.total() != t
+        || num_kv == 0
         || num_heads % num_kv != 0
     {
         return Err(Error::input(format!(

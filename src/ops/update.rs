@@ -18,9 +18,10 @@ pub struct AdamWStep {
     pub grad_scale: f64,
 }
 
-/// `dst += x`.
+/// `dst += x`; they may share their memory.
 pub fn add_inplace(dst: &Tensor, x: &Tensor) -> Result<()> {
-    if let Some(values) = cpu::values(x)
+    if !cpu::share_memory(dst, x)
+        && let Some(values) = cpu::values(x)
         && dst.dims() == x.dims()
         && cpu::modify(dst, |dst| rows_cpu::add(dst, &values))?
     {

@@ -1,12 +1,61 @@
 //! Text to verdict: is what a model wrote the answer that was asked for?
 //!
-//! This file holds the verdict and the three kinds of check; [`extract`] finds the answer in a text, [`number`] compares
-//! numbers exactly. Model output is never an error here: whatever it holds, it gets a [`Verdict`]. There is no symbolic
-//! mathematics and no running of code.
+//! This file holds the verdict and the kinds of check that need nothing but two texts. Model output is never an error here:
+//! whatever it holds, it gets a [`Verdict`].
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`extract`] | where the answer stands in a text |
+//! | [`math`] | mathematical equality |
+//! | [`number`] | numbers, exactly |
+//! | [`code`] | programs against tests |
+//! | [`sandbox`] | where programs run |
+//! | [`choice`] | multiple choice letters |
+//! | [`format`] | `<think>` and `<answer>` tags |
+//! | [`language`] | the share of words in one language |
+//! | [`readability`] | what makes reasoning hard to read |
 
+pub mod choice;
+mod choice_words;
+pub mod code;
+pub mod code_cases;
+mod code_compare;
+mod code_extract;
+mod compare;
+mod eval;
+mod exact;
+mod expr;
 pub mod extract;
+mod find;
+mod find_numbers;
+mod fixed;
+pub mod format;
+pub mod language;
+mod latex;
+mod latex_tables;
 pub mod math;
+mod matrix;
 pub mod number;
+mod parse;
+mod parse_atoms;
+mod parse_functions;
+mod prose;
+mod rational;
+pub mod readability;
+mod real;
+#[cfg(target_os = "linux")]
+pub mod sandbox;
+#[cfg(not(target_os = "linux"))]
+#[path = "sandbox_absent.rs"]
+pub mod sandbox;
+#[cfg(target_os = "linux")]
+mod sandbox_filter;
+pub mod sandbox_program;
+#[cfg(target_os = "linux")]
+mod sandbox_spawn;
+mod scalar;
+mod sets;
+mod units;
 
 pub use extract::{answer_part, extract_boxed};
 
@@ -69,46 +118,91 @@ impl Verdict {
     }
 }
 
-/// What is compared, and how.
+/// What is compared, and how: the checks that need a text and a gold text. Programs are checked by running their tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
+    /// Mathematical equality of the final answer.
+    Math,
+    /// The letter of a multiple choice question.
+    Choice,
     /// The whole answer part, letter by letter apart from white space.
     Exact,
     /// The number in the last `\boxed{}`, or else the last number of the answer part, as an exact rational.
     Number,
     /// The content of the last `\boxed{}`: as numbers where both are numbers, else as normalised LaTeX text.
     Boxed,
+    /// The shape `<think>...</think><answer>...</answer>`; the gold text names a [`format::Format`], empty is R1's.
+    Format,
+    /// The share of words of the reasoning that are in the language that the gold text names.
+    Language,
 }
 
 impl Kind {
+    /// Every kind by name.
+    pub const NAMES: [(&'static str, Self); 7] = [
+        ("math", Self::Math),
+        ("choice", Self::Choice),
+        ("exact", Self::Exact),
+        ("number", Self::Number),
+        ("boxed", Self::Boxed),
+        ("format", Self::Format),
+        ("language", Self::Language),
+    ];
+
     /// The kind called `name` in a suite or a row.
     pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "exact" => Ok(Self::Exact),
-            "number" => Ok(Self::Number),
-            "boxed" => Ok(Self::Boxed),
-            other => Err(Error::input(format!("unknown verifier `{other}`"))
-                .with_hint("the verifiers are `exact`, `number` and `boxed`")),
-        }
+        let known = Self::NAMES.into_iter().find(|(other, _)| *other == name);
+        known.map(|(_, kind)| kind).ok_or_else(|| {
+            let names: Vec<_> = Self::NAMES
+                .iter()
+                .map(|(name, _)| format!("`{name}`"))
+                .collect();
+            Error::input(format!("unknown verifier `{name}`"))
+                .with_hint(format!("the verifiers are {}", names.join(", ")))
+        })
     }
 
     /// The verdict on `prediction`, the whole text a model wrote, thinking included.
     pub fn check(self, prediction: &str, gold: &str) -> Verdict {
+        match self {
+            Self::Math => return math::check(prediction, gold, &math::MathOptions::default()),
+            Self::Choice => return choice::check(prediction, gold),
+            Self::Format if gold.is_empty() => return format::Format::R1.check(prediction),
+            Self::Format => {
+                return match format::Format::parse(gold) {
+                    Ok(format) => format.check(prediction),
+                    Err(e) => Verdict::bad_gold(e.to_string()),
+                };
+            }
+            Self::Language => {
+                return match language::Language::parse(gold) {
+                    Ok(target) => language::check(prediction, target).0,
+                    Err(e) => Verdict::bad_gold(e.to_string()),
+                };
+            }
+            Self::Exact | Self::Number | Self::Boxed => {}
+        }
+        if gold.trim().is_empty() {
+            return Verdict::bad_gold("the gold answer is empty");
+        }
         let Some(answer) = answer_part(prediction) else {
             return Verdict::unparsable("the thinking never ends");
         };
         match self {
-            Self::Exact => check_exact(answer, gold),
             Self::Number => check_number(answer, gold),
             Self::Boxed => check_boxed(answer, gold),
+            _ => check_exact(answer, gold),
         }
     }
 
     /// Whether two extracted answers are the same answer, for majority votes.
     pub fn same(self, a: &str, b: &str) -> bool {
         match self {
-            Self::Exact => collapse(a) == collapse(b),
+            Self::Math => math::same(a, b),
+            Self::Exact | Self::Choice | Self::Format | Self::Language => {
+                collapse(a) == collapse(b)
+            }
             Self::Number | Self::Boxed => match (number::parse(a), number::parse(b)) {
                 (Some(a), Some(b)) => a == b,
                 _ => extract::normalise(a) == extract::normalise(b),
@@ -254,7 +348,7 @@ mod tests {
                 assert_eq!(verdict.extracted.as_deref(), extracted, "{prediction:?}");
             }
         }
-        assert!(check("math", "", "").is_err());
+        assert!(check("maths", "", "").is_err());
     }
 
     #[test]

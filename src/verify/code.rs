@@ -1,0 +1,273 @@
+//! Verdicts on programs: the code of an answer is run against the tests of its row in the sandbox, and what it wrote or
+//! returned is compared out here.
+//!
+//! The parts: [`super::code_extract`] finds the program, [`super::code_cases`] reads the tests, [`super::sandbox`] runs,
+//! [`super::code_compare`] compares. An error here is the machine's failure; whatever a model wrote gets a verdict.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use super::code_cases::{CallTest, StdioTest, Tests};
+use super::code_cases::{ill_typed, missing, text};
+use super::code_compare::{output_difference, value_difference};
+use super::code_extract::{Found, Language, find};
+pub use super::sandbox::Sandbox;
+use super::sandbox::Session;
+use super::sandbox_program::{Code, EXIT_MEMORY, EXIT_SYNTAX, Finished, Limits, Mode};
+use super::{Outcome, Verdict};
+use crate::{Error, Result};
+
+/// LiveCodeBench's limit.
+const DEFAULT_TIMEOUT_S: f64 = 6.0;
+const MAX_TIMEOUT_S: f64 = 600.0;
+const DEFAULT_MEMORY_MB: u64 = 1024;
+const MAX_MEMORY_MB: u64 = 1 << 16;
+/// After as many tests over the time limit the rest count as such without being run.
+const MAX_TIMEOUTS: usize = 3;
+/// Signals that no header of the crate names on every system.
+const SIGKILL: i32 = 9;
+const SIGXCPU: i32 = 24;
+const SIGSYS: i32 = 31;
+
+/// A program to be graded, and with what.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CodeCase {
+    /// The whole text a model wrote, thinking included.
+    pub prediction: String,
+    /// What the program must be written in; else what its fence says, else Python.
+    pub language: Option<String>,
+    /// Of processor time, for each test.
+    pub timeout_s: Option<f64>,
+    pub memory_mb: Option<u64>,
+    pub tests: Tests,
+    /// A Python program that decides in place of the comparison, see [`super::code_checker`].
+    pub checker: Option<String>,
+}
+
+/// How one test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestOutcome {
+    Pass,
+    /// Another output than expected.
+    Fail,
+    Timeout,
+    Memory,
+    /// The program crashed, or could not be compiled.
+    Error,
+    /// It asked for something that only an attack needs, and was killed.
+    Forbidden,
+}
+
+/// The verdict on a program, and on each test.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CodeVerdict {
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    pub passed: usize,
+    pub total: usize,
+    pub outcomes: Vec<TestOutcome>,
+}
+
+impl CodeCase {
+    /// From a row of kind `code`; the error names the key that is missing or ill-typed.
+    pub fn from_row(row: &Map<String, Value>) -> Result<Self> {
+        let prediction = text(row, "prediction")?.ok_or_else(|| missing("prediction"))?;
+        let timeout_s = match row.get("timeout_s") {
+            None | Some(Value::Null) => None,
+            Some(value) => match value.as_f64() {
+                Some(seconds) if seconds > 0.0 && seconds <= MAX_TIMEOUT_S => Some(seconds),
+                _ => return Err(ill_typed("timeout_s", "a number of seconds in (0, 600]")),
+            },
+        };
+        let memory_mb = match row.get("memory_mb") {
+            None | Some(Value::Null) => None,
+            Some(value) => match value.as_f64() {
+                Some(size) if size >= 1.0 && size <= MAX_MEMORY_MB as f64 => Some(size as u64),
+                _ => return Err(ill_typed("memory_mb", "a number from 1 to 65536")),
+            },
+        };
+        Ok(Self {
+            prediction: prediction.to_string(),
+            language: text(row, "language")?.map(String::from),
+            timeout_s,
+            memory_mb,
+            tests: Tests::from_row(row)?,
+            checker: text(row, "checker")?.map(String::from),
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            timeout_s: self.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S),
+            memory_bytes: self.memory_mb.unwrap_or(DEFAULT_MEMORY_MB) << 20,
+        }
+    }
+}
+
+/// Runs the program in `case` against its tests, one after the other. Called from several threads at once.
+pub fn grade(case: &CodeCase, sandbox: &Sandbox) -> Result<CodeVerdict> {
+    let total = case.tests.len();
+    let unparsable = |extracted: Option<&str>, reason: String| CodeVerdict {
+        verdict: Verdict::new(Outcome::Unparsable, extracted, reason),
+        passed: 0,
+        total,
+        outcomes: vec![TestOutcome::Error; total],
+    };
+    let wanted = match case.language.as_deref() {
+        None => None,
+        Some(name) => match Language::parse(name) {
+            Some(language) => Some(language),
+            None => {
+                return Ok(unparsable(
+                    None,
+                    format!("programs in `{name}` are not run here"),
+                ));
+            }
+        },
+    };
+    let (source, language) = match find(&case.prediction, wanted) {
+        Found::Program {
+            source, language, ..
+        } => (source, language),
+        Found::Nothing(reason) => return Ok(unparsable(None, reason)),
+    };
+    let code = match language {
+        Language::Python => Code::Python(source.clone()),
+        Language::Cpp if !matches!(case.tests, Tests::Stdio(_)) => {
+            let reason = "only Python programs are called by function";
+            return Ok(unparsable(Some(&source), reason.into()));
+        }
+        Language::Cpp if !sandbox.has_compiler() => {
+            let reason = "C++ is not run here: no compiler on this machine";
+            return Ok(unparsable(Some(&source), reason.into()));
+        }
+        Language::Cpp => match sandbox.compile(&source)? {
+            Ok(code) => code,
+            Err(complaint) => {
+                let outcomes = vec![TestOutcome::Error; total];
+                return Ok(verdict(&source, outcomes, Some(complaint)));
+            }
+        },
+    };
+    let mut session = sandbox.session(&code)?;
+    let (mut outcomes, mut first_reason) = (Vec::with_capacity(total), None);
+    for index in 0..total {
+        let (outcome, reason) = run_test(case, index, &mut session)?;
+        outcomes.push(outcome);
+        if outcome != TestOutcome::Pass && first_reason.is_none() {
+            first_reason = Some(format!("test {}: {}", index + 1, reason.text));
+        }
+        let late = outcomes.iter().filter(|o| **o == TestOutcome::Timeout);
+        let rest = if reason.everywhere {
+            Some(outcome)
+        } else if late.count() >= MAX_TIMEOUTS {
+            Some(TestOutcome::Timeout)
+        } else {
+            None
+        };
+        if let Some(outcome) = rest {
+            outcomes.resize(total, outcome);
+            break;
+        }
+    }
+    Ok(verdict(&source, outcomes, first_reason))
+}
+
+fn verdict(source: &str, outcomes: Vec<TestOutcome>, reason: Option<String>) -> CodeVerdict {
+    let passed = outcomes.iter().filter(|o| **o == TestOutcome::Pass);
+    let (passed, total) = (passed.count(), outcomes.len());
+    let all = total > 0 && passed == total;
+    let outcome = if all {
+        Outcome::Correct
+    } else {
+        Outcome::Wrong
+    };
+    let counted = format!("{passed} of {total} tests passed");
+    let reason = match reason {
+        Some(reason) if !all => format!("{counted}; {reason}"),
+        _ => counted,
+    };
+    CodeVerdict {
+        verdict: Verdict::new(outcome, Some(source.trim()), reason),
+        passed,
+        total,
+        outcomes,
+    }
+}
+
+/// Why a test ended as it did.
+struct Reason {
+    text: String,
+    /// Whether every other test would end the same way.
+    everywhere: bool,
+}
+
+fn run_test(case: &CodeCase, index: usize, session: &mut Session) -> Result<(TestOutcome, Reason)> {
+    let limits = case.limits();
+    let (finished, difference) = match &case.tests {
+        Tests::Stdio(tests) => {
+            let test = &tests[index];
+            let finished = session.run(&Mode::Stdio { input: &test.input }, limits)?;
+            let difference = output_difference(&finished.output, &test.output);
+            (finished, difference)
+        }
+        Tests::Call { fn_name, tests } => {
+            let test = &tests[index];
+            let arguments = &test.arguments;
+            let finished = session.run(&Mode::Call { fn_name, arguments }, limits)?;
+            let mut difference = value_difference(&finished.output, &test.expected);
+            if let (true, Value::Array(inside)) = (test.expected_inside, &test.expected)
+                && let [inside] = inside.as_slice()
+                && difference.is_some()
+            {
+                difference = value_difference(&finished.output, inside);
+            }
+            (finished, difference)
+        }
+        Tests::Assertions(_) => {
+            return Err(Error::input("assertions are not run yet"));
+        }
+    };
+    let reason = |text: String, everywhere| Reason { text, everywhere };
+    if let Some((outcome, text)) = broken_off(&finished, limits) {
+        let everywhere = finished.code == EXIT_SYNTAX;
+        return Ok((outcome, reason(text, everywhere)));
+    }
+    Ok(match difference {
+        None => (TestOutcome::Pass, reason(String::new(), false)),
+        Some(difference) => (TestOutcome::Fail, reason(difference, false)),
+    })
+}
+
+/// The outcome of a run that did not come to its end within its limits.
+fn broken_off(finished: &Finished, limits: Limits) -> Option<(TestOutcome, String)> {
+    let last_line = || -> String {
+        let lines = finished.stderr.lines().rev();
+        let line = lines.map(str::trim).find(|line| !line.is_empty());
+        line.unwrap_or("no message").chars().take(200).collect()
+    };
+    let memory = || Some((TestOutcome::Memory, "memory limit".to_string()));
+    if finished.box_died {
+        let reason = "the program ended its sandbox".to_string();
+        return Some((TestOutcome::Error, reason));
+    }
+    if finished.late || finished.code == -SIGXCPU {
+        return Some((TestOutcome::Timeout, "time limit".into()));
+    }
+    match finished.code {
+        _ if finished.peak_bytes > limits.memory_bytes => memory(),
+        0 => None,
+        EXIT_MEMORY => memory(),
+        code if code == -SIGSYS => {
+            let reason = "a forbidden system call".to_string();
+            Some((TestOutcome::Forbidden, reason))
+        }
+        // nobody in the box can send it: the kernel had no memory left
+        code if code == -SIGKILL => memory(),
+        _ if finished.stderr.contains("std::bad_alloc") => memory(),
+        EXIT_SYNTAX => Some((TestOutcome::Error, last_line())),
+        code if code < 0 => Some((TestOutcome::Error, format!("ended by signal {}", -code))),
+        _ => Some((TestOutcome::Error, last_line())),
+    }
+}
