@@ -6,23 +6,28 @@
 //! | [`preview`] | rows as the trainer will see them |
 //! | [`generate`], [`score`], [`chat`], [`eval`] | a model on prompts, on given text, in a conversation, on a benchmark |
 //! | [`data`] | what trace files hold |
+//! | [`grade`] | verdicts on answers |
 //! | [`plan`] | what a run would take |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
+//! | [`debug_model`] | hidden: logits and gradients on token ids |
 //! | [`debug_train`] | hidden: the loop on rows of token ids |
 //! | [`options`] | options that several commands share |
-//! | [`rows`] | JSON lines in and out |
+//! | [`rows`], [`stream`], `cases` | JSON lines in and out, by chunks, and the fields of graded rows |
 //! | [`stdout`] | the way of results |
 //! | [`terminal`], [`color`] | progress, errors, signals; styles |
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
+mod cases;
 pub mod chat;
 pub mod color;
 pub mod data;
+pub mod debug_model;
 pub mod debug_train;
 pub mod eval;
 pub mod generate;
+pub mod grade;
 pub mod options;
 pub mod plan;
 pub mod preview;
@@ -32,6 +37,7 @@ pub mod rows;
 pub mod run;
 pub mod score;
 pub mod stdout;
+pub mod stream;
 mod tasks;
 pub mod terminal;
 
@@ -55,11 +61,14 @@ struct Output {
 #[derive(Subcommand)]
 enum Command {
     #[command(hide = true)]
+    DebugModel(debug_model::Args),
+    #[command(hide = true)]
     DebugTrain(debug_train::Args),
     Plan(plan::Args),
     Preview(preview::Args),
     Generate(generate::Args),
     Score(score::Args),
+    Grade(grade::Args),
     Eval(eval::Args),
     Chat(chat::Args),
     Data(data::Args),
@@ -70,12 +79,14 @@ enum Command {
 impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
+            Self::DebugModel(args) => debug_model::run(&args, session),
             Self::DebugTrain(args) => debug_train::run(&args, session),
             Self::Plan(args) => plan::run(&args, session),
             Self::Preview(args) => preview::run(&args, session),
             Self::Eval(args) => eval::run(&args, session),
             Self::Generate(args) => generate::run(&args, session),
             Self::Score(args) => score::run(&args, session),
+            Self::Grade(args) => grade::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),
             Self::Data(args) => data::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),

@@ -110,21 +110,26 @@ impl Row {
 /// The rows of a file, one after the other; blank lines are passed over.
 pub struct Rows {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: Box<dyn BufRead>,
     line: usize,
     buffer: Vec<u8>,
 }
 
 impl Rows {
-    /// Opens a JSON lines file.
+    /// Opens a JSON lines file; `-` is stdin.
     ///
     /// # Errors
     /// It cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
+        let reader: Box<dyn BufRead> = if is_standard(path) {
+            Box::new(std::io::stdin().lock())
+        } else {
+            let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
+            Box::new(BufReader::with_capacity(1 << 20, file))
+        };
         Ok(Self {
-            path: path.to_path_buf(),
-            reader: BufReader::with_capacity(1 << 20, file),
+            path: place(path).to_path_buf(),
+            reader,
             line: 0,
             buffer: Vec::new(),
         })
@@ -138,7 +143,13 @@ impl Rows {
         Self::open(path)?.collect()
     }
 
-    fn read(&mut self) -> Result<Option<Row>> {
+    /// What messages call the file.
+    pub fn place(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next line that is not blank, with its number.
+    pub fn line(&mut self) -> Result<Option<(usize, &[u8])>> {
         loop {
             self.buffer.clear();
             let n = self
@@ -156,7 +167,16 @@ impl Rows {
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            return Row::parse(bytes, self.line, &self.path).map(Some);
+            let start = self.buffer.len() - bytes.len();
+            return Ok(Some((self.line, &self.buffer[start..])));
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<Row>> {
+        let path = self.path.clone();
+        match self.line()? {
+            Some((line, bytes)) => Row::parse(bytes, line, &path).map(Some),
+            None => Ok(None),
         }
     }
 }
@@ -169,20 +189,62 @@ impl Iterator for Rows {
     }
 }
 
+/// Whether `path` stands for stdin or stdout.
+pub fn is_standard(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// What messages call an input.
+fn place(path: &Path) -> &Path {
+    if is_standard(path) {
+        Path::new("stdin")
+    } else {
+        path
+    }
+}
+
 /// A file of lines that appears under its name only once it is complete.
 pub struct Beside {
     path: PathBuf,
     /// Where it is written meanwhile; none for what is no regular file, such as `/dev/stdout`.
     partial: Option<PathBuf>,
-    file: BufWriter<File>,
+    file: BufWriter<Sink>,
+}
+
+enum Sink {
+    File(File),
+    Stdout(std::io::Stdout),
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::File(file) => file.write(bytes),
+            Self::Stdout(out) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::File(file) => file.flush(),
+            Self::Stdout(out) => out.flush(),
+        }
+    }
 }
 
 impl Beside {
-    /// Begins to write `path`.
+    /// Begins to write `path`; `-` is stdout.
     ///
     /// # Errors
     /// Its folder does not exist or cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
+        if is_standard(path) {
+            return Ok(Self {
+                path: PathBuf::from(super::stdout::NAME),
+                partial: None,
+                file: BufWriter::new(Sink::Stdout(std::io::stdout())),
+            });
+        }
         let is_special = std::fs::metadata(path).is_ok_and(|m| !m.is_file());
         let partial = (!is_special).then(|| {
             let mut name = path.as_os_str().to_os_string();
@@ -196,7 +258,9 @@ impl Beside {
         Ok(Self {
             path: path.to_path_buf(),
             partial,
-            file: BufWriter::new(file.map_err(|e| Error::io("creating", path, e))?),
+            file: BufWriter::new(Sink::File(
+                file.map_err(|e| Error::io("creating", path, e))?,
+            )),
         })
     }
 
@@ -209,8 +273,8 @@ impl Beside {
     pub fn finish(mut self) -> Result<()> {
         let mut write = || {
             self.file.flush()?;
-            if let Some(partial) = &self.partial {
-                self.file.get_ref().sync_all()?;
+            if let (Some(partial), Sink::File(file)) = (&self.partial, self.file.get_ref()) {
+                file.sync_all()?;
                 std::fs::rename(partial, &self.path)?;
             }
             Ok(())

@@ -4,7 +4,8 @@ use crate::{Error, Result};
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
 
-const NAME: &str = "stdout";
+/// What messages call it.
+pub(super) const NAME: &str = "stdout";
 
 /// Writes a text as it is.
 ///

@@ -2,11 +2,12 @@
 //!
 //! This file holds the recipe as a user writes it: one struct a table, one doc comment a field. Reading, `--set` and
 //! "did you mean" are in [`load`]; the shipped recipes, cards and suites in [`shipped`]; what a recipe means once every
-//! default is filled in, in [`plan`].
+//! default is filled in, in [`plan`]; the settings of rewards in [`reward`].
 
 pub mod card;
 pub mod load;
 pub mod plan;
+pub mod reward;
 pub mod shipped;
 pub mod suite;
 

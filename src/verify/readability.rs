@@ -50,6 +50,18 @@ pub enum Flag {
     Repetition,
 }
 
+impl Flag {
+    /// As it is written in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MixedLanguage => "mixed_language",
+            Self::OverlongParagraph => "overlong_paragraph",
+            Self::CodeBlock => "code_block",
+            Self::Repetition => "repetition",
+        }
+    }
+}
+
 /// The measures of a reasoning, and what they say.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Readability {
