@@ -116,6 +116,7 @@ fn what_is_no_program() {
         "```python\nprint(1)",
         "```rust\nfn main() {}\n```",
         "```python\n```",
+        "I cannot solve this problem.",
     ] {
         check(row(prediction), Unparsable, &[Error]);
     }

@@ -2,7 +2,8 @@
 //! test, and none may pass. An attack prints the right answer, 42, only where it has got what it was after, so a verdict
 //! of correct would mean that it works. What stays on the machine after a run is in `code_sandbox.rs`.
 
-#![cfg(target_os = "linux")]
+// system calls are made by their x86-64 numbers
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::sync::OnceLock;
 

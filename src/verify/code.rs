@@ -100,9 +100,14 @@ impl CodeCase {
     }
 
     fn limits(&self) -> Limits {
+        let in_bounds = |seconds: &f64| *seconds > 0.0 && *seconds <= MAX_TIMEOUT_S;
+        let megabytes = self.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
         Limits {
-            timeout_s: self.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S),
-            memory_bytes: self.memory_mb.unwrap_or(DEFAULT_MEMORY_MB) << 20,
+            timeout_s: self
+                .timeout_s
+                .filter(in_bounds)
+                .unwrap_or(DEFAULT_TIMEOUT_S),
+            memory_bytes: megabytes.min(MAX_MEMORY_MB) << 20,
         }
     }
 }
@@ -128,10 +133,12 @@ pub fn grade(case: &CodeCase, sandbox: &Sandbox) -> Result<CodeVerdict> {
             }
         },
     };
-    let (source, language) = match find(&case.prediction, wanted) {
+    let (source, language, fenced) = match find(&case.prediction, wanted) {
         Found::Program {
-            source, language, ..
-        } => (source, language),
+            source,
+            language,
+            fenced,
+        } => (source, language, fenced),
         Found::Nothing(reason) => return Ok(unparsable(None, reason)),
     };
     let code = match language {
@@ -174,6 +181,10 @@ pub fn grade(case: &CodeCase, sandbox: &Sandbox) -> Result<CodeVerdict> {
         }
         let late = outcomes.iter().filter(|o| **o == TestOutcome::Timeout);
         let rest = if reason.everywhere {
+            if !fenced {
+                let reason = "no code block in the answer, and the answer is no program";
+                return Ok(unparsable(None, reason.into()));
+            }
             Some(outcome)
         } else if late.count() >= MAX_TIMEOUTS {
             Some(TestOutcome::Timeout)

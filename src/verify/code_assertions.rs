@@ -12,6 +12,8 @@ use crate::Result;
 
 /// Calls of one test; each is a run of both boxes.
 const MAX_CALLS: usize = 1000;
+/// Of all returned values of one test together.
+const MAX_RESULT_BYTES: usize = 32 << 20;
 
 /// The program that runs assertions.
 pub fn code() -> Code {
@@ -57,7 +59,7 @@ pub fn check(
             }
         }
     };
-    let mut results = Map::new();
+    let (mut results, mut num_bytes) = (Map::new(), 0);
     for _ in 0..MAX_CALLS {
         let input = json!({"source": source, "defined": defined, "results": results}).to_string();
         let finished = driver.run(&Mode::Stdio { input: &input }, limits)?;
@@ -74,6 +76,10 @@ pub fn check(
         let made = program.run(&Mode::Invoke { call: &call }, limits)?;
         if made.code != 0 || made.late || made.box_died {
             return Ok(Ending::Stopped(made));
+        }
+        num_bytes += made.output.len();
+        if num_bytes > MAX_RESULT_BYTES {
+            return Ok(Ending::Failed("the functions return too much".into()));
         }
         match serde_json::from_slice::<Value>(&made.output) {
             Ok(value) => results.insert(call, value),

@@ -36,7 +36,7 @@ MAX_OPEN_FILES = 64
 THREAD_STACK_BYTES = 16 << 20
 RECURSION_LIMIT = 50_000
 # a program that computes less than this share of the time is waiting, not starved by a busy machine
-IDLE_SHARE = 0.2
+IDLE_SHARE = 0.03
 WALL_FACTOR = 4
 STDERR_BYTES = 4096
 

@@ -108,7 +108,7 @@ impl Sandbox {
                     sandbox.try_out()?;
                     return Ok(sandbox);
                 }
-                Err(error) => refused = refused.or(Some(error)),
+                Err(error) => refused = Some(error),
             }
         }
         Err(refused.unwrap_or_else(|| Error::input("no sandbox could be made")))

@@ -66,10 +66,7 @@ pub fn inner(of: Program) -> Result<Vec<BpfProgram>> {
             libc::SYS_fcntl,
             [libc::F_SETOWN as u64, F_SETSIG, F_SETOWN_EX],
         ),
-        (
-            libc::SYS_ioctl,
-            [FIOSETOWN, SIOCSPGRP, libc::TIOCSTI as u64],
-        ),
+        (libc::SYS_ioctl, [FIOSETOWN, SIOCSPGRP, TIOCSTI]),
     ] {
         let rules = commands.map(|command| rule(1, SeccompCmpOp::Eq, command));
         killed.insert(call, rules.into_iter().collect::<Result<_>>()?);
@@ -120,12 +117,13 @@ fn rule(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule> {
 
 const F_SETSIG: u64 = 10;
 const F_SETOWN_EX: u64 = 15;
+const TIOCSTI: u64 = 0x5412;
 const FIOSETOWN: u64 = 0x8901;
 const SIOCSPGRP: u64 = 0x8902;
 
 fn failed(error: seccompiler::BackendError) -> Error {
     Error::input(format!("building the system call filter: {error}"))
-        .with_hint("code is graded on x86_64, aarch64 and riscv64 Linux")
+        .with_hint("code is graded on x86-64 and aarch64 Linux")
 }
 
 const NAMESPACES: [i32; 8] = [
@@ -280,7 +278,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
-    libc::SYS_flock,
     libc::SYS_fadvise64,
     libc::SYS_sendfile,
     libc::SYS_copy_file_range,
@@ -364,8 +361,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getrandom,
     // limits and usage
     libc::SYS_prlimit64,
-    libc::SYS_getrlimit,
-    libc::SYS_setrlimit,
     libc::SYS_getrusage,
     libc::SYS_times,
     // signals
@@ -445,6 +440,8 @@ const ALLOWED_LEGACY: &[c_long] = &[
     libc::SYS_time,
     libc::SYS_getpgrp,
     libc::SYS_arch_prctl,
+    libc::SYS_getrlimit,
+    libc::SYS_setrlimit,
     libc::SYS_fork,
     libc::SYS_vfork,
 ];

@@ -294,12 +294,12 @@ impl Child<'_> {
             let name = c"sandbox";
             check(libc::sethostname(name.as_ptr(), 7), "naming the host")?;
             self.drop_privileges()?;
-            limit(libc::RLIMIT_CORE as c_uint, 0, 0)?;
-            limit(libc::RLIMIT_NOFILE as c_uint, 256, 256)?;
-            limit(libc::RLIMIT_MEMLOCK as c_uint, 0, 0)?;
-            limit(libc::RLIMIT_MSGQUEUE as c_uint, 0, 0)?;
+            limit(libc::RLIMIT_CORE as i64, 0, 0)?;
+            limit(libc::RLIMIT_NOFILE as i64, 256, 256)?;
+            limit(libc::RLIMIT_MEMLOCK as i64, 0, 0)?;
+            limit(libc::RLIMIT_MSGQUEUE as i64, 0, 0)?;
             limit(
-                libc::RLIMIT_STACK as c_uint,
+                libc::RLIMIT_STACK as i64,
                 PROGRAM_STACK_BYTES,
                 PROGRAM_STACK_BYTES,
             )?;
@@ -534,13 +534,13 @@ unsafe fn write_file(path: Text, bytes: &[u8], doing: &'static str) -> Result<()
 }
 
 /// Lowers a limit; one that is lower already stays.
-unsafe fn limit(resource: c_uint, soft: u64, hard: u64) -> Result<(), &'static str> {
+unsafe fn limit(resource: i64, soft: u64, hard: u64) -> Result<(), &'static str> {
     const DOING: &str = "setting a limit";
     unsafe {
         let mut now: libc::rlimit = std::mem::zeroed();
-        check(libc::getrlimit(resource, &mut now), DOING)?;
+        check(libc::getrlimit(resource as _, &mut now), DOING)?;
         now.rlim_max = now.rlim_max.min(hard);
         now.rlim_cur = now.rlim_max.min(soft);
-        check(libc::setrlimit(resource, &now), DOING)
+        check(libc::setrlimit(resource as _, &now), DOING)
     }
 }
