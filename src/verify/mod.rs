@@ -18,7 +18,9 @@
 pub mod choice;
 mod choice_words;
 pub mod code;
+mod code_assertions;
 pub mod code_cases;
+pub mod code_checker;
 mod code_compare;
 mod code_extract;
 mod compare;
@@ -50,6 +52,8 @@ pub mod sandbox;
 pub mod sandbox;
 #[cfg(target_os = "linux")]
 mod sandbox_filter;
+#[cfg(target_os = "linux")]
+mod sandbox_layout;
 pub mod sandbox_program;
 #[cfg(target_os = "linux")]
 mod sandbox_spawn;
