@@ -1,8 +1,8 @@
 //! Verdicts on programs: the code of an answer is run against the tests of its row in the sandbox, and what it wrote or
 //! returned is compared out here.
 //!
-//! The parts: [`super::code_extract`] finds the program, [`super::code_cases`] reads the tests, [`super::sandbox`] runs,
-//! [`super::code_compare`] compares. An error here is the machine's failure; whatever a model wrote gets a verdict.
+//! The parts: `code_extract.rs` finds the program, [`super::code_cases`] reads the tests, [`super::sandbox`] runs,
+//! `code_compare.rs` compares. An error here is the machine's failure; whatever a model wrote gets a verdict.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

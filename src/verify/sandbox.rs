@@ -1,15 +1,15 @@
-//! Where model code runs: warm Python interpreters, each process 1 of a box that [`super::sandbox_spawn`] makes, kept for
+//! Where model code runs: warm Python interpreters, each process 1 of a box that `sandbox_spawn.rs` makes, kept for
 //! one case after the other.
 //!
 //! Why this and not a container or `bwrap`: it needs no package beyond the interpreter, works as root and as an ordinary
 //! user, and a test costs a `fork` of a warm interpreter (about two milliseconds) in place of a start (about sixty).
 //!
 //! What a program finds: its own scratch directory in memory, the interpreter and the system's libraries read-only, no
-//! `/proc`, no network, no other process it could see or make, a cleared environment. What it may use: processor time,
+//! `/proc`, no network, no other process it could make or signal, a cleared environment. What it may use: processor time,
 //! waiting time, memory, output, files and threads up to limits. Two layers hold it: namespaces (mount, process, network,
 //! IPC, host name, and user where the caller is not root) with a user number of its own, and system call filters
-//! ([`super::sandbox_filter`]) that kill it when it asks for what only an attack needs. Expected outputs never enter the
-//! box. Each test is a process; each case is served by a process of its own, so nothing of one answer is left for the next;
+//! (`sandbox_filter.rs`) that kill it when it asks for what only an attack needs. Expected outputs never enter
+//! a box with model code in it. Each test is a process; each case is served by a process of its own, so nothing of one answer is left for the next;
 //! a box in which anything was left, killed or broken is not used again.
 //!
 //! What is trusted: the kernel, and the interpreter as installed. Where the machine cannot do all this, [`Sandbox::open`]

@@ -4,7 +4,7 @@
 //! a list of what ordinary programs need; what is not on it fails as if the kernel had never heard of it, and what only
 //! an attack asks for kills the process. The inner one ([`inner`]) is added by the runner to each child right before
 //! model code gets it: no further process, no other program, no signal to anybody. Namespaces, mounts and limits are in
-//! [`super::sandbox_spawn`].
+//! `sandbox_spawn.rs`.
 
 use std::collections::BTreeMap;
 

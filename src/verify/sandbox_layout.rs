@@ -1,5 +1,5 @@
 //! What a box shows of the host: a list of directories, files, links and devices, as steps that
-//! [`super::sandbox_spawn`] takes between `clone` and `execve`. Everything else of the host is absent.
+//! `sandbox_spawn.rs` takes between `clone` and `execve`. Everything else of the host is absent.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;

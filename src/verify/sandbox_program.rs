@@ -34,7 +34,7 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Code {
     Python(String),
-    /// An executable, as [`Sandbox::compile`] makes it.
+    /// An executable, as [`super::sandbox::Sandbox::compile`] makes it.
     Native(Vec<u8>),
 }
 
