@@ -90,6 +90,32 @@ fn traces_that_cannot_be_read_are_named() {
     }
 }
 
+/// A data set of 40 rows in three groups.
+const PARQUET: &[u8] = include_bytes!("data/messages.parquet");
+
+#[test]
+fn a_parquet_file_cut_or_overwritten_in_its_middle_is_told() {
+    let whole = place("t.parquet");
+    whole.file("t.parquet", PARQUET);
+    whole.works(&[&RUN[..], &["--set", "sft.over_length=truncate"]].concat());
+
+    let half = PARQUET.len() / 2;
+    // the footer is whole, half of the pages before it are zero: a copy with a hole
+    let mut hole = PARQUET.to_vec();
+    hole[half / 2..half].fill(0);
+    for (what, bytes) in [
+        ("half", &PARQUET[..half]),
+        ("all but the last byte", &PARQUET[..PARQUET.len() - 1]),
+        ("hole", &hole),
+    ] {
+        let place = place("t.parquet");
+        place.file("t.parquet", bytes);
+        let (error, hint) = place.fails(&RUN);
+        assert!(error.contains("t.parquet"), "{what}: {error}");
+        assert!(hint.contains("fetch it again"), "{what}: {error}; {hint}");
+    }
+}
+
 #[test]
 fn max_length_below_every_row_is_told() {
     let place = place("t.jsonl");

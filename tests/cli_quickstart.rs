@@ -1,4 +1,4 @@
-//! The quickstart at a fraction of its size: enough to learn the form of an answer, not yet to get most of them right.
+//! The quickstart at a third of its size: enough to get from no right answer to some, not yet to most.
 
 mod cli_support;
 
@@ -6,13 +6,13 @@ use cli_support::Place;
 use serde_json::Value;
 
 #[test]
-fn a_small_quickstart_learns_how_answers_look() {
+fn a_small_quickstart_learns() {
     let place = Place::new();
     let small = [
         "--set",
-        "traces.0.num_problems=600",
+        "traces.0.num_problems=4000",
         "--set",
-        "eval.limit=20",
+        "eval.limit=50",
     ];
     let args = [&["--recipe", "quickstart", "--run-dir", "q"][..], &small].concat();
     let run = place.works(&args);
@@ -42,16 +42,16 @@ fn a_small_quickstart_learns_how_answers_look() {
                 .unwrap()
         })
         .collect();
-    // 600 rows in batches of 8, twice
-    assert_eq!(losses.len(), 150);
+    // 4000 rows in batches of 8, twice
+    assert_eq!(losses.len(), 1000);
     assert!(
-        losses[0] > 4.0 && losses[149] < 1.2,
+        losses[0] > 4.0 && losses[999] < 0.5,
         "{} to {}",
         losses[0],
-        losses[149]
+        losses[999]
     );
 
-    // with random weights an answer has no end; afterwards it has one, and a box
+    // with random weights an answer has no end; afterwards it has one, and about a third of them are right
     let eval = |stage: &str| {
         serde_json::from_str::<Value>(&place.read(&format!("q/{stage}/eval.json"))).unwrap()
     };
@@ -59,6 +59,7 @@ fn a_small_quickstart_learns_how_answers_look() {
     assert_eq!(before["pass@1"], 0.0);
     assert!(before["truncated_share"].as_f64() > Some(0.5), "{before}");
     assert!(after["truncated_share"].as_f64() < Some(0.2), "{after}");
+    assert!(after["pass@1"].as_f64() >= Some(0.1), "{after}");
     assert!(place.read("q/eval/samples.jsonl").contains("boxed{"));
     assert!(place.read("q/report.html").contains("<svg"));
 
@@ -72,7 +73,7 @@ fn a_small_quickstart_learns_how_answers_look() {
         "--suite",
         "arithmetic",
         "--limit",
-        "20",
+        "50",
         "--json",
     ]);
     let json: Value = serde_json::from_str(&json.stdout).unwrap();

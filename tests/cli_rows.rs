@@ -233,6 +233,30 @@ fn score_knows_every_token() {
 }
 
 #[test]
+fn a_model_without_a_template_reads_all_but_conversations() {
+    let place = place();
+    std::fs::remove_file(place.path().join("m/chat_template.jinja")).unwrap();
+    let score = [
+        "score", "--model", "m", "--input", "r.jsonl", "--output", "s.jsonl",
+    ];
+    place.file("r.jsonl", "{\"text\": \"abk\"}\n{\"tokens\":[3,4]}\n");
+    place.works(&score);
+    assert_eq!(rows(&place, "s.jsonl")[0]["tokens"], json!([3, 4, 13]));
+    place.file("p.jsonl", "{\"prompt\": \"ka\"}\n");
+    place.works(&GREEDY);
+    assert_eq!(rows(&place, "o.jsonl")[0]["generations"][0]["text"], "bc");
+
+    let message = "{\"messages\":[{\"role\":\"user\",\"content\":\"k\"},{\"role\":\"assistant\",\"content\":\"a\"}]}";
+    place.file("r.jsonl", format!("{{\"text\":\"a\"}}\n{message}\n"));
+    let (error, hint) = place.fails(&score);
+    assert_eq!(
+        error,
+        "`r.jsonl` line 2: the tokenizer has no chat template"
+    );
+    assert!(hint.contains("chat_template.jinja"), "{hint}");
+}
+
+#[test]
 fn score_refuses_what_it_cannot_use() {
     let place = place();
     let args = [

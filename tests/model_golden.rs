@@ -1,13 +1,21 @@
 //! Every family against transformers: logits, gradients and greedy text of tiny checkpoints made by
-//! `tests/peers/model_golden.py`.
+//! `tests/peers/model_golden.py`, with tied and untied embeddings, from files of f32, f16 and bf16, whole and sharded.
 
 use candle_core::{DType, Device, Tensor};
 use distill::model::{Batch, CausalLm, LoadOptions, Recompute};
 use distill::ops::ParamId;
-use std::collections::HashMap;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-const FAMILIES: [&str; 3] = ["qwen2", "qwen3", "llama"];
+const FAMILIES: [&str; 6] = [
+    "qwen2",
+    "qwen3",
+    "llama",
+    "qwen2-untied-f16",
+    "qwen3-tied-bf16",
+    "llama-tied-bf16",
+];
 
 fn folder(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -16,11 +24,12 @@ fn folder(family: &str) -> PathBuf {
 }
 
 fn load(folder: &Path) -> CausalLm {
-    let options = LoadOptions {
-        device: Device::Cpu,
-        dtype: DType::F32,
-    };
-    CausalLm::load(folder, &options).unwrap()
+    load_as(folder, DType::F32)
+}
+
+fn load_as(folder: &Path, dtype: DType) -> CausalLm {
+    let device = Device::Cpu;
+    CausalLm::load(folder, &LoadOptions { device, dtype }).unwrap()
 }
 
 fn expected(family: &str) -> HashMap<String, Tensor> {
@@ -165,28 +174,77 @@ fn greedy_text_through_the_cache_is_that_of_transformers() {
     }
 }
 
+/// Every tensor of a folder: dtype, shape, bytes.
+fn stored(folder: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.starts_with("model") && name.ends_with(".safetensors") {
+            let bytes = std::fs::read(&path).unwrap();
+            for (name, view) in safetensors::SafeTensors::deserialize(&bytes)
+                .unwrap()
+                .tensors()
+            {
+                let dtype = format!("{:?}", view.dtype());
+                let content = (dtype, view.shape().to_vec(), view.data().to_vec());
+                assert!(all.insert(name, content).is_none());
+            }
+        }
+    }
+    all
+}
+
 #[test]
-fn saved_checkpoints_load_again_single_and_sharded() {
-    let (tokens, seq_lens) = input();
-    for family in FAMILIES {
-        let model = load(&folder(family));
-        let before = values(&model.logits(&tokens, &seq_lens).unwrap());
+fn a_checkpoint_loaded_and_saved_is_the_same_to_the_bit_single_and_sharded() {
+    for (family, dtype, written) in [
+        ("qwen2", DType::F32, "float32"),
+        ("qwen3", DType::F32, "float32"),
+        ("llama", DType::F32, "float32"),
+        ("qwen2-untied-f16", DType::F16, "float16"),
+        ("qwen3-tied-bf16", DType::BF16, "bfloat16"),
+        ("llama-tied-bf16", DType::BF16, "bfloat16"),
+    ] {
+        let model = load_as(&folder(family), dtype);
         for shard in [u64::MAX, 4000] {
             let dir = tempfile::tempdir().unwrap();
             model.save(dir.path(), shard).unwrap();
+            let is_sharded = dir.path().join("model.safetensors.index.json").exists();
+            assert_eq!(is_sharded, shard == 4000);
+            assert!(stored(dir.path()) == stored(&folder(family)), "{family}");
+            let again = load_as(dir.path(), dtype);
             assert_eq!(
-                dir.path().join("model.safetensors.index.json").exists(),
-                shard == 4000
+                again.config().weight_shapes(),
+                model.config().weight_shapes()
             );
-            let again = load(dir.path());
             assert_eq!(
-                again.config().num_parameters(),
-                model.config().num_parameters()
+                again.config().to_json(written),
+                Value::Object(again.config().raw.clone())
             );
-            assert!(
-                values(&again.logits(&tokens, &seq_lens).unwrap()) == before,
-                "{family}"
-            );
+            for (a, b) in again.parameters().iter().zip(model.parameters()) {
+                assert!(values(&a.value) == values(&b.value), "{family}: {}", a.name);
+            }
         }
+    }
+}
+
+#[test]
+fn weights_of_16_bits_widened_and_narrowed_are_the_same_to_the_bit() {
+    for (family, dtype) in [
+        ("qwen2-untied-f16", DType::F16),
+        ("llama-tied-bf16", DType::BF16),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        load(&folder(family)).save(dir.path(), u64::MAX).unwrap();
+        assert!(
+            stored(dir.path())
+                .values()
+                .all(|(dtype, ..)| dtype == "F32")
+        );
+        let narrow = tempfile::tempdir().unwrap();
+        load_as(dir.path(), dtype)
+            .save(narrow.path(), u64::MAX)
+            .unwrap();
+        assert!(stored(narrow.path()) == stored(&folder(family)), "{family}");
     }
 }

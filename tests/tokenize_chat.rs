@@ -393,7 +393,7 @@ fn saved_and_loaded_again() {
     chat.add_stop_token("<bos>").unwrap();
     chat.save(folder.path()).unwrap();
     let again = Chat::load(folder.path(), None).unwrap();
-    assert_eq!(again.template.source(), CHATML);
+    assert_eq!(again.template().unwrap().source(), CHATML);
     assert_eq!(again.stop_ids(), chat.stop_ids());
     let turns = talk(&[("user", "q"), ("assistant", REASONED)]);
     assert_eq!(

@@ -348,6 +348,104 @@ fn loss_that_is_no_number_names_step_and_rows_and_leaves_the_weights() {
     assert_eq!(bits(&model), before);
 }
 
+/// Gives a weight other values; `at` gets place and present value.
+fn change(model: &distill::model::CausalLm, name: &str, at: impl Fn(usize, f32) -> f32) {
+    let parameter = model.parameters().iter().find(|p| p.name == name).unwrap();
+    let old = parameter.value.flatten_all().unwrap();
+    let old = old.to_vec1::<f32>().unwrap();
+    let values: Vec<f32> = old.iter().enumerate().map(|(i, &v)| at(i, v)).collect();
+    let new =
+        candle_core::Tensor::from_vec(values, parameter.value.shape(), model.device()).unwrap();
+    parameter.value.slice_set(&new, 0, 0).unwrap();
+}
+
+#[test]
+fn a_gradient_that_overflows_under_a_finite_loss_names_step_and_row_and_leaves_the_weights() {
+    // Channel 15 (of 16) of the residual stream is token 20's alone. It drives feature 0 of the first feed-forward close
+    // to the largest f32; nothing reads that feature, so the loss knows nothing of it, but the gradient of the weights
+    // that would read it is the feature times the incoming gradient.
+    let rows = |with_20: Option<usize>| {
+        let mut rows = rows(3);
+        for (i, (tokens, _)) in rows.0.iter_mut().enumerate() {
+            tokens
+                .iter_mut()
+                .filter(|t| **t == 20)
+                .for_each(|t| *t = 21);
+            if Some(i) == with_20 {
+                tokens[2] = 20;
+            }
+        }
+        rows
+    };
+    let model = |up: f32| {
+        let model = tiny(7);
+        change(&model, "model.embed_tokens.weight", |i, v| match i % 16 {
+            15 => f32::from(u8::from(i / 16 == 20)),
+            _ => v,
+        });
+        for name in ["self_attn.o_proj", "mlp.down_proj"] {
+            let columns = if name == "mlp.down_proj" { 24 } else { 16 };
+            change(&model, &format!("model.layers.0.{name}.weight"), |i, v| {
+                let reads_feature_0 = name == "mlp.down_proj" && i % columns == 0;
+                let writes_channel_15 = i / columns == 15;
+                if reads_feature_0 || writes_channel_15 {
+                    0.0
+                } else {
+                    v
+                }
+            });
+        }
+        for (name, scale) in [("gate", 1.0), ("up", up)] {
+            change(
+                &model,
+                &format!("model.layers.0.mlp.{name}_proj.weight"),
+                |i, v| match (i / 16, i % 16) {
+                    (0, 15) => scale,
+                    (0, _) => 0.0,
+                    _ => v,
+                },
+            );
+        }
+        // a larger incoming gradient
+        change(&model, "model.norm.weight", |_, _| 40.0);
+        model
+    };
+    let train = |model: &distill::model::CausalLm, rows: &Rows, log: &mut Log| {
+        let one = SftSettings {
+            max_steps: Some(1),
+            ..settings()
+        };
+        train_sft(model, rows, &one, temp().path(), log, &Stop::default())
+    };
+    let mut log = Log::default();
+    train(&model(2e37), &rows(None), &mut log).unwrap();
+    assert_eq!(log.steps.len(), 1);
+
+    for (up, what) in [
+        (
+            2e37,
+            "the gradient of `model.layers.0.mlp.down_proj.weight`",
+        ),
+        // every value of the gradient is finite, its squares are not
+        (1e30, "the norm of the gradient"),
+    ] {
+        let model = model(up);
+        let before = bits(&model);
+        let mut log = Log::default();
+        let error = train(&model, &rows(Some(1)), &mut log).unwrap_err();
+        assert!(matches!(error, Error::NonFinite { .. }), "{error}");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "step 1: {what} is not finite because of `row 1`; the weights are as they were before the step"
+            )
+        );
+        assert!(error.hint().unwrap().contains("learning_rate"));
+        assert!(log.steps.is_empty() && log.checkpoints.is_empty());
+        assert_eq!(bits(&model), before);
+    }
+}
+
 #[test]
 fn broken_weights_are_named() {
     let model = tiny(7);

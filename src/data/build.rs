@@ -412,7 +412,7 @@ fn key(
         "options": options,
         "sources": described,
         "tokenizer": hex(&Sha256::digest(chat.tokenizer.json())),
-        "template": chat.template.source(),
+        "template": chat.template()?.source(),
         "special": chat.tokenizer.special_tokens(),
         "variables": chat.variables,
         "eos_ids": chat.eos_ids,

@@ -6,6 +6,7 @@ use super::schedule::{self, Lm};
 use super::stopping::Detokenize;
 use super::{Completion, Engine, Request, Sampling};
 use crate::model::{CausalLm, KvCache};
+use crate::ops;
 use crate::progress::Stop;
 use crate::tokenize::TextTokenizer;
 use crate::{Error, Result};
@@ -80,12 +81,12 @@ impl Lm for Cached<'_> {
 
     fn prefill(&mut self, slot: u32, prompt: &[u32]) -> Result<Tensor> {
         let (model, cache) = (self.model, &mut self.cache);
-        to_cpu(in_the_pool(|| model.prefill(cache, slot, prompt))?)
+        to_cpu(ops::in_pool(|| model.prefill(cache, slot, prompt))?)
     }
 
     fn decode(&mut self, slots: &[u32], tokens: &[u32]) -> Result<Tensor> {
         let (model, cache) = (self.model, &mut self.cache);
-        to_cpu(in_the_pool(|| model.decode(cache, slots, tokens))?)
+        to_cpu(ops::in_pool(|| model.decode(cache, slots, tokens))?)
     }
 
     fn share(&mut self, from: u32, to: u32, len: usize) -> Result<()> {
@@ -106,12 +107,6 @@ impl Lm for Cached<'_> {
         };
         Ok(read(&storage.as_slice::<f32>()?[start..end]))
     }
-}
-
-/// Runs `work` on one of rayon's threads: the many short parallel regions in it then begin without a thread that waits to
-/// be woken.
-fn in_the_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| work())
 }
 
 /// Free where the model is on the CPU already.

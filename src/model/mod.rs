@@ -217,6 +217,16 @@ impl CausalLm {
         if rows.is_empty() {
             return Ok(vec![0.0; batch.tokens.len()]);
         }
+        ops::in_pool(|| self.pass_and_back(batch, &rows, recompute, grads))
+    }
+
+    fn pass_and_back(
+        &self,
+        batch: &Batch,
+        rows: &[u32],
+        recompute: Recompute,
+        grads: &mut Gradients,
+    ) -> Result<Vec<f32>> {
         let seqs = SeqLens::new(&batch.seq_lens);
         let positions = seqs.positions();
         let places = Places {
@@ -233,7 +243,7 @@ impl CausalLm {
             });
             x = y;
         }
-        let (logprobs, mut dx) = self.head_backward(batch, &rows, &x, grads)?;
+        let (logprobs, mut dx) = self.head_backward(batch, rows, &x, grads)?;
         drop(x);
         for block in self.blocks.iter().rev() {
             let Some(kept) = kept.pop() else { break };
@@ -289,7 +299,7 @@ impl CausalLm {
         if rows.is_empty() {
             return Ok(all);
         }
-        let x = self.residual(&batch.tokens, &batch.seq_lens)?;
+        let x = ops::in_pool(|| self.residual(&batch.tokens, &batch.seq_lens))?;
         let picked = x.index_select(&Tensor::new(rows.as_slice(), &self.device)?, 0)?;
         let h = ops::rms_norm(&picked, self.w(self.norm), self.config.rms_norm_eps)?;
         let targets: Vec<u32> = rows.iter().map(|&r| batch.targets[r as usize]).collect();
@@ -304,7 +314,7 @@ impl CausalLm {
 
     /// Logits of every token, `[T, V]` in f32: for tests and small inputs.
     pub fn logits(&self, tokens: &[u32], seq_lens: &[usize]) -> Result<Tensor> {
-        let x = self.residual(tokens, seq_lens)?;
+        let x = ops::in_pool(|| self.residual(tokens, seq_lens))?;
         let h = ops::rms_norm(&x, self.w(self.norm), self.config.rms_norm_eps)?;
         Ok(ops::linear(&h, self.w(self.head), None)?.to_dtype(DType::F32)?)
     }

@@ -34,6 +34,12 @@ pub use update::{AdamWStep, adamw_inplace, add_inplace, sum_rows};
 use crate::Result;
 use candle_core::Tensor;
 
+/// Runs `work` on one of rayon's threads: the many short parallel regions of a pass then begin without waking a thread
+/// that waits for each of them.
+pub fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
+
 /// A weight `[O, I]` and its bias `[O]`.
 pub type Projection<'a> = (&'a Tensor, Option<&'a Tensor>);
 

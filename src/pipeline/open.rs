@@ -76,7 +76,8 @@ pub fn dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// Opens the model called `place`: a card, `org/name[@revision]` or a folder.
+/// Opens the model called `place`: a card, `org/name[@revision]` or a folder. A chat template is only asked for where a
+/// conversation is rendered.
 ///
 /// # Errors
 /// No such model, or one that cannot be loaded.
@@ -93,7 +94,7 @@ pub fn open_model(
     let (source, card) = model_source(place)?;
     let (folder, revision) = local_folder(&source, reporter)?;
     let template = card.and_then(|c| c.chat_template);
-    let chat = Chat::load(&folder, template_text(template.as_deref())?.as_deref())?;
+    let chat = Chat::load_for_text(&folder, template_text(template.as_deref())?.as_deref())?;
     let model = CausalLm::load(&folder, &options)?;
     Ok(Opened {
         model,

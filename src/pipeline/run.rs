@@ -183,7 +183,7 @@ impl Run<'_> {
             "suite": stages::suite(self.plan, stage)?,
             "limit": self.plan.eval.as_ref().and_then(|e| e.limit),
             "seed": self.plan.seed,
-            "template": self.student.chat().template.source(),
+            "template": self.student.chat().template()?.source(),
         }))
     }
 }

@@ -70,7 +70,7 @@ impl Tokenized {
 #[derive(Clone, Debug)]
 pub struct Chat {
     pub tokenizer: TextTokenizer,
-    pub template: ChatTemplate,
+    template: Option<ChatTemplate>,
     /// Ids that end a generation: those of `generation_config.json`, `eos_token`, and the template's end of turn.
     pub eos_ids: Vec<u32>,
     /// Variables of the template; `enable_thinking` is true unless changed.
@@ -78,6 +78,15 @@ pub struct Chat {
     pub missing_end: MissingEnd,
     /// What the template puts behind an assistant's turn, usually; saves looking for its end every time.
     usual_tail: Option<Tail>,
+}
+
+/// The source of the template given, else of the tokenizer's own.
+fn source<'a>(tokenizer: &'a TextTokenizer, given: Option<&'a str>) -> Option<&'a str> {
+    given.or(tokenizer.files().chat_template.as_deref())
+}
+
+fn no_template(hint: &str) -> Error {
+    Error::input("the tokenizer has no chat template").with_hint(hint)
 }
 
 /// What stands in for the assistant's text while the template's frame around it is looked for; from the private use area,
@@ -109,16 +118,28 @@ impl Chat {
             .map_err(|error| error.at(format!("`{}`", folder.display())))
     }
 
+    /// As [`Chat::load`], but a folder without a template is fine until a conversation is rendered.
+    pub fn load_for_text(folder: &Path, template: Option<&str>) -> Result<Self> {
+        let tokenizer = TextTokenizer::load(folder)?;
+        let template = source(&tokenizer, template).map(str::to_string);
+        Self::build(tokenizer, template.as_deref())
+            .map_err(|error| error.at(format!("`{}`", folder.display())))
+    }
+
     /// A tokenizer with the given template, else with the one that came with it.
     pub fn new(tokenizer: TextTokenizer, template: Option<&str>) -> Result<Self> {
-        let source = template
-            .or(tokenizer.files().chat_template.as_deref())
-            .ok_or_else(|| {
-                Error::input("the tokenizer has no chat template").with_hint(
-                    "name one in `[student] chat_template`, a file or one of the shipped ones",
-                )
-            })?;
-        let template = ChatTemplate::new(source, tokenizer.special_tokens())?;
+        let Some(template) = source(&tokenizer, template).map(str::to_string) else {
+            return Err(no_template(
+                "name one in `[student] chat_template`, a file or one of the shipped ones",
+            ));
+        };
+        Self::build(tokenizer, Some(&template))
+    }
+
+    fn build(tokenizer: TextTokenizer, template: Option<&str>) -> Result<Self> {
+        let template = template
+            .map(|source| ChatTemplate::new(source, tokenizer.special_tokens()))
+            .transpose()?;
         let mut chat = Self {
             eos_ids: tokenizer.files().generation_eos_ids(),
             template,
@@ -152,6 +173,16 @@ impl Chat {
         Ok(chat)
     }
 
+    /// The template.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn template(&self) -> Result<&ChatTemplate> {
+        self.template
+            .as_ref()
+            .ok_or_else(|| no_template("put a `chat_template.jinja` beside `tokenizer.json`"))
+    }
+
     /// Ids that end a generation.
     pub fn stop_ids(&self) -> &[u32] {
         &self.eos_ids
@@ -179,7 +210,7 @@ impl Chat {
 
     /// Text that generation starts from: the conversation with the generation prompt.
     pub fn prompt_text(&self, messages: &[Message]) -> Result<String> {
-        self.template
+        self.template()?
             .render(&with_reasoning_inside(messages), true, &self.variables)
     }
 
@@ -235,7 +266,7 @@ impl Chat {
     /// names every id that ends a generation.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let mut files = self.tokenizer.files().clone();
-        files.chat_template = Some(self.template.source().to_string());
+        files.chat_template = self.template.as_ref().map(|t| t.source().to_string());
         let mut generation = files.generation_config.take().unwrap_or_default();
         let eos = match self.eos_ids.as_slice() {
             [] => None,
@@ -258,7 +289,7 @@ impl Chat {
     }
 
     fn render(&self, messages: Vec<Value>, add_generation_prompt: bool) -> Result<String> {
-        self.template
+        self.template()?
             .render_values(messages, add_generation_prompt, &self.variables)
     }
 

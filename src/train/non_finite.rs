@@ -70,10 +70,14 @@ pub fn gradient_error(
         true => rows,
         false => &culprits,
     };
+    let what = match parameters.is_empty() {
+        // every value is finite, the sum of their squares is not
+        true => "the norm of the gradient".to_string(),
+        false => format!("the gradient of {}", listed(&parameters, "parameters")),
+    };
     Error::NonFinite {
         message: format!(
-            "step {step}: the gradient of {} is not finite because of {}; the weights are as they were before the step",
-            listed(&parameters, "parameters"),
+            "step {step}: {what} is not finite because of {}; the weights are as they were before the step",
             row_names(rows, examples)
         ),
         hint: Some("look at these rows with `distill preview`; where they are fine, lower `sft.learning_rate` and go on from an earlier checkpoint".into()),

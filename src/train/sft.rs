@@ -8,6 +8,7 @@ use super::checkpoint::{Checkpoints, Cursor};
 use super::micro_batch::{self, MicroBatch};
 use super::{Examples, SftSettings, non_finite, order};
 use crate::model::{CausalLm, Recompute};
+use crate::ops;
 use crate::optim::{AdamW, clip_scale};
 use crate::progress::Stop;
 use crate::{Error, Result, recipe};
@@ -150,7 +151,7 @@ pub fn train_sft(
         }
 
         // divided once, clipped, applied
-        let grad_norm = gradients.sum_squares()?.sqrt() / num_trained as f64;
+        let grad_norm = ops::in_pool(|| gradients.sum_squares())?.sqrt() / num_trained as f64;
         if !grad_norm.is_finite() {
             return Err(non_finite::gradient_error(
                 cursor.step + 1,
@@ -163,7 +164,7 @@ pub fn train_sft(
         }
         let learning_rate = schedule.at(cursor.step);
         let grad_scale = clip_scale(grad_norm, settings.max_grad_norm) / num_trained as f64;
-        optimizer.step(&gradients, learning_rate, grad_scale)?;
+        ops::in_pool(|| optimizer.step(&gradients, learning_rate, grad_scale))?;
 
         let loss = loss_sum / num_trained as f64;
         cursor = Cursor {

@@ -1,14 +1,16 @@
 //! Verdicts on programs: the code of an answer is run against the tests of its row in the sandbox, and what it wrote or
 //! returned is compared out here.
 //!
-//! The parts: [`super::code_extract`] finds the program, [`super::code_cases`] reads the tests, [`super::sandbox`] runs,
-//! [`super::code_compare`] compares. An error here is the machine's failure; whatever a model wrote gets a verdict.
+//! The parts: `code_extract.rs` finds the program, [`super::code_cases`] reads the tests, [`super::sandbox`] runs,
+//! `code_compare.rs` compares. An error here is the machine's failure; whatever a model wrote gets a verdict.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::code_assertions::{self, Ending};
 pub use super::code_cases::{CallTest, StdioTest, Tests};
 use super::code_cases::{ill_typed, missing, text};
+use super::code_checker;
 use super::code_compare::{output_difference, value_difference};
 use super::code_extract::{Found, Language, find};
 pub use super::sandbox::Sandbox;
@@ -98,9 +100,14 @@ impl CodeCase {
     }
 
     fn limits(&self) -> Limits {
+        let in_bounds = |seconds: &f64| *seconds > 0.0 && *seconds <= MAX_TIMEOUT_S;
+        let megabytes = self.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
         Limits {
-            timeout_s: self.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S),
-            memory_bytes: self.memory_mb.unwrap_or(DEFAULT_MEMORY_MB) << 20,
+            timeout_s: self
+                .timeout_s
+                .filter(in_bounds)
+                .unwrap_or(DEFAULT_TIMEOUT_S),
+            memory_bytes: megabytes.min(MAX_MEMORY_MB) << 20,
         }
     }
 }
@@ -126,10 +133,12 @@ pub fn grade(case: &CodeCase, sandbox: &Sandbox) -> Result<CodeVerdict> {
             }
         },
     };
-    let (source, language) = match find(&case.prediction, wanted) {
+    let (source, language, fenced) = match find(&case.prediction, wanted) {
         Found::Program {
-            source, language, ..
-        } => (source, language),
+            source,
+            language,
+            fenced,
+        } => (source, language, fenced),
         Found::Nothing(reason) => return Ok(unparsable(None, reason)),
     };
     let code = match language {
@@ -150,16 +159,32 @@ pub fn grade(case: &CodeCase, sandbox: &Sandbox) -> Result<CodeVerdict> {
             }
         },
     };
-    let mut session = sandbox.session(&code)?;
+    let judge = match (&case.tests, &case.checker) {
+        (Tests::Assertions(_), _) => Some(code_assertions::code()),
+        (Tests::Stdio(_), Some(_)) => Some(code_checker::code()),
+        _ => None,
+    };
+    let mut boxes = Boxes {
+        program: sandbox.session(&code)?,
+        judge: judge
+            .as_ref()
+            .map(|code| sandbox.session(code))
+            .transpose()?,
+        defined: None,
+    };
     let (mut outcomes, mut first_reason) = (Vec::with_capacity(total), None);
     for index in 0..total {
-        let (outcome, reason) = run_test(case, index, &mut session)?;
+        let (outcome, reason) = run_test(case, index, &mut boxes)?;
         outcomes.push(outcome);
         if outcome != TestOutcome::Pass && first_reason.is_none() {
             first_reason = Some(format!("test {}: {}", index + 1, reason.text));
         }
         let late = outcomes.iter().filter(|o| **o == TestOutcome::Timeout);
         let rest = if reason.everywhere {
+            if !fenced {
+                let reason = "no code block in the answer, and the answer is no program";
+                return Ok(unparsable(None, reason.into()));
+            }
             Some(outcome)
         } else if late.count() >= MAX_TIMEOUTS {
             Some(TestOutcome::Timeout)
@@ -203,19 +228,52 @@ struct Reason {
     everywhere: bool,
 }
 
-fn run_test(case: &CodeCase, index: usize, session: &mut Session) -> Result<(TestOutcome, Reason)> {
+impl Reason {
+    fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            everywhere: false,
+        }
+    }
+}
+
+/// The boxes of one case: the program's, and that of what judges it where anything but this process does.
+struct Boxes<'a> {
+    program: Session<'a>,
+    judge: Option<Session<'a>>,
+    defined: Option<Value>,
+}
+
+fn run_test(case: &CodeCase, index: usize, boxes: &mut Boxes) -> Result<(TestOutcome, Reason)> {
     let limits = case.limits();
-    let (finished, difference) = match &case.tests {
-        Tests::Stdio(tests) => {
-            let test = &tests[index];
-            let finished = session.run(&Mode::Stdio { input: &test.input }, limits)?;
-            let difference = output_difference(&finished.output, &test.output);
+    let Boxes {
+        program,
+        judge,
+        defined,
+    } = boxes;
+    let (finished, difference) = match (&case.tests, judge) {
+        (Tests::Stdio(tests), judge) => {
+            let StdioTest { input, output } = &tests[index];
+            let finished = program.run(&Mode::Stdio { input }, limits)?;
+            let difference = match (&case.checker, judge) {
+                (Some(checker), Some(judge)) if broken_off(&finished, limits).is_none() => {
+                    let Ok(actual) = str::from_utf8(&finished.output) else {
+                        return Ok((TestOutcome::Fail, Reason::new("the output is not UTF-8")));
+                    };
+                    match code_checker::decide(checker, [input, output, actual], judge)? {
+                        Ok(true) => None,
+                        Ok(false) => Some("the checker rejects it".into()),
+                        Err(failure) => return Ok((TestOutcome::Error, Reason::new(failure))),
+                    }
+                }
+                _ => output_difference(&finished.output, output),
+            };
             (finished, difference)
         }
-        Tests::Call { fn_name, tests } => {
+        (Tests::Call { fn_name, tests }, _) => {
             let test = &tests[index];
             let arguments = &test.arguments;
-            let finished = session.run(&Mode::Call { fn_name, arguments }, limits)?;
+            let finished = program.run(&Mode::Call { fn_name, arguments }, limits)?;
             let mut difference = value_difference(&finished.output, &test.expected);
             if let (true, Value::Array(inside)) = (test.expected_inside, &test.expected)
                 && let [inside] = inside.as_slice()
@@ -225,38 +283,42 @@ fn run_test(case: &CodeCase, index: usize, session: &mut Session) -> Result<(Tes
             }
             (finished, difference)
         }
-        Tests::Assertions(_) => {
-            return Err(Error::input("assertions are not run yet"));
+        (Tests::Assertions(sources), Some(driver)) => {
+            match code_assertions::check(&sources[index], program, driver, limits, defined)? {
+                Ending::Passed => return Ok((TestOutcome::Pass, Reason::new(""))),
+                Ending::Failed(text) => return Ok((TestOutcome::Fail, Reason::new(text))),
+                Ending::Broken(text) => return Ok((TestOutcome::Error, Reason::new(text))),
+                Ending::Stopped(finished) => (finished, Some("it ends before the test".into())),
+            }
+        }
+        (Tests::Assertions(_), None) => {
+            return Err(Error::input("assertions need a box of their own"));
         }
     };
-    let reason = |text: String, everywhere| Reason { text, everywhere };
     if let Some((outcome, text)) = broken_off(&finished, limits) {
         let everywhere = finished.code == EXIT_SYNTAX;
-        return Ok((outcome, reason(text, everywhere)));
+        return Ok((outcome, Reason { text, everywhere }));
     }
     Ok(match difference {
-        None => (TestOutcome::Pass, reason(String::new(), false)),
-        Some(difference) => (TestOutcome::Fail, reason(difference, false)),
+        None => (TestOutcome::Pass, Reason::new("")),
+        Some(difference) => (TestOutcome::Fail, Reason::new(difference)),
     })
 }
 
 /// The outcome of a run that did not come to its end within its limits.
 fn broken_off(finished: &Finished, limits: Limits) -> Option<(TestOutcome, String)> {
-    let last_line = || -> String {
-        let lines = finished.stderr.lines().rev();
-        let line = lines.map(str::trim).find(|line| !line.is_empty());
-        line.unwrap_or("no message").chars().take(200).collect()
-    };
     let memory = || Some((TestOutcome::Memory, "memory limit".to_string()));
     if finished.box_died {
         let reason = "the program ended its sandbox".to_string();
         return Some((TestOutcome::Error, reason));
     }
+    if finished.peak_bytes > limits.memory_bytes {
+        return memory();
+    }
     if finished.late || finished.code == -SIGXCPU {
         return Some((TestOutcome::Timeout, "time limit".into()));
     }
     match finished.code {
-        _ if finished.peak_bytes > limits.memory_bytes => memory(),
         0 => None,
         EXIT_MEMORY => memory(),
         code if code == -SIGSYS => {
@@ -266,8 +328,8 @@ fn broken_off(finished: &Finished, limits: Limits) -> Option<(TestOutcome, Strin
         // nobody in the box can send it: the kernel had no memory left
         code if code == -SIGKILL => memory(),
         _ if finished.stderr.contains("std::bad_alloc") => memory(),
-        EXIT_SYNTAX => Some((TestOutcome::Error, last_line())),
+        EXIT_SYNTAX => Some((TestOutcome::Error, finished.last_line())),
         code if code < 0 => Some((TestOutcome::Error, format!("ended by signal {}", -code))),
-        _ => Some((TestOutcome::Error, last_line())),
+        _ => Some((TestOutcome::Error, finished.last_line())),
     }
 }

@@ -151,6 +151,10 @@ fn decode(value: Value) -> Option<Returned> {
                     plain.then_some(Returned::Int(text))?
                 }
                 ("float", Value::String(text)) => Returned::Float(text.parse().ok()?),
+                ("tuple", Value::Array(items)) => {
+                    Returned::List(items.into_iter().map(decode).collect::<Option<_>>()?)
+                }
+                ("set" | "frozenset" | "bytes" | "complex" | "type", _) => Returned::Other(tag),
                 ("other", Value::String(text)) => Returned::Other(text),
                 ("dict", Value::Array(pairs)) => {
                     let mut entries = Vec::with_capacity(pairs.len());
@@ -282,6 +286,8 @@ mod tests {
             (json!([int("1")]), json!([1, 2]), false),
             (json!([]), json!([]), true),
             (json!([]), json!({}), false),
+            (json!({"tuple": [int("1")]}), json!([1]), true),
+            (json!({"set": [int("1")]}), json!([1]), false),
             (json!({"dict": [["a", int("1")]]}), json!({"a": 1}), true),
             (
                 json!({"dict": [[int("1"), int("1")]]}),

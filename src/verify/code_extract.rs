@@ -53,7 +53,11 @@ pub fn find(prediction: &str, wanted: Option<Language>) -> Found {
     };
     let blocks = blocks(answer);
     if blocks.is_empty() {
-        let source = answer.trim();
+        let source = match answer.rsplit_once("<answer>") {
+            Some((_, inside)) => inside.split("</answer>").next().unwrap_or(inside),
+            None => answer,
+        };
+        let source = source.trim();
         if source.is_empty() {
             return Found::Nothing("the answer is empty".into());
         }
@@ -157,7 +161,8 @@ mod tests {
     #[test]
     fn the_last_block_counts() {
         use Language::{Cpp, Python};
-        let cases: &[(&str, Option<Language>, Option<(&str, Language)>)] = &[
+        type Case<'a> = (&'a str, Option<Language>, Option<(&'a str, Language)>);
+        let cases: &[Case] = &[
             (
                 "```python\na\n```\ntext\n```python\nb\n```",
                 None,
@@ -210,6 +215,11 @@ mod tests {
             ("```python\n\n```", None, None),
             ("", None, None),
             ("print(1)", None, Some(("print(1)", Python))),
+            (
+                "It is <answer>\nprint(1)\n</answer>",
+                None,
+                Some(("print(1)", Python)),
+            ),
             (
                 "1. Code:\n   ```python\n   if a:\n       b\n   ```\n",
                 None,

@@ -11,6 +11,30 @@ pub fn answer_part(text: &str) -> Option<&str> {
     (!after.contains("<think>")).then_some(after)
 }
 
+/// The content of the last `<answer>` that is not empty, up to its end tag or the end. Err where two of them differ; None
+/// without one.
+pub fn answer_tags(text: &str) -> Option<std::result::Result<&str, &str>> {
+    const OPEN: &str = "<answer>";
+    let mut found: Option<&str> = None;
+    let mut differ = false;
+    let mut rest = text;
+    let mut closes = true;
+    while let Some(at) = rest.find(OPEN) {
+        rest = &rest[at + OPEN.len()..];
+        let next = rest.find(OPEN).unwrap_or(rest.len());
+        let end = if closes { rest.find("</answer>") } else { None };
+        closes = end.is_some();
+        let end = end.unwrap_or(rest.len());
+        let content = rest[..end.min(next)].trim();
+        if !content.is_empty() {
+            differ |= found.is_some_and(|earlier| earlier != content);
+            found = Some(content);
+        }
+        rest = &rest[end.min(next)..];
+    }
+    found.map(|content| if differ { Err(content) } else { Ok(content) })
+}
+
 /// The content of the last `\boxed{...}` whose braces close. Of a box in a box it is the inner one.
 pub fn extract_boxed(text: &str) -> Option<&str> {
     const COMMAND: &str = "\\boxed";

@@ -18,16 +18,33 @@
 pub mod choice;
 mod choice_words;
 pub mod code;
+mod code_assertions;
 pub mod code_cases;
+pub mod code_checker;
 mod code_compare;
 mod code_extract;
+mod compare;
+mod eval;
+mod exact;
+mod expr;
 pub mod extract;
+mod find;
+mod find_numbers;
+mod fixed;
 pub mod format;
 pub mod language;
+mod latex;
+mod latex_tables;
 pub mod math;
+mod matrix;
 pub mod number;
+mod parse;
+mod parse_atoms;
+mod parse_functions;
 mod prose;
+mod rational;
 pub mod readability;
+mod real;
 #[cfg(target_os = "linux")]
 pub mod sandbox;
 #[cfg(not(target_os = "linux"))]
@@ -35,9 +52,14 @@ pub mod sandbox;
 pub mod sandbox;
 #[cfg(target_os = "linux")]
 mod sandbox_filter;
+#[cfg(target_os = "linux")]
+mod sandbox_layout;
 pub mod sandbox_program;
 #[cfg(target_os = "linux")]
 mod sandbox_spawn;
+mod scalar;
+mod sets;
+mod units;
 
 pub use extract::{answer_part, extract_boxed};
 

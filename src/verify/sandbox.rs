@@ -1,37 +1,37 @@
-//! Where model code runs: warm Python interpreters, each process 1 of a box that [`super::sandbox_spawn`] makes, kept for
+//! Where model code runs: warm Python interpreters, each process 1 of a box that `sandbox_spawn.rs` makes, kept for
 //! one case after the other.
 //!
 //! Why this and not a container or `bwrap`: it needs no package beyond the interpreter, works as root and as an ordinary
 //! user, and a test costs a `fork` of a warm interpreter (about two milliseconds) in place of a start (about sixty).
 //!
 //! What a program finds: its own scratch directory in memory, the interpreter and the system's libraries read-only, no
-//! `/proc`, no network, no other process it could see or make, a cleared environment. What it may use: processor time,
+//! `/proc`, no network, no other process it could make or signal, a cleared environment. What it may use: processor time,
 //! waiting time, memory, output, files and threads up to limits. Two layers hold it: namespaces (mount, process, network,
 //! IPC, host name, and user where the caller is not root) with a user number of its own, and system call filters
-//! ([`super::sandbox_filter`]) that kill it when it asks for what only an attack needs. Expected outputs never enter the
-//! box. Each test is a process; each case is served by a process of its own, so nothing of one answer is left for the next;
+//! (`sandbox_filter.rs`) that kill it when it asks for what only an attack needs. Expected outputs never enter
+//! a box with model code in it. Each test is a process; each case is served by a process of its own, so nothing of one answer is left for the next;
 //! a box in which anything was left, killed or broken is not used again.
 //!
 //! What is trusted: the kernel, and the interpreter as installed. Where the machine cannot do all this, [`Sandbox::open`]
 //! says why, and nothing is run.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seccompiler::BpfProgram;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sandbox_filter::{self, Program};
+use super::sandbox_layout::Layout;
 use super::sandbox_program::{Code, Finished, Limits, MAX_OUTPUT_BYTES, Mode};
-use super::sandbox_spawn::{self, Boxed, Identity, Layout};
+use super::sandbox_spawn::{self, Boxed, Identity};
 use crate::{Error, Result};
 
-const RUNNER: &str = include_str!("runner.py");
+const RUNNER: &str = concat!(include_str!("values.py"), include_str!("runner.py"));
 /// The runner is read from an open file, so that no listing of processes shows it as an argument.
 const BOOT: &str = "import os; exec(compile(os.pread(4, 1 << 20, 0), 'runner', 'exec'))";
 const FIRST_ARGUMENTS: [&str; 7] = ["-S", "-s", "-B", "-X", "utf8", "-c", BOOT];
@@ -55,7 +55,7 @@ const COMPILER_ADDRESS_BYTES: u64 = 4 << 30;
 const COMPILER_TIMEOUT_S: f64 = 30.0;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// On top of a test's own limits, for a machine that is busy with other things.
-const REPLY_SLACK_S: f64 = 60.0;
+const REPLY_SLACK_S: f64 = 30.0;
 
 /// Boxes to run model code in. Made once; used from any number of threads.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl Sandbox {
                     sandbox.try_out()?;
                     return Ok(sandbox);
                 }
-                Err(error) => refused = refused.or(Some(error)),
+                Err(error) => refused = Some(error),
             }
         }
         Err(refused.unwrap_or_else(|| Error::input("no sandbox could be made")))
@@ -217,14 +217,14 @@ impl Sandbox {
             scratch_bytes: SCRATCH_BYTES,
         })
         .map_err(|refusal| no_box(refusal.doing, &refusal.source))?;
-        let filters: BTreeMap<&str, String> =
-            [("python", Program::Python), ("native", Program::Native)]
-                .into_iter()
-                .map(|(name, of)| {
-                    let bytes = sandbox_filter::to_bytes(&sandbox_filter::inner(of)?);
-                    Ok((name, bytes.iter().map(|b| format!("{b:02x}")).collect()))
-                })
-                .collect::<Result<_>>()?;
+        let hex = |of| -> Result<Vec<String>> {
+            let programs = sandbox_filter::inner(of)?;
+            let bytes = programs.iter().map(sandbox_filter::to_bytes);
+            Ok(bytes
+                .map(|bytes| bytes.iter().map(|b| format!("{b:02x}")).collect())
+                .collect())
+        };
+        let filters = json!({"python": hex(Program::Python)?, "native": hex(Program::Native)?});
         let setup = json!({"filters": filters, "packages": self.python.packages});
         let mut worker = Worker { boxed };
         match worker.ask(&setup, b"", START_TIMEOUT) {
@@ -270,12 +270,24 @@ impl Session<'_> {
                 request["arguments"] = json!(arguments);
                 b""
             }
+            Mode::Names => {
+                request["mode"] = json!("names");
+                b""
+            }
+            Mode::Invoke { call } => {
+                request["mode"] = json!("invoke");
+                request["call"] = json!(call);
+                b""
+            }
         };
+        let (began, wait) = (Instant::now(), wait_for(limits.timeout_s));
         for _ in 0..2 {
             let worker = self.ready()?;
-            let Ok((reply, output)) = worker.ask(&request, input, wait_for(limits.timeout_s))
-            else {
+            let Ok((reply, output)) = worker.ask(&request, input, wait) else {
                 self.worker = None;
+                if began.elapsed() > wait {
+                    break;
+                }
                 continue;
             };
             let Ok(mut finished) = serde_json::from_value::<Finished>(reply) else {

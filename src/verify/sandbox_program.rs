@@ -16,6 +16,10 @@ pub enum Mode<'a> {
         fn_name: &'a str,
         arguments: &'a str,
     },
+    /// The names of the functions and classes that the program defines.
+    Names,
+    /// A function of the program, or a method, with arguments in the runner's encoding.
+    Invoke { call: &'a str },
 }
 
 /// How much a program may use.
@@ -30,7 +34,7 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Code {
     Python(String),
-    /// An executable, as [`Sandbox::compile`] makes it.
+    /// An executable, as [`super::sandbox::Sandbox::compile`] makes it.
     Native(Vec<u8>),
 }
 
@@ -60,3 +64,12 @@ pub struct Finished {
 pub const EXIT_SETUP: i32 = 76;
 pub const EXIT_SYNTAX: i32 = 78;
 pub const EXIT_MEMORY: i32 = 79;
+
+impl Finished {
+    /// The last thing said on standard error: for an exception its name and message.
+    pub fn last_line(&self) -> String {
+        let lines = self.stderr.lines().rev();
+        let line = lines.map(str::trim).find(|line| !line.is_empty());
+        line.unwrap_or("no message").chars().take(200).collect()
+    }
+}

@@ -12,10 +12,12 @@ use std::io::{Error as IoError, Read, Seek};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use libc::{c_char, c_int, c_uint, c_ulong, c_void};
 use seccompiler::BpfProgram;
+
+use super::sandbox_layout::{Layout, Step, c_string};
 
 /// Where the child finds its end of the channel and the text to run.
 pub const CONTROL_FD: RawFd = 3;
@@ -34,93 +36,6 @@ pub enum Identity {
     Nobody,
     /// The caller's own user in a user namespace of its own. Needs nothing, where the system allows them.
     Namespace,
-}
-
-/// A root directory, and the program in it.
-#[derive(Debug, Clone, Default)]
-pub struct Layout {
-    steps: Vec<Step>,
-    made: std::collections::BTreeSet<PathBuf>,
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    MakeDir(CString),
-    MakeFile(CString),
-    Symlink { target: CString, at: CString },
-    Bind { from: CString, to: CString },
-    BindDevice { from: CString, to: CString },
-}
-
-impl Layout {
-    /// Shows `path` of the host at the same place, read-only; a link stays a link, and its target is shown as well.
-    pub fn show(&mut self, path: &Path) {
-        let Ok(kind) = std::fs::symlink_metadata(path).map(|meta| meta.file_type()) else {
-            return;
-        };
-        let seen = |made: &PathBuf| path.starts_with(made);
-        if self.made.iter().any(seen) || path == Path::new("/") {
-            return;
-        }
-        if let Some(parent) = path.parent() {
-            self.make_parents(parent);
-        }
-        let (inside, outside) = (below("new", path), below("old", path));
-        if kind.is_symlink() {
-            let Ok(target) = std::fs::read_link(path) else {
-                return;
-            };
-            self.made.insert(path.to_path_buf());
-            self.steps.push(Step::Symlink {
-                target: c_string(target.as_os_str().as_bytes()),
-                at: inside,
-            });
-            if let Ok(real) = path.canonicalize() {
-                self.show(&real);
-            }
-            return;
-        }
-        self.made.insert(path.to_path_buf());
-        self.steps.push(if kind.is_dir() {
-            Step::MakeDir(inside.clone())
-        } else {
-            Step::MakeFile(inside.clone())
-        });
-        self.steps.push(Step::Bind {
-            from: outside,
-            to: inside,
-        });
-    }
-
-    /// Shows a character device such as `/dev/null`.
-    pub fn show_device(&mut self, path: &Path) {
-        if let Some(parent) = path.parent() {
-            self.make_parents(parent);
-        }
-        let (from, to) = (below("old", path), below("new", path));
-        self.steps.push(Step::MakeFile(to.clone()));
-        self.steps.push(Step::BindDevice { from, to });
-    }
-
-    /// A link at `at` to `target`.
-    pub fn link(&mut self, at: &Path, target: &Path) {
-        if let Some(parent) = at.parent() {
-            self.make_parents(parent);
-        }
-        self.steps.push(Step::Symlink {
-            target: c_string(target.as_os_str().as_bytes()),
-            at: below("new", at),
-        });
-    }
-
-    /// Directories on the way to what is shown; making one twice is no error.
-    fn make_parents(&mut self, path: &Path) {
-        let mut ways: Vec<&Path> = path.ancestors().collect();
-        ways.reverse();
-        for way in ways.into_iter().skip(1) {
-            self.steps.push(Step::MakeDir(below("new", way)));
-        }
-    }
 }
 
 /// What to start.
@@ -324,18 +239,6 @@ fn fresh_uid() -> u32 {
     0x4000_0000 | (std::process::id() & 0x3f_ffff) << 8 | slot
 }
 
-/// `path` of the host below `/new` or `/old` of the half-made root.
-fn below(place: &str, path: &Path) -> CString {
-    let mut text = format!("/{place}").into_bytes();
-    text.extend_from_slice(path.as_os_str().as_bytes());
-    c_string(&text)
-}
-
-/// No path, argument or number of ours holds a zero byte.
-fn c_string(bytes: &[u8]) -> CString {
-    CString::new(bytes).unwrap_or_default()
-}
-
 /// All that the child needs, made before it exists.
 struct Child<'a> {
     steps: &'a [Step],
@@ -391,12 +294,12 @@ impl Child<'_> {
             let name = c"sandbox";
             check(libc::sethostname(name.as_ptr(), 7), "naming the host")?;
             self.drop_privileges()?;
-            limit(libc::RLIMIT_CORE as c_uint, 0, 0)?;
-            limit(libc::RLIMIT_NOFILE as c_uint, 256, 256)?;
-            limit(libc::RLIMIT_MEMLOCK as c_uint, 0, 0)?;
-            limit(libc::RLIMIT_MSGQUEUE as c_uint, 0, 0)?;
+            limit(libc::RLIMIT_CORE as i64, 0, 0)?;
+            limit(libc::RLIMIT_NOFILE as i64, 256, 256)?;
+            limit(libc::RLIMIT_MEMLOCK as i64, 0, 0)?;
+            limit(libc::RLIMIT_MSGQUEUE as i64, 0, 0)?;
             limit(
-                libc::RLIMIT_STACK as c_uint,
+                libc::RLIMIT_STACK as i64,
                 PROGRAM_STACK_BYTES,
                 PROGRAM_STACK_BYTES,
             )?;
@@ -631,13 +534,13 @@ unsafe fn write_file(path: Text, bytes: &[u8], doing: &'static str) -> Result<()
 }
 
 /// Lowers a limit; one that is lower already stays.
-unsafe fn limit(resource: c_uint, soft: u64, hard: u64) -> Result<(), &'static str> {
+unsafe fn limit(resource: i64, soft: u64, hard: u64) -> Result<(), &'static str> {
     const DOING: &str = "setting a limit";
     unsafe {
         let mut now: libc::rlimit = std::mem::zeroed();
-        check(libc::getrlimit(resource, &mut now), DOING)?;
+        check(libc::getrlimit(resource as _, &mut now), DOING)?;
         now.rlim_max = now.rlim_max.min(hard);
         now.rlim_cur = now.rlim_max.min(soft);
-        check(libc::setrlimit(resource, &now), DOING)
+        check(libc::setrlimit(resource as _, &now), DOING)
     }
 }

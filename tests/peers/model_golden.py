@@ -1,6 +1,7 @@
-"""Makes tests/golden/model: tiny random checkpoints of each family with transformers' logits, gradients and greedy text.
+"""Makes tests/golden/model: tiny random checkpoints of each family, with tied and untied embeddings, in files of f32, f16
+and bf16, whole and sharded; with transformers' logits, gradients and greedy text.
 
-Run once by hand when a family is added: PYTHON tests/peers/model_golden.py
+Run once by hand when one is added: PYTHON tests/peers/model_golden.py
 """
 import json
 import pathlib
@@ -39,14 +40,19 @@ LLAMA3 = dict(
     original_max_position_embeddings=32,
     rope_theta=10000.0,
 )
-FAMILIES = {
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config(tie_word_embeddings=True, **SHAPE), None),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config(tie_word_embeddings=False, head_dim=8, **SHAPE), None),
-    "llama": (
-        LlamaForCausalLM,
-        LlamaConfig(tie_word_embeddings=False, rope_parameters=LLAMA3, **SHAPE),
-        "9KB",
-    ),
+QWEN2, QWEN3, LLAMA = (
+    (Qwen2ForCausalLM, lambda **k: Qwen2Config(**k, **SHAPE)),
+    (Qwen3ForCausalLM, lambda **k: Qwen3Config(head_dim=8, **k, **SHAPE)),
+    (LlamaForCausalLM, lambda **k: LlamaConfig(rope_parameters=LLAMA3, **k, **SHAPE)),
+)
+# family, tied embeddings, dtype of the files, size of a shard
+MODELS = {
+    "qwen2": (*QWEN2, True, torch.float32, None),
+    "qwen3": (*QWEN3, False, torch.float32, None),
+    "llama": (*LLAMA, False, torch.float32, "9KB"),
+    "qwen2-untied-f16": (*QWEN2, False, torch.float16, None),
+    "qwen3-tied-bf16": (*QWEN3, True, torch.bfloat16, None),
+    "llama-tied-bf16": (*LLAMA, True, torch.bfloat16, "4KB"),
 }
 TOKENS = [3, 17, 22, 5, 9, 31, 2, 8, 39, 12, 12, 7, 30, 25]
 SEQ_LENS = [9, 1, 4]
@@ -54,14 +60,16 @@ SEQ_LENS = [9, 1, 4]
 
 def main():
     shutil.rmtree(ROOT, ignore_errors=True)
-    for name, (cls, config, shard) in FAMILIES.items():
+    for name, (cls, config, tied, dtype, shard) in MODELS.items():
         torch.manual_seed(7)
-        model = cls(config).eval()
+        model = cls(config(tie_word_embeddings=tied)).eval()
         for key, p in model.named_parameters():  # norms and biases away from 1 and 0
             if p.dim() == 1:
                 p.data.add_(0.3 * torch.randn_like(p))
         folder = ROOT / name
-        model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+        model.to(dtype).save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+        if dtype != torch.float32:  # the rounded weights, with the arithmetic (and the RoPE table) of f32
+            model = cls.from_pretrained(folder, dtype=torch.float32).eval()
         out, start, loss = {}, 0, 0.0
         logits = []
         for n in SEQ_LENS:

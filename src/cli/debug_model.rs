@@ -1,0 +1,79 @@
+//! `distill debug-model`, hidden: logits and the gradient of every weight on a batch of token ids, for comparing a model
+//! with other programs number by number (`tests/peers/model_live.py`).
+
+use super::Session;
+use crate::model::{Batch, CausalLm, LoadOptions, Recompute};
+use crate::ops::ParamId;
+use crate::recipe;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// Logits and gradients on a batch of token ids
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  distill debug-model --model MODEL --job JOB.json --output OUT
+
+JOB.json holds `tokens`, `seq_lens`, `targets`, `weights` and `recompute` (none, block). OUT/result.safetensors gets
+`logits`, `logprobs` and `grad.NAME` of -sum(weights * logprobs); OUT/model the model, saved again.")]
+pub struct Args {
+    /// Folder in the Hugging Face layout
+    #[arg(long)]
+    model: PathBuf,
+    /// The batch
+    #[arg(long)]
+    job: PathBuf,
+    /// Folder for the results
+    #[arg(long)]
+    output: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Job {
+    tokens: Vec<u32>,
+    seq_lens: Vec<usize>,
+    targets: Vec<u32>,
+    weights: Vec<f32>,
+    recompute: recipe::Recompute,
+    /// Size of a shard of the saved model.
+    max_shard_bytes: u64,
+}
+
+pub fn run(args: &Args, _: &Session) -> Result<()> {
+    let bytes = std::fs::read(&args.job).map_err(|e| Error::io("reading", &args.job, e))?;
+    let job: Job = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::input(format!("`{}`: {e}", args.job.display())))?;
+    let options = LoadOptions {
+        device: Device::Cpu,
+        dtype: DType::F32,
+    };
+    let model = CausalLm::load(&args.model, &options)?;
+    let recompute = match job.recompute {
+        recipe::Recompute::None => Recompute::None,
+        recipe::Recompute::Block => Recompute::Block,
+    };
+    let logits = model.logits(&job.tokens, &job.seq_lens)?;
+    let batch = Batch {
+        tokens: job.tokens,
+        seq_lens: job.seq_lens,
+        targets: job.targets,
+        weights: job.weights,
+    };
+    let mut gradients = model.new_gradients();
+    let logprobs = model.forward_backward(&batch, recompute, &mut gradients)?;
+    let mut out = HashMap::from([
+        ("logits".to_string(), logits),
+        ("logprobs".to_string(), Tensor::new(logprobs, &Device::Cpu)?),
+    ]);
+    for (i, parameter) in model.parameters().iter().enumerate() {
+        if let Some(gradient) = gradients.get(ParamId(i)) {
+            out.insert(format!("grad.{}", parameter.name), gradient.clone());
+        }
+    }
+    model.save(&args.output.join("model"), job.max_shard_bytes)?;
+    candle_core::safetensors::save(&out, args.output.join("result.safetensors"))?;
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! Matrices of formulas: sums, products and multiples written out cell by cell.
+
+use super::expr::Expr;
+
+/// The matrix that an expression of matrices is.
+pub fn matrix(expr: &Expr) -> Option<Vec<Vec<Expr>>> {
+    match expr {
+        Expr::Matrix(rows) => Some(rows.clone()),
+        Expr::Neg(inner) => Some(each(&matrix(inner)?, |x| Expr::Neg(Box::new(x.clone())))),
+        Expr::Add(terms) => {
+            let mut sum = matrix(terms.first()?)?;
+            for term in &terms[1..] {
+                let term = matrix(term)?;
+                if term.len() != sum.len() || term[0].len() != sum[0].len() {
+                    return None;
+                }
+                for (row, other) in sum.iter_mut().zip(term) {
+                    for (x, y) in row.iter_mut().zip(other) {
+                        *x = Expr::Add(vec![x.clone(), y]);
+                    }
+                }
+            }
+            Some(sum)
+        }
+        Expr::Mul(factors) => {
+            let mut product: Option<Vec<Vec<Expr>>> = None;
+            let mut scalars = Vec::new();
+            for factor in factors {
+                match (matrix(factor), product.take()) {
+                    (Some(next), Some(before)) => product = Some(times(&before, &next)?),
+                    (Some(next), None) => product = Some(next),
+                    (None, before) => {
+                        factor.is_scalar().then_some(())?;
+                        scalars.push(factor.clone());
+                        product = before;
+                    }
+                }
+            }
+            let product = product?;
+            if scalars.is_empty() {
+                return Some(product);
+            }
+            Some(each(&product, |x| {
+                let mut all = scalars.clone();
+                all.push(x.clone());
+                Expr::Mul(all)
+            }))
+        }
+        Expr::Div(above, below) if below.is_scalar() => Some(each(&matrix(above)?, |x| {
+            Expr::Div(Box::new(x.clone()), below.clone())
+        })),
+        _ => None,
+    }
+}
+
+fn each(rows: &[Vec<Expr>], edit: impl Fn(&Expr) -> Expr) -> Vec<Vec<Expr>> {
+    rows.iter()
+        .map(|row| row.iter().map(&edit).collect())
+        .collect()
+}
+
+fn times(a: &[Vec<Expr>], b: &[Vec<Expr>]) -> Option<Vec<Vec<Expr>>> {
+    let (inner, columns) = (b.len(), b.first()?.len());
+    if a.iter().any(|row| row.len() != inner) || a.len() * inner * columns > 1_000 {
+        return None;
+    }
+    let cell = |row: &Vec<Expr>, j: usize| {
+        Expr::Add(
+            (0..inner)
+                .map(|k| Expr::Mul(vec![row[k].clone(), b[k][j].clone()]))
+                .collect(),
+        )
+    };
+    Some(
+        a.iter()
+            .map(|row| (0..columns).map(|j| cell(row, j)).collect())
+            .collect(),
+    )
+}

@@ -1,0 +1,227 @@
+//! Units, currencies and remarks after a value, and which words change a value instead.
+
+use super::latex::{Lexeme, Token};
+use super::rational::Rational;
+
+/// Words of units; a plural `s` or `es` is taken off first.
+#[rustfmt::skip]
+const UNITS: &[&str] = &[
+    "cm", "mm", "km", "dm", "nm", "ft", "foot", "feet", "inch", "in", "mile", "mi", "yd", "yard", "meter", "metre",
+    "centimeter", "centimetre", "millimeter", "kilometer", "kilometre", "kg", "mg", "gram", "kilogram", "lb",
+    "pound", "ounce", "oz", "ton", "tonne", "liter", "litre", "ml", "gallon", "cup", "pint", "quart", "hr", "hour",
+    "minute", "min", "second", "sec", "ms", "day", "week", "month", "year", "yr", "dollar", "cent", "euro", "rupee",
+    "rs", "usd", "eur", "yuan", "rmb", "rub", "yen", "degree", "deg", "rad", "radian", "mph", "kmh", "kph", "kmph",
+    "square", "cubic", "sq", "cu", "unit", "acre", "hectare", "volt", "watt", "joule", "newton", "ohm", "amp", "hz",
+    "khz", "mhz", "kw", "kwh", "pa", "kpa", "mol", "mole", "kelvin", "celsius", "fahrenheit", "bit", "byte", "kb",
+    "mb", "gb", "am", "pm", "per", "mb/h", "people", "person", "student", "apple", "men", "women", "children",
+    "way", "time", "point", "page", "card", "ticket", "coin", "mark", "more", "less", "total", "digit", "each",
+    "of", "old", "solution", "item", "block", "box", "ball",
+];
+
+/// Words after a number that make it another number.
+#[rustfmt::skip]
+const MULTIPLIERS: &[(&str, u32)] = &[
+    ("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12),
+];
+
+/// Words that make a value no single value, or not the one written.
+#[rustfmt::skip]
+const HEDGES: &[&str] = &[
+    "or", "and", "not", "either", "maybe", "perhaps", "possibly", "to", "through", "than", "except", "minus",
+    "plus", "times", "but", "if", "when", "dozen", "dozens", "half", "is", "are", "isn", "wrong", "alternatively",
+    "also", "squared", "cubed", "between", "nor", "without", "excluding", "otherwise", "percent", "out",
+];
+
+/// Whether a word is a unit, or counts things.
+pub fn is_unit(word: &str) -> bool {
+    let lower = word.to_lowercase();
+    let known = |w: &str| UNITS.contains(&w);
+    known(&lower)
+        || lower.strip_suffix('s').is_some_and(known)
+        || lower.strip_suffix("es").is_some_and(known)
+}
+
+/// A plain word of a language rather than a product of letters.
+fn is_noun(word: &str) -> bool {
+    word.len() >= 4
+        && word.bytes().all(|b| b.is_ascii_lowercase())
+        && word.bytes().any(|b| b"aeiou".contains(&b))
+        && !matches!(
+            word,
+            "sqrt"
+                | "infty"
+                | "infinity"
+                | "sinh"
+                | "cosh"
+                | "tanh"
+                | "arcsin"
+                | "arccos"
+                | "arctan"
+                | "theta"
+                | "alpha"
+                | "beta"
+                | "gamma"
+                | "delta"
+                | "lambda"
+                | "floor"
+                | "ceil"
+        )
+}
+
+fn is_hedge(word: &str) -> bool {
+    HEDGES.contains(&word.to_lowercase().as_str())
+}
+
+/// What stands in words after a value: the number of tokens, the words, and the factor they multiply by. Some(None) where
+/// nothing does; None where the words make the value another one.
+#[allow(clippy::type_complexity)]
+pub fn after_value(
+    tokens: &[Lexeme],
+    numeric: bool,
+) -> Option<Option<(usize, String, Option<Rational>)>> {
+    let word = match tokens.first().map(|t| &t.token) {
+        Some(Token::Text(text)) => text.clone(),
+        Some(Token::Word(word)) if numeric && word.len() > 1 => word.clone(),
+        _ => return Some(None),
+    };
+    let is_text = matches!(tokens[0].token, Token::Text(_));
+    if let Some((_, power)) = MULTIPLIERS
+        .iter()
+        .find(|(name, _)| *name == word.trim().to_lowercase())
+        && numeric
+    {
+        return Some(Some((
+            1,
+            word,
+            Rational::integer(10).pow(i64::from(*power)),
+        )));
+    }
+    if !is_text && is_hedge(&word) && !matches!(word.as_str(), "and" | "or" | "times" | "to") {
+        return None;
+    }
+    let counted = is_unit(&word) || (tokens[0].spaced && is_noun(&word));
+    if !is_text && !counted {
+        return Some(None);
+    }
+    let mut units = Vec::new();
+    let mut at = 0;
+    while let Some(lexeme) = tokens.get(at) {
+        match &lexeme.token {
+            Token::Text(text) => {
+                remark(text)?;
+                units.push(text.trim().to_string());
+            }
+            Token::Word(word) if word == "and" || word == "or" => break,
+            Token::Word(word) if is_hedge(word) => return None,
+            Token::Word(word) if is_unit(word) || is_noun(word) || (at > 0 && word.len() <= 4) => {
+                units.push(word.clone());
+            }
+            Token::Sign('/' | '*' | '-')
+                if at > 0
+                    && matches!(
+                        tokens.get(at + 1).map(|t| &t.token),
+                        Some(Token::Text(_) | Token::Word(_))
+                    ) => {}
+            Token::Sign('^') if at > 0 => {
+                // an exponent of the unit
+                let next = |n: usize| tokens.get(at + n).map(|t| &t.token);
+                at += match (next(1), next(2), next(3), next(4)) {
+                    (Some(Token::Number { .. }), ..) => 1,
+                    (
+                        Some(Token::Sign('{')),
+                        Some(Token::Number { .. }),
+                        Some(Token::Sign('}')),
+                        _,
+                    ) => 3,
+                    (
+                        Some(Token::Sign('{')),
+                        Some(Token::Sign('-')),
+                        Some(Token::Number { .. }),
+                        Some(Token::Sign('}')),
+                    ) => 4,
+                    _ => return None,
+                };
+            }
+            Token::Sign('°' | '.') if at > 0 => {}
+            // `(each)`, `(for part a)`: a remark in parentheses is read as the formula it looks like
+            _ => break,
+        }
+        at += 1;
+    }
+    let ended = match tokens.get(at).map(|t| &t.token) {
+        None | Some(Token::RowEnd | Token::End(_)) => true,
+        Some(Token::Word(word)) => word == "and" || word == "or",
+        Some(Token::Sign(c)) => matches!(
+            c,
+            ',' | ';'
+                | ')'
+                | ']'
+                | '}'
+                | '⦄'
+                | '='
+                | '≈'
+                | '<'
+                | '>'
+                | '≤'
+                | '≥'
+                | '&'
+                | '|'
+                | '+'
+                | '-'
+        ),
+        _ => is_text,
+    };
+    if !ended && !is_text {
+        return Some(None);
+    }
+    Some(Some((at, units.join(" "), None)))
+}
+
+/// Whether words in `\text{}` after a value leave it alone: no number, no other value.
+fn remark(text: &str) -> Option<()> {
+    let mut words = text
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|w| !w.is_empty());
+    let fine = |word: &str| {
+        let unit_power = word.trim_end_matches(['2', '3']);
+        !is_hedge(word)
+            && MULTIPLIERS
+                .iter()
+                .all(|(name, _)| *name != word.to_lowercase())
+            && (word.chars().all(char::is_alphabetic)
+                || (is_unit(unit_power) && !unit_power.is_empty()))
+    };
+    words.all(fine).then_some(())
+}
+
+/// Length in metres, time in seconds, mass in grams, money in cents: dimension and size of units that are compared.
+#[rustfmt::skip]
+const SIZES: &[(&str, u8, i64, i64)] = &[
+    ("mm", 0, 1, 1000), ("cm", 0, 1, 100), ("dm", 0, 1, 10), ("m", 0, 1, 1), ("km", 0, 1000, 1), ("meter", 0, 1, 1),
+    ("metre", 0, 1, 1), ("centimeter", 0, 1, 100), ("kilometer", 0, 1000, 1), ("millimeter", 0, 1, 1000),
+    ("inch", 0, 254, 10000), ("in", 0, 254, 10000), ("foot", 0, 3048, 10000), ("feet", 0, 3048, 10000),
+    ("ft", 0, 3048, 10000), ("yard", 0, 9144, 10000), ("mile", 0, 1609344, 1000), ("second", 1, 1, 1),
+    ("sec", 1, 1, 1), ("minute", 1, 60, 1), ("min", 1, 60, 1), ("hour", 1, 3600, 1), ("hr", 1, 3600, 1),
+    ("day", 1, 86400, 1), ("week", 1, 604800, 1), ("mg", 2, 1, 1000), ("gram", 2, 1, 1), ("g", 2, 1, 1),
+    ("kg", 2, 1000, 1), ("kilogram", 2, 1000, 1), ("dollar", 3, 100, 1), ("cent", 3, 1, 1), ("ml", 4, 1, 1000),
+    ("liter", 4, 1, 1), ("litre", 4, 1, 1),
+];
+
+/// How many of unit `b` make one of unit `a`, where both are known: None of them is, or they measure different things and
+/// the inner None says so.
+pub fn conversion(a: &str, b: &str) -> Option<Option<Rational>> {
+    let find = |unit: &str| {
+        let unit = unit.trim().trim_end_matches('.').to_lowercase();
+        let known = |name: &str| SIZES.iter().find(|(n, ..)| *n == name);
+        known(&unit)
+            .or_else(|| unit.strip_suffix('s').and_then(known))
+            .or_else(|| unit.strip_suffix("es").and_then(known))
+    };
+    let (a, b) = (find(a)?, find(b)?);
+    if a.1 != b.1 {
+        return Some(None);
+    }
+    let size =
+        |unit: &(&str, u8, i64, i64)| Rational::integer(unit.2).div(&Rational::integer(unit.3));
+    Some(size(a)?.div(&size(b)?))
+}
