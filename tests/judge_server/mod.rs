@@ -94,8 +94,8 @@ impl Server {
                         requests.len() - 1
                     };
                     let reply = answer(number, &request);
-                    now.fetch_sub(1, Ordering::SeqCst);
                     write(&mut stream, reply);
+                    now.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
