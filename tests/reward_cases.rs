@@ -375,7 +375,9 @@ fn agreement() {
 #[test]
 fn disagreement() {
     let right_and_garbage = "<think>\nWe add.\n</think>\n<answer>\n4\n</answer>\nand more\n";
-    let cases: [(&str, &str, &str, f64, Option<f64>, &str); 16] = [
+    // reward, gold, text, theirs, ours, why
+    type Case<'a> = (&'a str, &'a str, &'a str, f64, Option<f64>, &'a str);
+    let cases: [Case<'_>; 16] = [
         (
             "format format = \"open-r1\"",
             "",

@@ -94,8 +94,16 @@ impl Server {
                         requests.len() - 1
                     };
                     let reply = answer(number, &request);
-                    write(&mut stream, reply);
+                    let reply = match reply {
+                        Reply::Slow(time, text) => {
+                            std::thread::sleep(time);
+                            Reply::Says(text)
+                        }
+                        other => other,
+                    };
+                    // before the answer is out: then the next request may come
                     now.fetch_sub(1, Ordering::SeqCst);
+                    write(&mut stream, reply);
                 });
             }
         });
@@ -157,13 +165,9 @@ fn write(stream: &mut TcpStream, reply: Reply) {
         json!({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {"total_tokens": 100}}).to_string()
     };
     let (status, headers, body, shown) = match reply {
-        Reply::Says(text) => (200, "", completion(text), usize::MAX),
+        Reply::Says(text) | Reply::Slow(_, text) => (200, "", completion(text), usize::MAX),
         Reply::Status(status, headers, body) => (status, headers, body, usize::MAX),
         Reply::Cut(text) => (200, "", completion(text), 30),
-        Reply::Slow(time, text) => {
-            std::thread::sleep(time);
-            (200, "", completion(text), usize::MAX)
-        }
     };
     let head = format!(
         "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n",
