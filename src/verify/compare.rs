@@ -130,9 +130,28 @@ impl Rules<'_> {
             }
             _ => {}
         }
+        if let Some(condition) = condition(gold)
+            && !matches!(prediction, Expr::Builder(..))
+        {
+            return match is_order(prediction) {
+                true => self.relation_for_set && self.inequalities(condition, prediction),
+                false => sets::satisfies(condition, prediction, self.budget),
+            };
+        }
+        if let Some(condition) = condition(prediction)
+            && !matches!(gold, Expr::Builder(..))
+        {
+            return match is_order(gold) {
+                true => self.inequalities(gold, condition),
+                false => sets::satisfies(condition, gold, self.budget),
+            };
+        }
         match (is_order(gold), is_order(prediction)) {
             (true, true) => return self.inequalities(gold, prediction),
             (true, false) => return sets::satisfies(gold, prediction, self.budget),
+            (false, false) if is_unequal(gold) && !matches!(prediction, Expr::Relation(..)) => {
+                return sets::satisfies(gold, prediction, self.budget);
+            }
             (false, true) => {
                 return self.relation_for_set && sets::satisfies(prediction, gold, self.budget);
             }
@@ -161,6 +180,12 @@ impl Rules<'_> {
         }
         if let (Expr::Based(gd, gb), Expr::Based(pd, pb)) = (gold, prediction) {
             return gb == pb && gd.eq_ignore_ascii_case(pd);
+        }
+        // the digits without the base that was asked for; in another base they are another number
+        match (gold, prediction) {
+            (Expr::Based(digits, _), Expr::Number(value)) => return value.to_string() == *digits,
+            (_, Expr::Based(..)) => return false,
+            _ => {}
         }
         gold.is_scalar() && prediction.is_scalar() && self.scalars(gold, prediction)
     }
@@ -223,12 +248,17 @@ impl Rules<'_> {
             let flat = self.scalars(&slope, &Expr::integer(0));
             (straight && !flat).then(|| Expr::Div(Box::new(zero), Box::new(slope)))
         };
-        names
-            .iter()
-            .any(|name| match (root(g, name), root(p, name)) {
-                (Some(g), Some(p)) => self.scalars(&g, &p),
-                _ => false,
-            })
+        // a letter that is a common factor vanishes at zero in both: all letters must agree
+        let mut matching = 0;
+        for name in &names {
+            if let (Some(g), Some(p)) = (root(g, name), root(p, name)) {
+                if !self.scalars(&g, &p) {
+                    return false;
+                }
+                matching += 1;
+            }
+        }
+        matching > 0 && scalar::letters(g) == scalar::letters(p)
     }
 
     fn inequalities(&self, gold: &Expr, prediction: &Expr) -> bool {
@@ -377,6 +407,9 @@ impl Rules<'_> {
                 {
                     return Some(false);
                 }
+                if is_time(g) && (is_time(p) || !in_lowest_terms(g, self.budget)) {
+                    return Some(false);
+                }
                 let cross = |i: usize| {
                     let left = Expr::Mul(vec![g[0].clone(), p[i].clone()]);
                     let right = Expr::Mul(vec![p[0].clone(), g[i].clone()]);
@@ -452,6 +485,42 @@ fn is_member(expr: &Expr) -> bool {
 pub fn is_order(expr: &Expr) -> bool {
     matches!(expr, Expr::Relation(_, relations) if relations.iter().any(|r| r.is_order())
         && relations.iter().all(|r| r.is_order() || *r == Relation::Equal || *r == Relation::NotEqual))
+}
+
+/// Whether two numbers may be hours and minutes.
+fn is_time(terms: &[Expr]) -> bool {
+    let small = |expr: &Expr| match expr {
+        Expr::Number(value) => value.to_i64(),
+        _ => None,
+    };
+    match terms {
+        [hours, minutes] => matches!(
+            (small(hours), small(minutes)),
+            (Some(0..=24), Some(0 | 10..=59))
+        ),
+        _ => false,
+    }
+}
+
+fn in_lowest_terms(terms: &[Expr], budget: &Budget) -> bool {
+    let gcd = Expr::Function(super::expr::Function::Gcd, terms.to_vec());
+    super::exact::exact(&gcd, budget).is_some_and(|gcd| gcd.is_one())
+}
+
+fn is_unequal(expr: &Expr) -> bool {
+    matches!(expr, Expr::Relation(_, relations) if *relations == [Relation::NotEqual])
+}
+
+/// The inequality of a set `{x | ...}` of numbers.
+fn condition(expr: &Expr) -> Option<&Expr> {
+    match expr {
+        Expr::Builder(letter, condition)
+            if matches!(**letter, Expr::Symbol(_)) && is_order(condition) =>
+        {
+            Some(condition)
+        }
+        _ => None,
+    }
 }
 
 pub fn difference(a: &Expr, b: &Expr) -> Expr {

@@ -40,6 +40,7 @@ struct Boxed<'a> {
 /// text would give, else the whole field as words.
 pub fn in_gold(gold: &str) -> Option<String> {
     let gold = gold.trim();
+    let gold = gold.strip_prefix("# ").unwrap_or(gold).trim();
     if let Some(at) = gold.rfind("####") {
         let line = gold[at + 4..].trim().lines().next()?;
         return (!line.is_empty()).then(|| line.to_string());
@@ -96,8 +97,9 @@ pub fn in_text(text: &str, options: &MathOptions) -> Found {
     if let Some(found) = final_answer(text, 0, options) {
         return found;
     }
-    for anchor in ["answer:", "answer", "答案", "réponse", "Réponse"] {
+    for anchor in ["answer", "答案", "réponse", "Réponse"] {
         if let Some(at) = rfind_ignoring_case(text, anchor)
+            && numbers::is_statement(&text[at + anchor.len()..])
             && let Some(found) = in_phrase(&text[at + anchor.len()..], options)
         {
             return found;
@@ -105,6 +107,9 @@ pub fn in_text(text: &str, options: &MathOptions) -> Found {
     }
     let tail_at = floor_boundary(text, text.len().saturating_sub(TAIL_BYTES));
     let tail = &text[tail_at..];
+    if numbers::is_refusal(tail) && tail.len() <= NEAR_BYTES {
+        return Found::Nothing("the text says that it has no answer");
+    }
     if let Some(found) = last_in(tail, options) {
         return found;
     }
@@ -148,6 +153,7 @@ fn in_boxes(text: &str, boxes: &[Boxed]) -> Found {
 fn joined(text: &str, boxes: &[Boxed]) -> Option<(String, usize)> {
     let mut used = 1;
     let mut contents = vec![boxes.last()?.content.trim()];
+    let is_empty = |content: &str| content.trim().is_empty();
     for pair in boxes.windows(2).rev() {
         let [earlier, later] = pair else { break };
         let between = &text[earlier.end..later.start.max(earlier.end)];
@@ -162,7 +168,7 @@ fn joined(text: &str, boxes: &[Boxed]) -> Option<(String, usize)> {
             break;
         }
         used += 1;
-        if contents.last() != Some(&earlier.content.trim()) {
+        if contents.last() != Some(&earlier.content.trim()) && !is_empty(earlier.content) {
             contents.push(earlier.content.trim());
         }
         if contents.len() > 100 {

@@ -87,6 +87,14 @@ pub fn is_prose(text: &str) -> bool {
                 .any(|b| b.is_ascii_digit() || b == b'=' || b == b'$'))
 }
 
+/// Whether what follows "answer" states it: at once, or in a text that is short to its end. Otherwise an explanation follows.
+pub fn is_statement(after: &str) -> bool {
+    let head = after[..floor_boundary(after, 40)].trim_start_matches([':', ' ', '*', '\n', '"']);
+    let head = head.strip_prefix("is").unwrap_or(head);
+    let head = head.trim_start_matches([':', ' ', '*', '$', '\\', '(', '[', '\n', '-']);
+    head.starts_with(|c: char| c.is_ascii_digit()) || after.len() <= 200
+}
+
 /// Whether what stands between two dollar signs is running text about money.
 pub fn is_money(content: &str) -> bool {
     content.starts_with(|c: char| c.is_ascii_digit()) && !content.contains(['\\', '=', '^']) && {
@@ -137,7 +145,9 @@ pub fn last_in(text: &str) -> Option<Place> {
     for _ in 0..50 {
         let digit = bytes[..end].iter().rposition(u8::is_ascii_digit)?;
         let start = numeral_start(text, digit);
-        if let Some(place) = place(text, start, digit + 1) {
+        if let Some(place) =
+            place(text, start, digit + 1).filter(|place| !is_denied(&text[..place.0]))
+        {
             return Some(with_alternative_before(text, place));
         }
         end = start;
@@ -157,12 +167,37 @@ pub fn first_in(text: &str) -> Option<Place> {
         } else {
             first
         };
-        if let Some(place) = place(text, start, end) {
+        if let Some(place) = place(text, start, end).filter(|place| !is_denied(&text[..place.0])) {
             return Some(with_alternative_after(text, place));
         }
         from = end;
     }
     None
+}
+
+/// Whether a text ends with a "not" that what follows is subject to.
+fn is_denied(before: &str) -> bool {
+    let before = before.trim_end_matches([' ', '$', '*', '\\', '(']);
+    before.ends_with("not") && !before[..before.len() - 3].ends_with(|c: char| c.is_alphanumeric())
+        || before.ends_with("n't")
+        || before.ends_with("rather than")
+        || before.ends_with("instead of")
+}
+
+/// Whether a text says that its author has no answer.
+pub fn is_refusal(text: &str) -> bool {
+    const PHRASES: [&str; 8] = [
+        "do not know",
+        "don't know",
+        "not sure",
+        "no idea",
+        "cannot be determined",
+        "can't be determined",
+        "unable to",
+        "cannot answer",
+    ];
+    let tail = text[floor_boundary(text, text.len().saturating_sub(200))..].to_ascii_lowercase();
+    PHRASES.iter().any(|phrase| tail.contains(phrase))
 }
 
 fn numeral_start(text: &str, digit: usize) -> usize {

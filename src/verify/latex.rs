@@ -404,24 +404,29 @@ impl Lexer {
                 || KNOWN.contains(&name)
                 || greek_command(name).is_some()
         };
-        if !exists(name)
-            && !matches!(
-                name,
-                "begin"
-                    | "end"
-                    | "not"
-                    | "pounds"
-                    | "textdollar"
-                    | "displaylines"
-                    | "color"
-                    | "textcolor"
-            )
-            && let Some(prefix) = ["quad", "cdot", "times", "pi"]
-                .into_iter()
-                .find(|prefix| name.starts_with(prefix))
-        {
-            name = prefix;
-            after = &rest[prefix.len()..];
+        let structural = matches!(
+            name,
+            "begin"
+                | "end"
+                | "not"
+                | "pounds"
+                | "textdollar"
+                | "displaylines"
+                | "color"
+                | "textcolor"
+        );
+        if !structural && !exists(name) {
+            let prefix = (2..name.len())
+                .rev()
+                .map(|end| &name[..end])
+                .find(|prefix| {
+                    matches!(*prefix, "quad" | "cdot" | "times" | "pi" | "pm" | "infty")
+                        || greek_command(prefix).is_some()
+                });
+            if let Some(prefix) = prefix {
+                name = prefix;
+                after = &rest[prefix.len()..];
+            }
         }
         if let Some((_, sign)) = SIGNS.iter().find(|(n, _)| *n == name) {
             self.sign(*sign)?;
@@ -503,11 +508,27 @@ impl Lexer {
         }
         let spaced = inner.starts_with(|c: char| c.is_whitespace());
         self.spaced = self.spaced || spaced;
+        // a letter after a number is a unit where it is set upright
+        let after_value = matches!(
+            self.out.last().map(|l| &l.token),
+            Some(Token::Number { .. } | Token::Sign('}'))
+        );
+        if after_value
+            && matches!(
+                content,
+                "m" | "g" | "s" | "h" | "L" | "l" | "N" | "J" | "W" | "V" | "A" | "K" | "F"
+            )
+        {
+            return self.push(Token::Text(content.to_string()));
+        }
         let formula = content.contains('\\') || content.contains(['=', '^', '_', '$']);
         let upright = matches!(font, "mathrm" | "operatorname" | "underline");
         let known = KNOWN.contains(&lower.as_str())
             || matches!(lower.as_str(), "percent" | "pct" | "percentage" | "th");
-        if longest <= 1 && content.chars().filter(|c| c.is_alphabetic()).count() <= 2
+        let abbreviation = content.contains('.') && longest == 1;
+        if longest <= 1
+            && !abbreviation
+            && content.chars().filter(|c| c.is_alphabetic()).count() <= 2
             || formula && !content.contains(' ')
         {
             // a single letter on its own is the name of something, not metres

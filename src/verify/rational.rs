@@ -221,6 +221,15 @@ impl Rational {
     }
 }
 
+impl std::fmt::Display for Rational {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self.is_integer() {
+            true => write!(f, "{}", self.numerator),
+            false => write!(f, "{}/{}", self.numerator, self.denominator),
+        }
+    }
+}
+
 impl PartialOrd for Rational {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))

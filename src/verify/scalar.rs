@@ -29,7 +29,12 @@ pub fn equal(a: &Expr, b: &Expr, rounding: u32, budget: &Budget) -> bool {
     match (exact(a, budget), exact(b, budget)) {
         (Some(x), Some(y)) if x == y => return true,
         (Some(x), Some(y)) => {
-            return (decimal_a.is_some() || decimal_b.is_some()) && rounds_to(&x, &y, rounding);
+            let both = decimal_a.is_some() && decimal_b.is_some();
+            return match (&decimal_a, &decimal_b) {
+                (None, None) => false,
+                (Some(_), _) => rounds_to(&y, &x, rounding, both),
+                (None, Some(_)) => rounds_to(&x, &y, rounding, both),
+            };
         }
         _ => {}
     }
@@ -38,7 +43,8 @@ pub fn equal(a: &Expr, b: &Expr, rounding: u32, budget: &Budget) -> bool {
         if other.has_symbols() {
             return false;
         }
-        return constant(other, budget).is_some_and(|value| rounds_to(&value, written, rounding));
+        return constant(other, budget)
+            .is_some_and(|value| rounds_to(&value, written, rounding, true));
     }
     let seed = 0x5eed;
     match at_points::<f64>(a, b, &[0, 1, 2, 3, 4, 5], seed, budget) {
@@ -68,8 +74,10 @@ fn decimal(expr: &Expr) -> Option<Rational> {
     }
 }
 
-/// Whether two numbers of which one is a decimal agree to so many places, and in three leading digits at least.
-fn rounds_to(a: &Rational, b: &Rational, places: u32) -> bool {
+/// Whether two numbers of which one is a decimal agree to so many places, and in three leading digits at least. A number
+/// that those places hold entirely must be met exactly, but for the last digits of a double.
+fn rounds_to(exact: &Rational, decimal: &Rational, places: u32, both_decimal: bool) -> bool {
+    let (a, b) = (exact, decimal);
     let Some(difference) = a.sub(b).map(|d| d.abs()) else {
         return false;
     };
@@ -86,6 +94,17 @@ fn rounds_to(a: &Rational, b: &Rational, places: u32) -> bool {
     let alike = difference.mul(&thousand).is_some_and(|d| d <= size);
     // asked for few places, few digits must do
     let alike = alike || places < 4;
+    let scale = Rational::integer(10).pow(i64::from(places));
+    let written_out = |x: &Rational| {
+        scale
+            .as_ref()
+            .and_then(|s| x.mul(s))
+            .is_some_and(|x| x.is_integer())
+    };
+    if !both_decimal && places >= 4 && written_out(exact) {
+        let trillion = Rational::integer(1_000_000_000_000);
+        return difference.mul(&trillion).is_some_and(|d| d <= size);
+    }
     alike && (close || a.rounded(places) == b.rounded(places))
 }
 
@@ -250,4 +269,18 @@ pub fn congruent(a: &Expr, b: &Expr, modulus: &Expr, budget: &Budget) -> bool {
         a.sub(&b)?.div(&m)
     };
     quotient().is_some_and(|q| q.is_integer())
+}
+
+/// The letters of a formula, sorted.
+pub fn letters(expr: &Expr) -> Vec<String> {
+    let mut names = Vec::new();
+    expr.any(&mut |part| {
+        if let Expr::Symbol(name) = part {
+            names.push(name.clone());
+        }
+        false
+    });
+    names.sort();
+    names.dedup();
+    names
 }
