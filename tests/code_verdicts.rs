@@ -61,10 +61,10 @@ fn idioms_of_contest_programs() {
         "import atexit, io, os, sys\nout = io.StringIO()\natexit.register(lambda: os.write(1, out.getvalue().encode()))\n\
          print(sum(map(int, input().split())), file=out)",
         "import resource\nresource.setrlimit(resource.RLIMIT_STACK, (1 << 24, 1 << 24))\nprint(sum(map(int, input().split())))",
-        // deep recursion, with and without the C stack
+        // deep recursion; through the C stack newer interpreters allow little
         "def f(n): return 0 if n == 0 else f(n - 1)\nprint(sum(map(int, input().split())) + f(40000))",
         "from functools import lru_cache\n@lru_cache(None)\ndef f(n): return 0 if n == 0 else f(n - 1)\n\
-         print(sum(map(int, input().split())) + f(9000))",
+         print(sum(map(int, input().split())) + f(2000))",
         "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n    y: int\nprint(P(3, 0).x + 4)",
         "import asyncio\nasync def main(): print(sum(map(int, input().split())))\nasyncio.run(main())",
         "open('x', 'w').write(input())\nprint(sum(map(int, open('x').read().split())))",

@@ -2,10 +2,13 @@
 //! are Math-Verify's where they are sound. They are not symmetric: an interval answers a gold inequality, an inequality
 //! does not answer a gold interval. Values are compared in [`super::scalar`], sets of numbers in [`super::sets`].
 
-use super::exact::{Budget, substituted};
-use super::expr::{Constant, Expr, Relation};
+use super::exact::Budget;
+use super::expr::{Constant, Expr};
 use super::matrix::matrix;
 use super::rational::Rational;
+use super::relations::{
+    condition, equation, is_equation, is_member, is_order, is_unequal, without_approximation,
+};
 use super::{scalar, sets};
 
 /// Longer lists are only compared in order.
@@ -36,7 +39,7 @@ impl Rules<'_> {
         self.unwrapped_equal(&gold, &prediction)
     }
 
-    fn scalars(&self, a: &Expr, b: &Expr) -> bool {
+    pub(super) fn scalars(&self, a: &Expr, b: &Expr) -> bool {
         scalar::equal(a, b, self.rounding, self.budget)
     }
 
@@ -190,118 +193,8 @@ impl Rules<'_> {
         gold.is_scalar() && prediction.is_scalar() && self.scalars(gold, prediction)
     }
 
-    fn all_equal(&self, gold: &[Expr], prediction: &[Expr]) -> bool {
+    pub(super) fn all_equal(&self, gold: &[Expr], prediction: &[Expr]) -> bool {
         gold.len() == prediction.len() && gold.iter().zip(prediction).all(|(g, p)| self.equal(g, p))
-    }
-
-    /// The value that a predicted equation gives: its last side, where the first is a name or is equal to it.
-    fn value_of_equation<'e>(&self, sides: &'e [Expr]) -> Option<&'e Expr> {
-        let (first, last) = (&sides[0], &sides[sides.len() - 1]);
-        let consistent = || first.is_scalar() && last.is_scalar() && self.scalars(first, last);
-        (first.is_name() || self.converted || consistent()).then_some(last)
-    }
-
-    fn equations(&self, g: &[Expr], p: &[Expr]) -> bool {
-        let (g_left, g_right) = (&g[0], &g[g.len() - 1]);
-        let (p_left, p_right) = (&p[0], &p[p.len() - 1]);
-        // f(x) = ... and f(y) = ...: the letter is bound
-        if let (Expr::Apply(gf, ga), Expr::Apply(pf, pa)) = (g_left, p_left)
-            && gf == pf
-            && let ([Expr::Symbol(gx)], [Expr::Symbol(px)]) = (&ga[..], &pa[..])
-        {
-            let renamed = substituted(p_right, px, &Expr::Symbol(gx.clone()), self.budget);
-            return renamed.is_some_and(|p_right| self.equal(g_right, &p_right));
-        }
-        if self.equal(g_left, p_left) && self.equal(g_right, p_right) {
-            return true;
-        }
-        if ![g_left, g_right, p_left, p_right]
-            .into_iter()
-            .all(Expr::is_scalar)
-        {
-            return self.equal(g_left, p_right) && self.equal(g_right, p_left);
-        }
-        let (g, p) = (difference(g_left, g_right), difference(p_left, p_right));
-        if !g.has_symbols() || !p.has_symbols() {
-            return false;
-        }
-        scalar::proportion(&g, &p, self.budget).is_some() || self.same_solution(&g, &p)
-    }
-
-    /// Whether both expressions are linear in a letter and vanish at the same value of it.
-    fn same_solution(&self, g: &Expr, p: &Expr) -> bool {
-        let mut names = Vec::new();
-        g.any(&mut |part| {
-            if let Expr::Symbol(name) = part
-                && !names.contains(name)
-                && names.len() < 6
-            {
-                names.push(name.clone());
-            }
-            false
-        });
-        let root = |expr: &Expr, name: &str| {
-            let at = |n: i64| substituted(expr, name, &Expr::integer(n), self.budget);
-            let (zero, one, two) = (at(0)?, at(1)?, at(2)?);
-            let slope = difference(&one, &zero);
-            let straight = self.scalars(&difference(&two, &one), &slope);
-            let flat = self.scalars(&slope, &Expr::integer(0));
-            (straight && !flat).then(|| Expr::Div(Box::new(zero), Box::new(slope)))
-        };
-        // a letter that is a common factor vanishes at zero in both: all letters must agree
-        let mut matching = 0;
-        for name in &names {
-            if let (Some(g), Some(p)) = (root(g, name), root(p, name)) {
-                if !self.scalars(&g, &p) {
-                    return false;
-                }
-                matching += 1;
-            }
-        }
-        matching > 0 && scalar::letters(g) == scalar::letters(p)
-    }
-
-    fn inequalities(&self, gold: &Expr, prediction: &Expr) -> bool {
-        let (Some((g, gr)), Some((p, pr))) = (ascending(gold), ascending(prediction)) else {
-            return false;
-        };
-        if gr == pr && self.all_equal(&g, &p) {
-            return true;
-        }
-        if !g.iter().chain(&p).all(Expr::is_scalar) {
-            return false;
-        }
-        if g.len() == 2 && p.len() == 2 {
-            let (gd, pd) = (difference(&g[0], &g[1]), difference(&p[0], &p[1]));
-            // both are ascending: a positive factor keeps the relation; a negative one turns it
-            return gr == pr
-                && scalar::proportion(&gd, &pd, self.budget).is_some_and(|c| !c.is_negative());
-        }
-        sets::same_solutions(gold, prediction, self.budget)
-    }
-
-    fn other_relations(&self, g: &[Expr], gr: &[Relation], p: &[Expr], pr: &[Relation]) -> bool {
-        if gr == pr && self.all_equal(g, p) {
-            return true;
-        }
-        let different = |r: &[Relation]| r == [Relation::NotEqual];
-        if different(gr) && different(pr) && g.iter().chain(p).all(Expr::is_scalar) {
-            return scalar::proportion(
-                &difference(&g[0], &g[1]),
-                &difference(&p[0], &p[1]),
-                self.budget,
-            )
-            .is_some();
-        }
-        let congruence = |r: &[Relation]| {
-            r == [Relation::Congruent, Relation::Modulo] || r == [Relation::Equal, Relation::Modulo]
-        };
-        if congruence(gr) && congruence(pr) {
-            return self.equal(&g[0], &p[0])
-                && self.equal(&g[2], &p[2])
-                && scalar::congruent(&g[1], &p[1], &g[2], self.budget);
-        }
-        false
     }
 
     /// `28%` is 28 and 28/100.
@@ -350,6 +243,11 @@ impl Rules<'_> {
             _ => None,
         };
         Some(match (gold, prediction) {
+            (Expr::List(g), p)
+                if g.iter().any(is_order) && !matches!(p, Expr::List(_) | Expr::Set(_)) =>
+            {
+                sets::any_satisfies(g, p, self.budget)
+            }
             (Expr::Tuple(g), Expr::Tuple(p)) => self.all_equal(g, p),
             (Expr::Tuple(g), Expr::List(p)) | (Expr::List(g), Expr::Tuple(p)) => {
                 self.all_equal(g, p)
@@ -357,9 +255,6 @@ impl Rules<'_> {
             (Expr::List(g) | Expr::Set(g), Expr::List(p) | Expr::Set(p)) => {
                 self.unordered_equal(g, p)
                     || (g.iter().any(is_order) && sets::any_satisfies(g, prediction, self.budget))
-            }
-            (Expr::List(g), _) if g.iter().any(is_order) => {
-                sets::any_satisfies(g, prediction, self.budget)
             }
             (Expr::Tuple(g), p) | (p, Expr::Tuple(g)) if matches!(p, Expr::Matrix(_)) => {
                 column(p).is_some_and(|p| self.all_equal(g, &p))
@@ -463,30 +358,6 @@ fn spelled(expr: &Expr) -> Option<String> {
     }
 }
 
-/// The sides of an equation or chain of equations.
-fn equation(expr: &Expr) -> Option<&[Expr]> {
-    match expr {
-        Expr::Relation(sides, relations) if relations.iter().all(|r| *r == Relation::Equal) => {
-            Some(sides)
-        }
-        _ => None,
-    }
-}
-
-fn is_equation(expr: &Expr) -> bool {
-    equation(expr).is_some()
-}
-
-fn is_member(expr: &Expr) -> bool {
-    matches!(expr, Expr::Relation(_, relations) if *relations == [Relation::In])
-}
-
-/// Whether it is an inequality or a chain with one.
-pub fn is_order(expr: &Expr) -> bool {
-    matches!(expr, Expr::Relation(_, relations) if relations.iter().any(|r| r.is_order())
-        && relations.iter().all(|r| r.is_order() || *r == Relation::Equal || *r == Relation::NotEqual))
-}
-
 /// Whether two numbers may be hours and minutes.
 fn is_time(terms: &[Expr]) -> bool {
     let small = |expr: &Expr| match expr {
@@ -507,69 +378,12 @@ fn in_lowest_terms(terms: &[Expr], budget: &Budget) -> bool {
     super::exact::exact(&gcd, budget).is_some_and(|gcd| gcd.is_one())
 }
 
-fn is_unequal(expr: &Expr) -> bool {
-    matches!(expr, Expr::Relation(_, relations) if *relations == [Relation::NotEqual])
-}
-
-/// The inequality of a set `{x | ...}` of numbers.
-fn condition(expr: &Expr) -> Option<&Expr> {
-    match expr {
-        Expr::Builder(letter, condition)
-            if matches!(**letter, Expr::Symbol(_)) && is_order(condition) =>
-        {
-            Some(condition)
-        }
-        _ => None,
-    }
-}
-
-pub fn difference(a: &Expr, b: &Expr) -> Expr {
-    Expr::Add(vec![a.clone(), Expr::Neg(Box::new(b.clone()))])
-}
-
 fn hundredth(expr: &Expr) -> Expr {
     let hundred = Rational::integer(100);
     match expr {
         Expr::Decimal(value) => value.div(&hundred).map_or(Expr::Empty, Expr::Decimal),
         other => Expr::Div(Box::new(other.clone()), Box::new(Expr::Number(hundred))),
     }
-}
-
-/// A chain of inequalities with the small side first.
-fn ascending(expr: &Expr) -> Option<(Vec<Expr>, Vec<Relation>)> {
-    let Expr::Relation(sides, relations) = expr else {
-        return None;
-    };
-    let first = relations.iter().find(|r| r.is_order())?;
-    if matches!(first, Relation::Less | Relation::LessEqual) {
-        return Some((sides.clone(), relations.clone()));
-    }
-    Some((
-        sides.iter().rev().cloned().collect(),
-        relations.iter().rev().map(|r| r.flipped()).collect(),
-    ))
-}
-
-/// Of `x = 1/3 ≈ 0.33` the part before the approximation; `x ≈ 11` as an equation; of `a ⇒ b` the part after.
-fn without_approximation(sides: &[Expr], relations: &[Relation]) -> Expr {
-    let (mut sides, mut relations) = (sides.to_vec(), relations.to_vec());
-    if let Some(at) = relations.iter().rposition(|r| *r == Relation::Arrow)
-        && relations.len() > 1
-    {
-        sides.drain(..=at);
-        relations.drain(..=at);
-    }
-    if relations.first() == Some(&Relation::Approx) && sides[0].is_name() {
-        relations[0] = Relation::Equal;
-    }
-    if let Some(at) = relations.iter().position(|r| *r == Relation::Approx) {
-        sides.truncate(at + 1);
-        relations.truncate(at);
-    }
-    if relations.is_empty() {
-        return sides.swap_remove(0);
-    }
-    Expr::Relation(sides, relations)
 }
 
 /// Both values of an expression with `±`; None without one or with too many.

@@ -60,7 +60,24 @@ pub fn is_prose(text: &str) -> bool {
             let glued = lower.starts_with("or")
                 && word.len() == 3
                 && word.as_bytes()[2].is_ascii_uppercase();
-            if word.len() >= 3
+            let small = matches!(
+                lower.as_str(),
+                "so" | "is"
+                    | "it"
+                    | "we"
+                    | "he"
+                    | "to"
+                    | "of"
+                    | "at"
+                    | "as"
+                    | "an"
+                    | "be"
+                    | "by"
+                    | "if"
+                    | "my"
+                    | "us"
+            ) && !text[at..].starts_with(['(', '^', '_']);
+            if (word.len() >= 3 || small)
                 && !indexed
                 && !glued
                 && (!upper || word.len() > 4)
@@ -258,6 +275,13 @@ fn place(text: &str, start: usize, end: usize) -> Option<Place> {
         let spaced = before.len() < from;
         let tight = operand.len() == before.len() - operator.len_utf8();
         match operator {
+            // a sign stands at its number, with space before it
+            '-' | '−' | '–'
+                if !spaced && !tight && last.is_some_and(|c| c.is_ascii_alphabetic()) =>
+            {
+                from = before.len() - operator.len_utf8();
+                break;
+            }
             '-' | '−' | '–' if !last.is_some_and(|c| c.is_ascii_alphanumeric() || c == ')') => {
                 if !spaced || text[before.len()..from].starts_with('$') {
                     from = before.len() - operator.len_utf8();

@@ -521,6 +521,13 @@ impl Lexer {
         {
             return self.push(Token::Text(content.to_string()));
         }
+        // `\text{3 hours}` is a value with its unit
+        let valued = content
+            .trim_start_matches(['-', '$', '\\'])
+            .starts_with(|c: char| c.is_ascii_digit());
+        if valued && !after_value {
+            return self.run(content, depth + 1);
+        }
         let formula = content.contains('\\') || content.contains(['=', '^', '_', '$']);
         let upright = matches!(font, "mathrm" | "operatorname" | "underline");
         let known = KNOWN.contains(&lower.as_str())

@@ -77,3 +77,30 @@ fn times(a: &[Vec<Expr>], b: &[Vec<Expr>]) -> Option<Vec<Vec<Expr>>> {
             .collect(),
     )
 }
+
+/// The determinant written out, for matrices of at most four rows.
+pub fn determinant(rows: &[Vec<Expr>]) -> Option<Expr> {
+    if rows.len() > 4 || rows.iter().any(|row| row.len() != rows.len()) {
+        return None;
+    }
+    if let [row] = rows {
+        return row.first().cloned();
+    }
+    let mut terms = Vec::new();
+    for column in 0..rows.len() {
+        let minor: Vec<Vec<Expr>> = rows[1..]
+            .iter()
+            .map(|row| {
+                let others = row.iter().enumerate().filter(|(j, _)| *j != column);
+                others.map(|(_, cell)| cell.clone()).collect()
+            })
+            .collect();
+        let term = Expr::Mul(vec![rows[0][column].clone(), determinant(&minor)?]);
+        terms.push(if column % 2 == 0 {
+            term
+        } else {
+            Expr::Neg(Box::new(term))
+        });
+    }
+    Some(Expr::Add(terms))
+}

@@ -45,6 +45,7 @@ mod prose;
 mod rational;
 pub mod readability;
 mod real;
+mod relations;
 #[cfg(target_os = "linux")]
 pub mod sandbox;
 #[cfg(not(target_os = "linux"))]

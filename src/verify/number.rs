@@ -3,26 +3,10 @@
 //!
 //! A percent sign and a unit are dropped, not converted: `50\%` is 50.
 
+pub use super::rational::Rational;
+
 /// Longer numbers are refused: comparing takes time in the square of the digits.
 const MAX_DIGITS: usize = 400;
-
-/// An exact rational number.
-#[derive(Debug, Clone)]
-pub struct Rational {
-    negative: bool,
-    numerator: Natural,
-    denominator: Natural,
-}
-
-impl PartialEq for Rational {
-    fn eq(&self, other: &Self) -> bool {
-        let zero = self.numerator.is_zero() && other.numerator.is_zero();
-        zero || self.negative == other.negative
-            && self.numerator.times(&other.denominator) == other.numerator.times(&self.denominator)
-    }
-}
-
-impl Eq for Rational {}
 
 /// Words after a number that are not its unit: they make it another number or no number.
 const NO_UNITS: [&str; 14] = [
@@ -138,23 +122,22 @@ fn leading(text: &str) -> Option<(Rational, &str)> {
         .strip_prefix("\\$")
         .or(rest.strip_prefix('$'))
         .unwrap_or(rest);
-    let (mut value, rest) = match fraction(rest) {
+    let (value, rest) = match fraction(rest) {
         Some(found) => found,
         None => {
             let (whole, rest) = decimal(rest)?;
             if let Some((part, after)) = fraction(rest.trim_start()).filter(|_| whole.is_integer())
             {
-                (whole.plus_proper(part)?, after)
+                (proper_sum(&whole, &part)?, after)
             } else if let Some(below) = rest.trim_start().strip_prefix('/') {
                 let (below, after) = decimal(below.trim_start())?;
-                (whole.over(below)?, after)
+                (whole.div(&below)?, after)
             } else {
                 (whole, rest)
             }
         }
     };
-    value.negative = value.negative != negative;
-    Some((value, rest))
+    Some((if negative { value.neg() } else { value }, rest))
 }
 
 /// `\frac{a}{b}`, `\dfrac{a}{b}` or `\frac12`, and the rest.
@@ -164,7 +147,7 @@ fn fraction(text: &str) -> Option<(Rational, &str)> {
         .find_map(|name| text.strip_prefix(name))?;
     let (above, rest) = argument(rest)?;
     let (below, rest) = argument(rest)?;
-    Some((above.over(below)?, rest))
+    Some((above.div(&below)?, rest))
 }
 
 /// A braced number or a single digit.
@@ -177,11 +160,10 @@ fn argument(text: &str) -> Option<(Rational, &str)> {
             Some(inner) => (true, inner),
             None => (false, inner),
         };
-        let (mut value, "") = decimal(inner)? else {
+        let (value, "") = decimal(inner)? else {
             return None;
         };
-        value.negative = negative;
-        return Some((value, rest));
+        return Some((if negative { value.neg() } else { value }, rest));
     }
     let digit = text
         .get(..1)
@@ -214,13 +196,12 @@ fn decimal(text: &str) -> Option<(Rational, &str)> {
     {
         return None;
     }
-    let mut places = 0;
     if let Some(after) = rest.strip_prefix('.') {
         count = digits(after);
         // `5.` ends a sentence; `5.a` is no number
         if count > 0 {
+            whole.push('.');
             whole.push_str(&after[..count]);
-            places = count;
             rest = &after[count..];
             if rest.starts_with('.') {
                 return None;
@@ -230,14 +211,16 @@ fn decimal(text: &str) -> Option<(Rational, &str)> {
     if whole.is_empty() || whole.len() > MAX_DIGITS {
         return None;
     }
-    Some((
-        Rational {
-            negative: false,
-            numerator: Natural::from_digits(&whole),
-            denominator: Natural::power_of_ten(places),
-        },
-        rest,
-    ))
+    Some((Rational::from_decimal(&whole)?, rest))
+}
+
+/// A mixed number: an integer and a fraction after it, as in `1\frac12`.
+fn proper_sum(whole: &Rational, part: &Rational) -> Option<Rational> {
+    if part.is_negative() {
+        None
+    } else {
+        whole.add(part)
+    }
 }
 
 /// Whether what follows a number leaves its value alone: nothing, or a unit in words.
@@ -267,98 +250,6 @@ fn is_unit(text: &str) -> bool {
         && words.starts_with(|c: char| c.is_alphabetic() || (c == '{' && upright.is_some()))
         && names().all(|word| upright.is_some() || word.len() > 1)
         && names().all(|word| !NO_UNITS.contains(&word.to_lowercase().as_str()))
-}
-
-impl Rational {
-    fn is_integer(&self) -> bool {
-        self.denominator == Natural::power_of_ten(0)
-    }
-
-    /// `self / below`; None for a division by zero.
-    fn over(self, below: Self) -> Option<Self> {
-        (!below.numerator.is_zero()).then(|| Self {
-            negative: self.negative != below.negative,
-            numerator: self.numerator.times(&below.denominator),
-            denominator: self.denominator.times(&below.numerator),
-        })
-    }
-
-    /// A mixed number: the integer `self` and a fraction after it, as in `1\frac12`.
-    fn plus_proper(self, part: Self) -> Option<Self> {
-        (!part.negative).then(|| Self {
-            negative: false,
-            numerator: self
-                .numerator
-                .times(&part.denominator)
-                .plus(&part.numerator),
-            denominator: part.denominator,
-        })
-    }
-}
-
-/// A natural number: base 10^9, least significant first, no leading zeros; zero is empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Natural(Vec<u32>);
-
-const BASE: u64 = 1_000_000_000;
-
-impl Natural {
-    fn from_digits(digits: &str) -> Self {
-        let limbs = digits.as_bytes().rchunks(9);
-        Self(
-            limbs
-                .map(|chunk| {
-                    chunk
-                        .iter()
-                        .fold(0, |value, b| value * 10 + u32::from(b - b'0'))
-                })
-                .collect(),
-        )
-        .trimmed()
-    }
-
-    fn power_of_ten(exponent: usize) -> Self {
-        let mut limbs = vec![0; exponent / 9];
-        limbs.push(10u32.pow((exponent % 9) as u32));
-        Self(limbs)
-    }
-
-    fn is_zero(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn times(&self, other: &Self) -> Self {
-        let mut product = vec![0u32; self.0.len() + other.0.len()];
-        for (i, &a) in self.0.iter().enumerate() {
-            let mut carry = 0;
-            for (j, &b) in other.0.iter().enumerate() {
-                let sum = u64::from(product[i + j]) + u64::from(a) * u64::from(b) + carry;
-                product[i + j] = (sum % BASE) as u32;
-                carry = sum / BASE;
-            }
-            product[i + other.0.len()] = carry as u32;
-        }
-        Self(product).trimmed()
-    }
-
-    fn plus(&self, other: &Self) -> Self {
-        let mut carry = 0;
-        let mut sum = Vec::new();
-        for i in 0..=self.0.len().max(other.0.len()) {
-            let limb = |n: &Self| u64::from(n.0.get(i).copied().unwrap_or(0));
-            let value = limb(self) + limb(other) + carry;
-            sum.push((value % BASE) as u32);
-            carry = value / BASE;
-        }
-        Self(sum).trimmed()
-    }
-
-    fn trimmed(mut self) -> Self {
-        while self.0.last() == Some(&0) {
-            self.0.pop();
-        }
-        self
-    }
 }
 
 #[cfg(test)]

@@ -184,7 +184,13 @@ impl Parser {
     /// A chain of relations, or a value.
     pub(super) fn statement(&mut self) -> Option<Expr> {
         self.eat('⇒');
-        self.eat('=');
+        let _ = self.eat('=') || self.eat('≈');
+        if let Some(Token::Text(words)) = self.peek()
+            && self.peek_at(1).is_some()
+            && is_introduction(words)
+        {
+            self.at += 1;
+        }
         let mut sides = vec![self.named_function().map_or_else(|| self.sets(), Some)?];
         let mut relations = Vec::new();
         while let Some(relation) = self.relation() {
@@ -555,6 +561,14 @@ impl Parser {
             }
         }
     }
+}
+
+/// Whether words announce the value that follows: "the answer is", "Area:".
+fn is_introduction(words: &str) -> bool {
+    let words = words.trim().to_lowercase();
+    let ends =
+        words.ends_with(':') || words.ends_with('=') || words == "is" || words.ends_with(" is");
+    ends && !words.chars().any(|c| c.is_ascii_digit())
 }
 
 /// The only element, or all of them joined; None where there is none.

@@ -4,6 +4,7 @@
 use super::expr::{Constant, End, Expr, Function};
 use super::latex::{Lexeme, Token};
 use super::latex_tables::is_greek;
+use super::matrix::determinant;
 use super::parse::{Parser, one_or};
 use super::parse_functions::function;
 use super::rational::Rational;
@@ -244,6 +245,21 @@ impl Parser {
                 let bars = std::mem::replace(&mut self.bars, 0);
                 let elements = self.elements()?;
                 self.bars = bars;
+                let infix = match self.peek() {
+                    Some(Token::Command(name)) if elements.len() == 1 => name.clone(),
+                    _ => String::new(),
+                };
+                if infix == "choose" || infix == "over" {
+                    // `{n \choose k}` and `{a \over b}`
+                    self.at += 1;
+                    let above = one_or(elements, Expr::List)?;
+                    let below = self.sum()?;
+                    self.eat('}').then_some(())?;
+                    return Some(match infix.as_str() {
+                        "choose" => Expr::Function(Function::Binomial, vec![above, below]),
+                        _ => Expr::Div(Box::new(above), Box::new(below)),
+                    });
+                }
                 self.eat('}').then_some(())?;
                 one_or(elements, Expr::List)
             }
@@ -257,7 +273,7 @@ impl Parser {
                 let inner = inner?;
                 (self.eat(close) || self.eat('⌝') || self.eat('|')).then_some(())?;
                 Some(match inner {
-                    Expr::Matrix(_) => Expr::Function(Function::Det, vec![inner]),
+                    Expr::Matrix(rows) => determinant(&rows)?,
                     _ => Expr::Function(Function::Abs, vec![inner]),
                 })
             }
@@ -414,11 +430,9 @@ impl Parser {
         if rows.iter().any(|row| row.len() != width) {
             return None;
         }
-        let matrix = Expr::Matrix(rows);
-        Some(if name == "vmatrix" {
-            Expr::Function(Function::Det, vec![matrix])
-        } else {
-            matrix
-        })
+        if name == "vmatrix" {
+            return determinant(&rows);
+        }
+        Some(Expr::Matrix(rows))
     }
 }

@@ -444,10 +444,15 @@ print(json.dumps({'program': os.path.realpath(sys.executable), 'version': sys.ve
     'has_ctypes': ctypes is not None, 'shown': unique(shown), 'packages': unique(packages)}))
 ";
 
-    /// The first `python3` of PATH, asked about itself.
+    /// The `python3` of PATH, or else the system's.
     fn find() -> Result<Self> {
+        Self::ask("python3").or_else(|error| Self::ask("/usr/bin/python3").map_err(|_| error))
+    }
+
+    /// An interpreter, asked about itself.
+    fn ask(python3: &str) -> Result<Self> {
         let hint = "install Python 3.9 or newer (Debian and Ubuntu: `apt install python3`) and put it first in PATH";
-        let output = std::process::Command::new("python3")
+        let output = std::process::Command::new(python3)
             .args(["-c", Self::QUESTION])
             .current_dir("/")
             .stdin(std::process::Stdio::null())

@@ -282,6 +282,9 @@ impl Child<'_> {
     unsafe fn become_boxed(&self) -> Result<(), &'static str> {
         unsafe {
             self.default_signals();
+            // no signals from the terminal: an interrupted grader must not take the program's end for its own doing
+            check(libc::setsid(), "leaving the terminal")?;
+            libc::umask(0o022);
             if self.namespace {
                 write_file(c"/proc/self/setgroups", b"deny", "forbidding groups")?;
                 write_file(c"/proc/self/uid_map", &self.uid_map, "mapping the user")?;
