@@ -124,6 +124,15 @@ fn generate_goes_on_where_it_was_cut() {
         assert_eq!(place.read("o.jsonl"), whole, "cut at {cut}");
         assert!(run.stderr.starts_with(note), "{}", run.stderr);
     }
+    // other sampling is another file
+    let mut other = args.to_vec();
+    other[14] = "6";
+    let (error, _) = place.fails(&[&other[..], &["4"]].concat());
+    assert!(
+        error.starts_with("`o.jsonl` holds answers of another `sampling`"),
+        "{error}"
+    );
+    assert_eq!(place.read("o.jsonl"), whole);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use distill::hub::{Hub, HubOptions, Part};
+use distill::hub::{Hub, HubOptions, Part, Wanted};
 use distill::progress::Silent;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -538,10 +538,14 @@ fn a_data_set_brings_the_training_split_of_its_config() {
     };
     let server = Server::start(site);
     let fetch = |offline, config, patterns: &[String]| {
-        let data =
-            server
-                .hub(offline)
-                .dataset("org/name", Some(config), None, patterns, &Silent)?;
+        let wanted = Wanted {
+            config: Some(config),
+            split: None,
+            patterns,
+        };
+        let data = server
+            .hub(offline)
+            .dataset("org/name", None, wanted, &Silent)?;
         let snapshot = server
             .cache
             .path()

@@ -44,7 +44,7 @@ pub struct Args {
     /// Answers that are sampled side by side
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// Folder of `eval.json` and `samples.jsonl` [default: `runs/eval-SUITE`]
+    /// Folder of `eval.json` and `samples.jsonl` [default: `runs/eval-SUITE-MODEL`]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Print the result as JSON
@@ -68,7 +68,7 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let dir = args
         .output
         .clone()
-        .unwrap_or_else(|| PathBuf::from(format!("runs/eval-{}", suite.name)));
+        .unwrap_or_else(|| default_folder(&suite, &place.model));
     std::fs::create_dir_all(&dir).map_err(|e| Error::io("creating", &dir, e))?;
     session.stop_on_signals()?;
     let job = EvalJob {
@@ -91,6 +91,16 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         return stdout::json(&result);
     }
     stdout::text(&show(&result))
+}
+
+/// One folder a suite and model, named by the last parts of a path that say something: `RUN-sft-model`.
+fn default_folder(suite: &Suite, model: &str) -> PathBuf {
+    let parts: Vec<&str> = model
+        .split(['/', '\\', '@'])
+        .filter(|part| !matches!(*part, "" | "." | ".." | "runs"))
+        .collect();
+    let name = parts[parts.len().saturating_sub(3)..].join("-");
+    PathBuf::from(format!("runs/eval-{}-{name}", suite.name))
 }
 
 /// Says which weights are judged: the folder, and the size and time of every file in it.

@@ -4,11 +4,13 @@ use super::Session;
 use super::options::{ModelArgs, SamplingArgs};
 use super::rows::{Row, Rows};
 use crate::generate::{Completion, Engine, FinishReason, LocalEngine, Request, Sampling};
+use crate::pipeline::folder::{read_json, write_json};
 use crate::pipeline::open::{Opened, open_model};
 use crate::progress::{Reporter, Stop, Task};
 use crate::tokenize::Chat;
 use crate::{Error, Result};
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -62,6 +64,7 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let n = args.n as usize;
     let mut output = Output::open(&args.output)?;
     let num_kept = output.keep(&rows, n, &args.input)?;
+    output.same_settings(num_kept, &settings(args)?)?;
     let reporter = &session.terminal;
     if num_kept > 0 {
         let text = format!(
@@ -102,6 +105,14 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         }
     }
     output.finish()
+}
+
+/// What the answers depend on, as given.
+fn settings(args: &Args) -> Result<Value> {
+    let place = &args.model;
+    let model = std::fs::canonicalize(&place.model)
+        .map_or_else(|_| place.model.clone(), |path| path.display().to_string());
+    Ok(json!({"model": model, "dtype": place.dtype, "sampling": args.sampling.resolve(&[])?}))
 }
 
 /// What is the same for all rows.
@@ -295,6 +306,37 @@ impl Output {
         }
         self.file.seek(SeekFrom::Start(good as u64)).map_err(io)?;
         Ok(num_kept)
+    }
+
+    /// Refuses to go on with another model or other sampling than the rows kept were made with; beside `answers.jsonl`
+    /// stands `.answers.jsonl.settings`.
+    fn same_settings(&self, num_kept: usize, settings: &Value) -> Result<()> {
+        let is_file = |m: std::fs::Metadata| m.is_file();
+        let name = self.path.file_name().map(|name| name.to_string_lossy());
+        let (Some(name), true) = (name, self.file.metadata().is_ok_and(is_file)) else {
+            return Ok(());
+        };
+        let place = self.path.with_file_name(format!(".{name}.settings"));
+        if num_kept > 0 && place.exists() {
+            let earlier: Value = read_json(&place)?;
+            // numbers as they read back from a file
+            let now = serde_json::from_str(&settings.to_string()).unwrap_or(Value::Null);
+            if earlier == now {
+                return Ok(());
+            }
+            let what = ["model", "dtype", "sampling"]
+                .into_iter()
+                .find(|key| earlier[*key] != now[*key])
+                .unwrap_or("settings");
+            return Err(Error::input(format!(
+                "`{}` holds answers of another `{what}`: {}, now {}",
+                self.path.display(),
+                earlier[what],
+                now[what]
+            ))
+            .with_hint("give another `--output`, or delete that file to sample all rows again"));
+        }
+        write_json(&place, settings)
     }
 
     fn append(&mut self, line: &str) -> Result<()> {

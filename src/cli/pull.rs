@@ -36,9 +36,12 @@ pub struct Args {
 pub fn run(args: &Args, session: &Session) -> Result<()> {
     let revision = args.revision.as_deref();
     let (files, revision) = if args.dataset {
-        let config = args.config.as_deref();
-        let found =
-            hub::resolve_dataset(&args.repo, config, revision, &args.files, &session.terminal)?;
+        let wanted = hub::Wanted {
+            config: args.config.as_deref(),
+            split: None,
+            patterns: &args.files,
+        };
+        let found = hub::resolve_dataset(&args.repo, revision, wanted, &session.terminal)?;
         (found.files, found.revision)
     } else {
         let found = hub::resolve_model(&args.repo, revision, &session.terminal)?;

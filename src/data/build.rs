@@ -380,7 +380,10 @@ fn hash(text: &str) -> u64 {
 }
 
 /// The key of a store: the hash of all bytes it is made of and of every setting that changes it.
-fn key(
+///
+/// # Errors
+/// A file that cannot be read, or a stop.
+pub fn key(
     options: &BuildOptions,
     sources: &[TraceSource],
     chat: &Chat,
@@ -402,9 +405,13 @@ fn key(
         let labels = labels
             .map(|labels| hash_file(Path::new(&labels.file), stop))
             .transpose()?;
-        described.push(json!({
-            "spec": source.spec, "files": files, "names": names, "labels": labels, "revision": source.revision,
-        }));
+        // content counts, not where it came from
+        let mut spec = source.spec.clone();
+        if !source.files.is_empty() {
+            spec.source = String::new();
+            spec.revision = None;
+        }
+        described.push(json!({"spec": spec, "files": files, "names": names, "labels": labels}));
     }
     let text = json!({
         "version": VERSION,

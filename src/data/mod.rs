@@ -24,7 +24,7 @@ pub mod store;
 pub mod thinking;
 pub mod trace;
 
-pub use build::{BuildOptions, TraceSource};
+pub use build::{BuildOptions, TraceSource, key as store_key};
 pub use problems::{Problem, problems};
 pub use report::BuildReport;
 pub use source::{Item, open};

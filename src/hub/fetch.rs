@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::cache::RepoCache;
 use super::failure::{Place, explain, is_unreachable};
-use super::select::{self, INDEX, Part, SINGLE};
+use super::select::{self, INDEX, Part, SINGLE, Wanted};
 use super::{Resolved, ResolvedFiles, check};
 use crate::progress::{Reporter, Task};
 use crate::{Error, Result};
@@ -157,9 +157,8 @@ impl Hub {
     pub fn dataset(
         &self,
         id: &str,
-        config: Option<&str>,
         revision: Option<&str>,
-        patterns: &[String],
+        wanted: Wanted,
         reporter: &dyn Reporter,
     ) -> Result<ResolvedFiles> {
         let (owner, name) = split_id(id);
@@ -173,14 +172,13 @@ impl Hub {
                 card: info.card_data,
             })
         };
-        let (commit, wanted) = match repo.list(info, reporter)? {
+        let (commit, files) = match repo.list(info, reporter)? {
             Some((listing, card)) => {
                 let paths: Vec<String> = listing.files.iter().map(|f| f.path.clone()).collect();
-                let wanted =
-                    select::dataset_files(&place, &paths, card.as_ref(), config, patterns)?;
-                listing.fetch(&wanted, reporter)?;
+                let files = select::dataset_files(&place, &paths, card.as_ref(), wanted)?;
+                listing.fetch(&files, reporter)?;
                 repo.cache.remember(repo.revision, &listing.commit)?;
-                (listing.commit, wanted)
+                (listing.commit, files)
             }
             None => {
                 let commit = repo.cached_commit()?;
@@ -190,17 +188,17 @@ impl Hub {
                     .into_iter()
                     .map(|(path, _)| path)
                     .collect();
-                let wanted = select::dataset_files(&place, &paths, None, config, patterns)
+                let files = select::dataset_files(&place, &paths, None, wanted)
                     .map_err(|e| e.at("in the cache, without network"))?;
-                if let Some(missing) = select::missing_shard(&wanted) {
+                if let Some(missing) = select::missing_shard(&files) {
                     return Err(repo.not_cached(&missing));
                 }
-                (commit, wanted)
+                (commit, files)
             }
         };
         let folder = repo.cache.snapshot(&commit);
         Ok(ResolvedFiles {
-            files: wanted.iter().map(|path| folder.join(path)).collect(),
+            files: files.iter().map(|path| folder.join(path)).collect(),
             revision: Some(commit),
             source: id.to_string(),
         })

@@ -17,7 +17,7 @@ use crate::progress::Reporter;
 use crate::{Error, Result};
 
 pub use fetch::{Hub, HubOptions};
-pub use select::Part;
+pub use select::{Part, Wanted};
 
 /// A model folder in the Hugging Face layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,14 +77,20 @@ pub fn resolve_model_part(
 /// as the repository's card tells it.
 pub fn resolve_dataset(
     id_or_path: &str,
-    config: Option<&str>,
     revision: Option<&str>,
-    patterns: &[String],
+    wanted: Wanted,
     reporter: &dyn Reporter,
 ) -> Result<ResolvedFiles> {
     if let Some(path) = local(id_or_path)? {
         let files = if path.is_dir() {
-            select::local_files(&path, config, patterns)?
+            let (files, num_left_out) = select::local_files(&path, wanted)?;
+            if num_left_out > 0 {
+                reporter.note(&format!(
+                    "`{id_or_path}`: {} data files are read, {num_left_out} of other splits or configs are not",
+                    files.len()
+                ));
+            }
+            files
         } else {
             vec![path]
         };
@@ -96,7 +102,7 @@ pub fn resolve_dataset(
     }
     let (id, revision) = split_revision(id_or_path, revision);
     check_id(id, "data set")?;
-    Hub::from_env()?.dataset(id, config, revision, patterns, reporter)
+    Hub::from_env()?.dataset(id, revision, wanted, reporter)
 }
 
 /// The path, where it exists or can be nothing else.
@@ -168,13 +174,17 @@ mod tests {
                 .map(|f| f.file_name().unwrap().to_str().unwrap().to_string())
                 .collect()
         };
-        let data = resolve_dataset(path, None, None, &[], &Silent).unwrap();
+        let data = resolve_dataset(path, None, Wanted::default(), &Silent).unwrap();
         assert_eq!(names(&data.files), ["a.parquet", "b.jsonl"]);
-        let data = resolve_dataset(path, None, None, &["*.jsonl".into()], &Silent).unwrap();
+        let wanted = Wanted {
+            patterns: &["*.jsonl".into()],
+            ..Wanted::default()
+        };
+        let data = resolve_dataset(path, None, wanted, &Silent).unwrap();
         assert_eq!(names(&data.files), ["b.jsonl"]);
         let file = folder.path().join("b.jsonl");
         assert_eq!(
-            resolve_dataset(file.to_str().unwrap(), None, None, &[], &Silent)
+            resolve_dataset(file.to_str().unwrap(), None, Wanted::default(), &Silent)
                 .unwrap()
                 .files,
             [file]
@@ -190,7 +200,7 @@ mod tests {
             "traces.jsonl.gz",
             "rows/x.parquet",
         ] {
-            let error = resolve_dataset(path, None, None, &[], &Silent).unwrap_err();
+            let error = resolve_dataset(path, None, Wanted::default(), &Silent).unwrap_err();
             assert_eq!(error.to_string(), format!("`{path}` does not exist"));
         }
         let error = resolve_model("qwen", None, &Silent).unwrap_err();

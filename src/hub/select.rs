@@ -88,19 +88,35 @@ pub fn is_data_file(path: &str) -> bool {
     DATA_ENDINGS.iter().any(|ending| plain.ends_with(ending))
 }
 
-/// The data files of a local folder.
-pub fn local_files(
-    folder: &Path,
-    config: Option<&str>,
-    patterns: &[String],
-) -> Result<Vec<PathBuf>> {
+/// Which files of a data set are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// A config that the card names, or a folder or beginning of file names.
+    pub config: Option<&'a str>,
+    /// `None` is `train`.
+    pub split: Option<&'a str>,
+    /// These files and no others, whatever config and split they belong to.
+    pub patterns: &'a [String],
+}
+
+impl Wanted<'_> {
+    fn split(&self) -> &str {
+        self.split.unwrap_or("train")
+    }
+}
+
+/// The data files of a local folder, and how many others are left out.
+pub fn local_files(folder: &Path, wanted: Wanted) -> Result<(Vec<PathBuf>, usize)> {
     let mut files = Vec::new();
     cache::walk(folder, "", &mut files);
     files.sort();
     let listing: Vec<String> = files.into_iter().map(|(path, _)| path).collect();
     let place = format!("folder `{}`", folder.display());
-    let chosen = dataset_files(&place, &listing, None, config, patterns)?;
-    Ok(chosen.into_iter().map(|path| folder.join(path)).collect())
+    let chosen = dataset_files(&place, &listing, None, wanted)?;
+    let num_data = listing.iter().filter(|path| is_data_file(path)).count();
+    let num_left_out = num_data.saturating_sub(chosen.len());
+    let files = chosen.into_iter().map(|path| folder.join(path)).collect();
+    Ok((files, num_left_out))
 }
 
 /// The data files of a data set, sorted. `card` is the repository's metadata, whose `configs` name the files.
@@ -108,9 +124,12 @@ pub fn dataset_files(
     place: &str,
     listing: &[String],
     card: Option<&Value>,
-    config: Option<&str>,
-    patterns: &[String],
+    wanted: Wanted,
 ) -> Result<Vec<String>> {
+    let Wanted {
+        config, patterns, ..
+    } = wanted;
+    let split = wanted.split();
     let data: Vec<&str> = listing
         .iter()
         .map(String::as_str)
@@ -145,19 +164,23 @@ pub fn dataset_files(
             .cloned()
             .collect()
     } else if let Some(entry) = find_config(configs, config) {
-        let globs = globs(&training_patterns(entry))?;
+        let globs = globs(&split_patterns(place, entry, split)?)?;
         data.iter()
             .filter(|path| globs.is_match(path))
             .map(|path| path.to_string())
             .collect()
     } else {
-        by_name(&data, config)
+        by_name(&data, config, split)
     };
     chosen.sort();
     if chosen.is_empty() {
         let wanted = match (patterns.is_empty(), config) {
             (false, _) => format!("matches `{}`", patterns.join("`, `")),
-            (true, Some(config)) => format!("belongs to config `{config}`"),
+            (true, Some(config)) if split == "train" => format!("belongs to config `{config}`"),
+            (true, Some(config)) => format!("belongs to split `{split}` of config `{config}`"),
+            (true, None) if split != "train" && !data.is_empty() => {
+                format!("belongs to split `{split}`")
+            }
             (true, None) => "is Parquet or JSON lines".into(),
         };
         let hint = match (config.is_some() && !configs.is_empty(), data.first()) {
@@ -179,12 +202,15 @@ fn find_config<'a>(configs: &'a [Value], config: Option<&str>) -> Option<&'a Val
             .or_else(|| configs.iter().find(|c| c["config_name"] == "default"))
             .or_else(|| configs.first().filter(|_| configs.len() == 1)),
     }
-    .filter(|entry| !training_patterns(entry).is_empty())
+    .filter(|entry| !entry["data_files"].is_null() || entry["data_dir"].is_string())
 }
 
-/// The patterns of the `train` split, or of all splits where none is called so. `data_files` is a pattern, a list of
-/// patterns or a list of `{split, path}`.
-fn training_patterns(entry: &Value) -> Vec<String> {
+/// The patterns of a split. `data_files` is a pattern, a list of patterns, or a list of `{split, path}`; where no split has a
+/// name, the files are of all of them, and without one called `train` all are for training.
+///
+/// # Errors
+/// Splits are named, and the one asked for is not among them.
+fn split_patterns(place: &str, entry: &Value, split: &str) -> Result<Vec<String>> {
     fn strings(value: &Value, out: &mut Vec<String>) {
         match value {
             Value::String(text) => out.push(text.trim_start_matches("./").to_string()),
@@ -195,26 +221,40 @@ fn training_patterns(entry: &Value) -> Vec<String> {
     }
     let mut patterns = Vec::new();
     let files = &entry["data_files"];
-    let train = files
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|f| f["split"] == "train");
-    train.for_each(|split| strings(split, &mut patterns));
+    let named = || files.as_array().into_iter().flatten();
+    let of_split = named().filter(|f| f["split"] == split);
+    of_split.for_each(|split| strings(split, &mut patterns));
     if patterns.is_empty() {
+        let names: Vec<&str> = named().filter_map(|f| f["split"].as_str()).collect();
+        if split != "train" && !names.is_empty() {
+            return Err(Error::input(format!("{place} has no split `{split}`"))
+                .with_hint(format!("its splits are `{}`", names.join("`, `"))));
+        }
         strings(files, &mut patterns);
     }
     let folder = entry["data_dir"].as_str().map(|f| f.trim_matches('/'));
-    match folder {
+    Ok(match folder {
         Some(folder) if patterns.is_empty() => vec![format!("{folder}/**")],
         Some(folder) => patterns.iter().map(|p| format!("{folder}/{p}")).collect(),
         None => patterns,
-    }
+    })
 }
 
-/// Without a card: files below a folder named as the config, or `CONFIG-...` files; of those the `train` ones where some
-/// are called so.
-fn by_name(data: &[&str], config: Option<&str>) -> Vec<String> {
+/// Words in file names that say a split, as `datasets` reads them.
+const SPLIT_WORDS: [(&str, &str); 8] = [
+    ("train", "train"),
+    ("training", "train"),
+    ("test", "test"),
+    ("testing", "test"),
+    ("validation", "validation"),
+    ("valid", "validation"),
+    ("val", "validation"),
+    ("dev", "validation"),
+];
+
+/// Without a card: files below a folder named as the config, or `CONFIG-...` files; of those the files of the split. A file
+/// whose name says no split is for training, and for everything where no name says one.
+fn by_name(data: &[&str], config: Option<&str>, split: &str) -> Vec<String> {
     let of_config = |path: &&&str| match config {
         None => true,
         Some(config) => {
@@ -226,18 +266,16 @@ fn by_name(data: &[&str], config: Option<&str>) -> Vec<String> {
         }
     };
     let files: Vec<&str> = data.iter().filter(of_config).copied().collect();
-    let is_train = |path: &&str| path.split(['/', '-', '.', '_']).any(|word| word == "train");
-    let train: Vec<String> = files
-        .iter()
-        .copied()
-        .filter(|p| is_train(p))
-        .map(str::to_string)
-        .collect();
-    if train.is_empty() {
-        files.into_iter().map(str::to_string).collect()
-    } else {
-        train
-    }
+    let says = |path: &str, split: &str| {
+        path.split(['/', '-', '.', '_'])
+            .any(|word| word == split || SPLIT_WORDS.contains(&(word, split)))
+    };
+    let others = || SPLIT_WORDS.iter().filter(|(_, other)| *other != split);
+    let of_other = |path: &str| others().any(|(_, other)| says(path, other));
+    let none_says = !files.iter().any(|path| says(path, split) || of_other(path));
+    let chosen =
+        |path: &&&str| says(path, split) || none_says || (split == "train" && !of_other(path));
+    files.iter().filter(chosen).map(|p| p.to_string()).collect()
 }
 
 /// `*` stays within a folder, `**` does not.
@@ -312,7 +350,12 @@ mod tests {
             {"config_name": "math", "data_files": [{"split": "test", "path": ["math/test-*"]}, {"split": "train", "path": ["math/train-*"]}]},
         ]});
         let files = |config, patterns: &[String]| {
-            dataset_files("data set `a/b`", &listing(), Some(&card), config, patterns)
+            let wanted = Wanted {
+                config,
+                patterns,
+                ..Wanted::default()
+            };
+            dataset_files("data set `a/b`", &listing(), Some(&card), wanted)
         };
         assert_eq!(files(None, &[]).unwrap(), listing()[1..3]);
         assert_eq!(files(Some("math"), &[]).unwrap(), ["math/train-0.parquet"]);
@@ -332,7 +375,8 @@ mod tests {
             "no file of data set `a/b` matches `x/*.csv`"
         );
         let two = json!({"configs": [{"config_name": "v0", "data_files": "a*"}, {"config_name": "v1", "data_files": "b*"}]});
-        let error = dataset_files("data set `a/b`", &listing(), Some(&two), None, &[]).unwrap_err();
+        let wanted = Wanted::default();
+        let error = dataset_files("data set `a/b`", &listing(), Some(&two), wanted).unwrap_err();
         assert_eq!(
             error.to_string(),
             "data set `a/b` has several configs and none is the default"
@@ -350,11 +394,49 @@ mod tests {
     }
 
     #[test]
+    fn the_split_asked_for_is_the_one_given() {
+        let card = json!({"configs": [{"config_name": "main", "data_files": [
+            {"split": "train", "path": "math/train-*"}, {"split": "test", "path": "math/test-*"}]}]});
+        let files = |split| {
+            let wanted = Wanted {
+                split,
+                ..Wanted::default()
+            };
+            dataset_files("data set `a/b`", &listing(), Some(&card), wanted)
+        };
+        assert_eq!(files(None).unwrap(), ["math/train-0.parquet"]);
+        assert_eq!(files(Some("test")).unwrap(), ["math/test-0.parquet"]);
+        let error = files(Some("dev")).unwrap_err();
+        assert_eq!(error.to_string(), "data set `a/b` has no split `dev`");
+        assert_eq!(error.hint().unwrap(), "its splits are `train`, `test`");
+    }
+
+    #[test]
     fn without_a_card_names_decide() {
-        let files = |config| dataset_files("x", &listing(), None, config, &[]).unwrap();
-        assert_eq!(files(Some("math")), ["math/train-0.parquet"]);
-        assert_eq!(files(Some("all")).len(), 2);
-        assert_eq!(files(None).len(), 3);
+        let of = |config, split, listing: &[String]| {
+            let wanted = Wanted {
+                config,
+                split,
+                ..Wanted::default()
+            };
+            dataset_files("x", listing, None, wanted)
+        };
+        let files = |config, split| of(config, split, &listing()).unwrap();
+        assert_eq!(files(Some("math"), None), ["math/train-0.parquet"]);
+        assert_eq!(files(Some("math"), Some("test")), ["math/test-0.parquet"]);
+        assert_eq!(files(Some("all"), None).len(), 2);
+        assert_eq!(files(None, None).len(), 3);
+        let error = of(None, Some("validation"), &listing()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no file of x belongs to split `validation`"
+        );
+        // a name without a split is for training, and for all where no name says one
+        let names = ["code.jsonl", "math_train.jsonl", "val.jsonl"].map(str::to_string);
+        let files = |split, n| of(None, split, &names[..n]).unwrap();
+        assert_eq!(files(None, 3), ["code.jsonl", "math_train.jsonl"]);
+        assert_eq!(files(Some("validation"), 3), ["val.jsonl"]);
+        assert_eq!(files(Some("test"), 1), ["code.jsonl"]);
     }
 
     #[test]

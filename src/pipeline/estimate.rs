@@ -127,7 +127,7 @@ fn work(
     }
     let student = Student::open(plan, reporter)?;
     let dir = ScratchDir::new("plan")?;
-    let sources = trace_sources(plan, reporter)?;
+    let sources = trace_sources(plan, None, reporter)?;
     let (store, report) = Store::build(
         &build_options(plan),
         &sources,

@@ -101,10 +101,25 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The result of `stage` where it finished with this key.
-    pub fn finished(&self, stage: &str, key: &str) -> Result<Option<Value>> {
-        let path = self.root.join(stage).join("done.json");
+    /// The stages of the plan that this folder holds.
+    pub fn earlier_stages(&self) -> Result<Vec<String>> {
+        let path = self.root.join("plan.json");
         if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let plan: Value = read_json(&path)?;
+        let stages = plan["stages"].as_array().into_iter().flatten();
+        let names = stages.filter_map(|stage| stage["name"].as_str());
+        // a name is one folder of this one, whatever the file says
+        let is_name = |name: &&str| !name.starts_with('.') && !name.contains(['/', '\\']);
+        Ok(names.filter(is_name).map(String::from).collect())
+    }
+
+    /// The result of `stage` where it finished with this key and the files it leaves are there.
+    pub fn finished(&self, stage: &str, key: &str, leaves: &[&str]) -> Result<Option<Value>> {
+        let dir = self.root.join(stage);
+        let path = dir.join("done.json");
+        if !path.exists() || !leaves.iter().all(|file| dir.join(file).exists()) {
             return Ok(None);
         }
         let done: Done = read_json(&path)?;
@@ -208,14 +223,16 @@ mod tests {
     fn a_stage_is_finished_for_its_key_only() {
         let dir = tempfile::tempdir().unwrap();
         let run = RunFolder::open(dir.path()).unwrap();
-        assert!(run.finished("sft", "a").unwrap().is_none());
+        assert!(run.finished("sft", "a", &[]).unwrap().is_none());
         run.finish("sft", "a", &serde_json::json!({"steps": 3}))
             .unwrap();
-        assert_eq!(run.finished("sft", "a").unwrap().unwrap()["steps"], 3);
-        assert!(run.finished("sft", "b").unwrap().is_none());
+        assert_eq!(run.finished("sft", "a", &[]).unwrap().unwrap()["steps"], 3);
+        assert!(run.finished("sft", "b", &[]).unwrap().is_none());
+        // what it left has been deleted since
+        assert!(run.finished("sft", "a", &["model"]).unwrap().is_none());
         fs::write(dir.path().join("sft/done.json"), b"{").unwrap();
         assert!(
-            run.finished("sft", "a")
+            run.finished("sft", "a", &[])
                 .unwrap_err()
                 .to_string()
                 .contains("damaged")

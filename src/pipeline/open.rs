@@ -9,7 +9,10 @@ use crate::recipe::{Dtype, Init, shipped};
 use crate::tokenize::{Chat, TextTokenizer};
 use crate::{Error, Result, hub};
 use candle_core::{DType, Device};
+use rayon::prelude::*;
 use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A model with its tokenizer and template.
@@ -92,7 +95,7 @@ pub fn open_model(
         dtype: dtype(dtype_name),
     };
     let (source, card) = model_source(place)?;
-    let (folder, revision) = local_folder(&source, reporter)?;
+    let (folder, revision) = local_folder(&source, hub::Part::Everything, reporter)?;
     let template = card.and_then(|c| c.chat_template);
     let chat = Chat::load_for_text(&folder, template_text(template.as_deref())?.as_deref())?;
     let model = CausalLm::load(&folder, &options)?;
@@ -104,15 +107,51 @@ pub fn open_model(
     })
 }
 
+/// The hash of each file of a checkpoint folder that says what the model is.
+fn contents(folder: &Path) -> Result<serde_json::Value> {
+    let io = |e| Error::io("reading", folder, e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let name = entry
+            .map_err(io)?
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        if name == "config.json" || name.contains(".safetensors") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let hash = |name: &String| -> Result<(String, String)> {
+        let path = folder.join(name);
+        let io = |e| Error::io("reading", &path, e);
+        let mut file = std::fs::File::open(&path).map_err(io)?;
+        let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut buffer).map_err(io)? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+        let digest = hasher.finalize();
+        let hex = digest.iter().map(|b| format!("{b:02x}")).collect();
+        Ok((name.clone(), hex))
+    };
+    let hashes: std::collections::BTreeMap<_, _> =
+        names.par_iter().map(hash).collect::<Result<_>>()?;
+    Ok(json!({"files": hashes}))
+}
+
 /// The local folder of a checkpoint, fetched where it is on the Hub, with the commit it has there.
 fn local_folder(
     source: &StudentSource,
+    part: hub::Part,
     reporter: &dyn Reporter,
 ) -> Result<(PathBuf, Option<String>)> {
     match source {
         StudentSource::Folder(path) => Ok((PathBuf::from(path), None)),
         StudentSource::Hub { repo, revision } => {
-            let resolved = hub::resolve_model(repo, Some(revision), reporter)?;
+            let resolved = hub::resolve_model_part(repo, Some(revision), part, reporter)?;
             Ok((resolved.folder, resolved.revision))
         }
         StudentSource::Random(_) => {
@@ -152,6 +191,8 @@ pub struct Student {
 /// Where the first weights come from.
 enum Weights {
     Folder(PathBuf),
+    /// Not fetched yet: repository and commit.
+    Hub(String, String),
     Random(u64),
 }
 
@@ -171,16 +212,17 @@ impl Student {
                 (chat, config, Weights::Random(plan.seed), identity)
             }
             source => {
-                let (folder, revision) = local_folder(source, reporter)?;
+                let (folder, revision) = local_folder(source, hub::Part::WithoutWeights, reporter)?;
                 let config = ModelConfig::from_folder(&folder)?;
-                let identity = match &revision {
-                    Some(commit) => json!({"source": source, "commit": commit}),
-                    None => {
-                        json!({"folder": std::fs::canonicalize(&folder).unwrap_or(folder.clone())})
-                    }
-                };
                 let chat = Chat::load(&folder, template.as_deref())?;
-                (chat, config, Weights::Folder(folder), identity)
+                let (weights, identity) = match (source, revision) {
+                    (StudentSource::Hub { repo, .. }, Some(commit)) => {
+                        let identity = json!({"source": source, "commit": commit});
+                        (Weights::Hub(repo.clone(), commit), identity)
+                    }
+                    _ => (Weights::Folder(folder), json!({})),
+                };
+                (chat, config, weights, identity)
             }
         };
         apply_rope(&mut config, plan);
@@ -198,6 +240,22 @@ impl Student {
                 "max_position_embeddings": plan.student.max_position_embeddings,
             }),
         })
+    }
+
+    /// Fetches the weights where they are on the Hub; those of a local folder are known by their content from here on.
+    ///
+    /// # Errors
+    /// Weights that cannot be fetched or read.
+    pub fn with_weights(mut self, reporter: &dyn Reporter) -> Result<Self> {
+        match &self.weights {
+            Weights::Hub(repo, commit) => {
+                let resolved = hub::resolve_model(repo, Some(commit), reporter)?;
+                self.weights = Weights::Folder(resolved.folder);
+            }
+            Weights::Folder(folder) => self.identity["weights"] = contents(folder)?,
+            Weights::Random(_) => {}
+        }
+        Ok(self)
     }
 
     /// Tokenizer and template.
@@ -229,6 +287,9 @@ impl Student {
             Weights::Folder(folder) => {
                 CausalLm::load_as(folder, self.config.clone(), &self.options())
             }
+            Weights::Hub(repo, _) => Err(Error::input(format!(
+                "the weights of `{repo}` have not been fetched"
+            ))),
         }
     }
 

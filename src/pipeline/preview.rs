@@ -31,7 +31,7 @@ pub fn preview(
     stop: &Stop,
 ) -> Result<Vec<PreviewRow>> {
     let student = Student::open(plan, reporter)?;
-    let mut sources = trace_sources(plan, reporter)?;
+    let mut sources = trace_sources(plan, None, reporter)?;
     for source in &mut sources {
         let limit = source.spec.limit.unwrap_or(usize::MAX).min(n);
         source.spec.limit = Some(limit);

@@ -7,6 +7,7 @@ use super::folder::{RunFolder, key_of, read_json, write_atomic, write_json};
 use super::open::Student;
 use super::stages::{self, Context};
 use crate::data::Store;
+use crate::eval::Problem;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::load::Loaded;
 use crate::recipe::plan::{Plan, Stage, StageKind};
@@ -14,6 +15,9 @@ use crate::{Error, Result, report};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// What an evaluation leaves in its folder.
+const EVALUATED: [&str; 2] = ["eval.json", "samples.jsonl"];
 
 /// How a recipe is run.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +53,8 @@ pub fn run(
         .unwrap_or_else(|| PathBuf::from("runs").join(&plan.name));
     let folder = RunFolder::open(&root)?;
     if options.fresh {
-        let names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
+        let mut names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
+        names.extend(folder.earlier_stages()?);
         folder.clear(&names)?;
     }
     check_owner(&root, plan)?;
@@ -57,9 +62,10 @@ pub fn run(
         reporter.note(note);
     }
     let started = Instant::now();
-    let student = Student::open(plan, reporter)?;
+    let student = Student::open(plan, reporter)?.with_weights(reporter)?;
+    let problems = stages::all_problems(plan, reporter)?;
+    stages::check_training(&root, plan, &student, reporter, stop)?;
     let clock = report::RunClock::start(&root, &plan.device)?;
-    stages::check_training(&root, plan, &student)?;
     write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
     write_json(&root.join("plan.json"), &saved_plan(plan, &student)?)?;
     let mut run = Run {
@@ -68,6 +74,7 @@ pub fn run(
         student: &student,
         reporter,
         stop,
+        problems,
         store: None,
         sft_key: String::new(),
     };
@@ -107,6 +114,8 @@ struct Run<'a> {
     student: &'a Student,
     reporter: &'a dyn Reporter,
     stop: &'a Stop,
+    /// of each suite
+    problems: Vec<Vec<Problem>>,
     store: Option<Store>,
     sft_key: String,
 }
@@ -131,9 +140,9 @@ impl Run<'_> {
             }
             StageKind::EvalBefore => {
                 let key = self.eval_key(stage, &json!(self.student.identity()))?;
-                self.once(stage, &key, |run| {
+                self.once(stage, &key, &EVALUATED, |run| {
                     let model = run.student.untrained()?;
-                    stages::evaluate(&context, run.student, &model, &key)
+                    stages::evaluate(&context, run.student, &model, run.problems(stage), &key)
                 })
             }
             StageKind::Sft => {
@@ -143,7 +152,7 @@ impl Run<'_> {
                     .ok_or_else(|| Error::input("the plan trains before it reads traces"))?;
                 let inputs = stages::sft_inputs(self.plan, self.student, &store);
                 let key = key_of(&inputs)?;
-                let result = self.once(stage, &key, |run| {
+                let result = self.once(stage, &key, &["model/config.json"], |run| {
                     stages::sft(&context, run.student, &store, &key, &inputs)
                 })?;
                 self.sft_key = key;
@@ -151,22 +160,28 @@ impl Run<'_> {
             }
             StageKind::Eval => {
                 let key = self.eval_key(stage, &json!(self.sft_key))?;
-                self.once(stage, &key, |run| {
+                self.once(stage, &key, &EVALUATED, |run| {
                     let model = run.student.load(&run.folder.root().join("sft/model"))?;
-                    stages::evaluate(&context, run.student, &model, &key)
+                    stages::evaluate(&context, run.student, &model, run.problems(stage), &key)
                 })
             }
         }
     }
 
-    /// Runs a stage unless it is finished with this key.
+    fn problems(&self, stage: &Stage) -> &[Problem] {
+        let of_suite = stage.suite.and_then(|i| self.problems.get(i));
+        of_suite.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Runs a stage unless it is finished with this key and what it leaves is there.
     fn once(
         &self,
         stage: &Stage,
         key: &str,
+        leaves: &[&str],
         body: impl FnOnce(&Self) -> Result<Value>,
     ) -> Result<Value> {
-        if let Some(result) = self.folder.finished(&stage.name, key)? {
+        if let Some(result) = self.folder.finished(&stage.name, key, leaves)? {
             self.reporter
                 .note(&format!("stage `{}` is finished already", stage.name));
             return Ok(result);
@@ -177,8 +192,14 @@ impl Run<'_> {
     }
 
     fn eval_key(&self, stage: &Stage, model: &Value) -> Result<String> {
+        let problems: Vec<_> = self
+            .problems(stage)
+            .iter()
+            .map(|p| (&p.id, &p.problem, &p.gold))
+            .collect();
         key_of(&json!({
-            "version": 1,
+            "version": 2,
+            "problems": key_of(&problems)?,
             "model": model,
             "suite": stages::suite(self.plan, stage)?,
             "limit": self.plan.eval.as_ref().and_then(|e| e.limit),

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// In the folder of the data stage: where each `[[traces]]` came from.
+const SOURCES: &str = "sources.json";
+
 /// Weights of a result are cut into files of at most so many bytes, as transformers does.
 const MAX_SHARD_BYTES: u64 = 50_000_000_000;
 
@@ -38,7 +41,12 @@ pub fn data(context: &Context, student: &Student) -> Result<Store> {
     context
         .reporter
         .stage(&context.stage.name, "traces to tokens");
-    let sources = trace_sources(plan, context.reporter)?;
+    let sources = trace_sources(plan, Some(&context.dir), context.reporter)?;
+    let commits: Vec<Value> = sources
+        .iter()
+        .map(|s| json!({"source": s.spec.source, "commit": s.revision}))
+        .collect();
+    write_json(&context.dir.join(SOURCES), &commits)?;
     let (store, report) = Store::build(
         &build_options(plan),
         &sources,
@@ -74,15 +82,28 @@ pub fn build_options(plan: &Plan) -> BuildOptions {
     }
 }
 
-/// The local files of every `[[traces]]`.
-pub fn trace_sources(plan: &Plan, reporter: &dyn Reporter) -> Result<Vec<TraceSource>> {
+/// The local files of every `[[traces]]`. A Hub data set without a revision is read at the commit that the data stage in
+/// `earlier` read: a run goes on with the rows it began with, whatever has changed since.
+pub fn trace_sources(
+    plan: &Plan,
+    earlier: Option<&Path>,
+    reporter: &dyn Reporter,
+) -> Result<Vec<TraceSource>> {
+    let path = earlier.map(|dir| dir.join(SOURCES));
+    let earlier: Vec<Value> = match path {
+        Some(path) if path.exists() => read_json(&path)?,
+        _ => Vec::new(),
+    };
+    let same = |source: &str| earlier.iter().find(|e| e["source"] == source);
     plan.traces
         .iter()
         .map(|spec| {
+            let commit = same(&spec.source).and_then(|e| e["commit"].as_str());
             let (files, revision) = files(
                 &spec.source,
                 spec.config.as_deref(),
-                spec.revision.as_deref(),
+                Some(&spec.split),
+                spec.revision.as_deref().or(commit),
                 reporter,
             )?;
             Ok(TraceSource {
@@ -98,13 +119,19 @@ pub fn trace_sources(plan: &Plan, reporter: &dyn Reporter) -> Result<Vec<TraceSo
 fn files(
     source: &str,
     config: Option<&str>,
+    split: Option<&str>,
     revision: Option<&str>,
     reporter: &dyn Reporter,
 ) -> Result<(Vec<PathBuf>, Option<String>)> {
     if source.starts_with("builtin:") {
         return Ok((Vec::new(), None));
     }
-    let resolved = hub::resolve_dataset(source, config, revision, &[], reporter)?;
+    let wanted = hub::Wanted {
+        config,
+        split,
+        patterns: &[],
+    };
+    let resolved = hub::resolve_dataset(source, revision, wanted, reporter)?;
     Ok((resolved.files, resolved.revision))
 }
 
@@ -184,21 +211,40 @@ fn save_model(model: &CausalLm, student: &Student, dir: &Path) -> Result<()> {
 }
 
 /// Refuses a run folder in which a training with another student or other settings was begun, before anything of the
-/// folder is written. Whether the rows are the same shows when they are there.
+/// folder is written.
 ///
 /// # Errors
 /// Says the first setting that differs.
-pub fn check_training(root: &Path, plan: &Plan, student: &Student) -> Result<()> {
+pub fn check_training(
+    root: &Path,
+    plan: &Plan,
+    student: &Student,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<()> {
     for stage in plan.stages.iter().filter(|s| s.kind == StageKind::Sft) {
         let dir = root.join(&stage.name);
-        if let Some(earlier) = earlier_inputs(&dir)? {
-            let now = json!({
+        let Some(earlier) = earlier_inputs(&dir)? else {
+            continue;
+        };
+        let now = |data: &Value| {
+            json!({
                 "version": earlier["version"],
                 "student": student.identity(),
-                "data": earlier["data"],
+                "data": data,
                 "sft": learned(plan),
-            });
-            same_inputs(&dir, &earlier, &now)?;
+            })
+        };
+        same_inputs(&dir, &earlier, &now(&earlier["data"]))?;
+        let data = plan.stages.iter().find(|s| s.kind == StageKind::Data);
+        let data = data.map(|stage| root.join(&stage.name));
+        let sources = trace_sources(plan, data.as_deref(), reporter)?;
+        let key = data::store_key(&build_options(plan), &sources, student.chat(), stop)?;
+        if earlier["data"] != key.as_str() {
+            return Err(other_training(
+                &dir,
+                "the traces, or how they are made into rows, are others",
+            ));
         }
     }
     Ok(())
@@ -223,14 +269,18 @@ fn same_inputs(dir: &Path, earlier: &Value, now: &Value) -> Result<()> {
         .map_err(|e| Error::input(format!("settings of the training: {e}")))?;
     match first_difference("", earlier, &now) {
         None => Ok(()),
-        Some(difference) => Err(Error::input(format!(
-            "`{}` holds a training with other settings: {difference}",
-            dir.display()
-        ))
-        .with_hint(
-            "give this run a folder of its own with `--run-dir`, or throw the other one away with `--fresh`",
-        )),
+        Some(difference) => Err(other_training(dir, &difference)),
     }
+}
+
+fn other_training(dir: &Path, difference: &str) -> Error {
+    Error::input(format!(
+        "`{}` holds a training with other settings: {difference}",
+        dir.display()
+    ))
+    .with_hint(
+        "give this run a folder of its own with `--run-dir`, or throw the other one away with `--fresh`",
+    )
 }
 
 /// The first key in which two values differ, with both values.
@@ -357,6 +407,7 @@ pub fn problems(
     let (files, _) = files(
         &dataset.source,
         dataset.config.as_deref(),
+        dataset.split.as_deref(),
         dataset.revision.as_deref(),
         reporter,
     )?;
@@ -372,6 +423,29 @@ pub fn problems(
         .collect()
 }
 
+/// The problems of every suite of the plan, in its order: a mistake in one shows before the training.
+///
+/// # Errors
+/// As [`problems`]; a suite without problems.
+pub fn all_problems(plan: &Plan, reporter: &dyn Reporter) -> Result<Vec<Vec<Problem>>> {
+    let Some(eval) = &plan.eval else {
+        return Ok(Vec::new());
+    };
+    let of_suite = |suite: &Suite| {
+        let found = problems(suite, None, eval.limit, reporter)?;
+        if found.is_empty() {
+            let source = &suite.dataset.source;
+            return Err(Error::input(format!("`{source}` holds no problem")));
+        }
+        Ok(found)
+    };
+    let at = |suite: &Suite, e: Error| e.at(format!("suite `{}`", suite.name));
+    eval.suites
+        .iter()
+        .map(|suite| of_suite(suite).map_err(|e| at(suite, e)))
+        .collect()
+}
+
 /// Runs the stage's suite on `model` and leaves `eval.json` and `samples.jsonl`; returns the stage's result.
 ///
 /// # Errors
@@ -380,12 +454,12 @@ pub fn evaluate(
     context: &Context,
     student: &Student,
     model: &CausalLm,
+    problems: &[Problem],
     key: &str,
 ) -> Result<Value> {
     let plan = context.plan;
     let suite = suite(plan, context.stage)?;
     let eval_plan = eval_plan(plan)?;
-    let problems = problems(suite, None, eval_plan.limit, context.reporter)?;
     context.reporter.stage(
         &context.stage.name,
         &format!(
@@ -398,7 +472,7 @@ pub fn evaluate(
     let sampling = eval::suite_sampling(suite, student.chat(), plan.seed);
     let job = EvalJob {
         suite,
-        problems: &problems,
+        problems,
         chat: student.chat(),
         k: suite.sampling.k,
         sampling: &sampling,

@@ -137,7 +137,17 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
                 if let Some(n) = e.max_new_tokens {
                     suite.sampling.max_new_tokens = n;
                 }
+                suite.check()?;
+                if suites.iter().any(|other: &Suite| other.name == suite.name) {
+                    return Err(
+                        Error::input(format!("two suites are called `{}`", suite.name))
+                            .with_hint("give one of them another `name`"),
+                    );
+                }
                 suites.push(suite);
+            }
+            if let Some(limit) = e.limit {
+                at_least("eval.limit", limit, 1)?;
             }
             at_least("eval.batch_size", e.batch_size, 1)?;
             Ok(EvalPlan {
@@ -333,7 +343,7 @@ fn resolve_sft(sft: &Sft, card: Option<&Card>) -> Result<SftPlan> {
     })
 }
 
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let fine = !name.is_empty()
         && !name.starts_with('.')
         && name

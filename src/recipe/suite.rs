@@ -69,6 +69,37 @@ pub struct SuiteSampling {
 }
 
 impl Suite {
+    /// Refuses what can only go wrong later.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::input(what).at(format!("suite `{}`", self.name)));
+        super::plan::check_name(&self.name)?;
+        let s = &self.sampling;
+        if s.k == 0 || s.max_new_tokens == 0 {
+            return wrong("`sampling.k` and `sampling.max_new_tokens` must be at least 1".into());
+        }
+        if !s.temperature.is_finite() || s.temperature < 0.0 {
+            return wrong(format!(
+                "`sampling.temperature = {}` is no temperature",
+                s.temperature
+            ));
+        }
+        if !(s.top_p > 0.0 && s.top_p <= 1.0) {
+            return wrong(format!(
+                "`sampling.top_p = {}` is not above 0 and at most 1",
+                s.top_p
+            ));
+        }
+        if !self.prompt.template.contains("{problem}") {
+            return wrong("the prompt's `template` has no `{problem}`".into());
+        }
+        let kind = crate::verify::Kind::parse(&self.verifier);
+        kind.map(|_| ())
+            .map_err(|e| e.at(format!("suite `{}`", self.name)))
+    }
+
     /// The shipped suite `name`, or the suite in the file `name`.
     ///
     /// # Errors
