@@ -60,7 +60,7 @@ struct Reading {
 /// with a box, or `#### n`.
 pub fn check(prediction: &str, gold: &str, options: &MathOptions) -> Verdict {
     let Some(wanted) = find::in_gold(gold) else {
-        return Verdict::unparsable("the gold answer is empty");
+        return Verdict::bad_gold("the gold answer is empty");
     };
     let Some(answer) = super::answer_part(prediction) else {
         return Verdict::unparsable("the thinking never ends");
