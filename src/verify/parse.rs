@@ -370,6 +370,8 @@ impl Parser {
                 if fresh && is_fraction && proper && above.len() == 1 && below.is_empty() {
                     let whole = above.pop()?;
                     above.push(Expr::Add(vec![whole, factor]));
+                } else if is_unit_fraction(&factor) {
+                    self.units.push("per".into());
                 } else {
                     above.push(factor);
                 }
@@ -561,6 +563,16 @@ impl Parser {
             }
         }
     }
+}
+
+/// Miles per hour as a fraction of words.
+fn is_unit_fraction(expr: &Expr) -> bool {
+    let words = |expr: &Expr| match expr {
+        Expr::Text(words) => units::is_unit(words.trim()),
+        Expr::Pow(base, _) => matches!(&**base, Expr::Text(words) if units::is_unit(words.trim())),
+        _ => false,
+    };
+    matches!(expr, Expr::Div(above, below) if words(above) && words(below))
 }
 
 /// Whether words announce the value that follows: "the answer is", "Area:".
