@@ -15,6 +15,7 @@
 //! | 3 | [`optim`] | AdamW, schedules, clipping |
 //! | 4 | [`data`] | the trace record, its sources, the token store |
 //! | 4 | [`generate`] | batched sampling |
+//! | 5 | [`reward`] | samples to numbers: weighted sum with breakdown, judge |
 //! | 6 | [`train`] | SFT and its checkpoints, memory footprint |
 //! | 6 | [`eval`] | benchmark runs with intervals |
 //! | 7 | [`report`] | metrics log, TensorBoard events, HTML report |
@@ -34,6 +35,7 @@ pub mod pipeline;
 pub mod progress;
 pub mod recipe;
 pub mod report;
+pub mod reward;
 pub mod tokenize;
 pub mod train;
 pub mod verify;

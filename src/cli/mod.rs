@@ -6,7 +6,7 @@
 //! | [`preview`] | rows as the trainer will see them |
 //! | [`generate`], [`score`], [`chat`], [`eval`] | a model on prompts, on given text, in a conversation, on a benchmark |
 //! | [`data`] | what trace files hold |
-//! | [`grade`] | verdicts on answers |
+//! | [`grade`], [`reward`] | verdicts on answers; weighted sums of rewards |
 //! | [`plan`] | what a run would take |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
@@ -33,6 +33,7 @@ pub mod plan;
 pub mod preview;
 pub mod pull;
 pub mod report;
+pub mod reward;
 pub mod rows;
 pub mod run;
 pub mod score;
@@ -69,6 +70,7 @@ enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Grade(grade::Args),
+    Reward(reward::Args),
     Eval(eval::Args),
     Chat(chat::Args),
     Data(data::Args),
@@ -87,6 +89,7 @@ impl Command {
             Self::Generate(args) => generate::run(&args, session),
             Self::Score(args) => score::run(&args, session),
             Self::Grade(args) => grade::run(&args, session),
+            Self::Reward(args) => reward::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),
             Self::Data(args) => data::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),

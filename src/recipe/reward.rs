@@ -143,6 +143,8 @@ impl Serialize for RewardSettings {
             Value::Object(table) => table,
             _ => Map::new(),
         };
+        // what is not set is left out: TOML has no null
+        table.retain(|_, value| !value.is_null());
         table.insert("weight".into(), self.weight.into());
         table.serialize(serializer)
     }

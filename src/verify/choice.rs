@@ -221,7 +221,8 @@ impl Letters {
         let letter = self.letter(words.get(at)?)?;
         let next = words.get(at + 1);
         if next.is_some_and(|t| {
-            t.is_glued && matches!(t.text, "-" | "+" | "#" | "'" | "’" | "^" | "=")
+            t.text == "="
+                || (t.is_glued && matches!(t.text, "-" | "+" | "#" | "'" | "’" | "^" | "_"))
         }) {
             return None;
         }
@@ -352,7 +353,6 @@ impl Letters {
 
     /// The letters behind a statement, over words that say nothing.
     fn after_anchor(&self, words: &[Token<'_>], start: usize) -> Vec<char> {
-        let mut num_fillers = 0;
         let mut is_said = false;
         for at in start..words.len() {
             let token = &words[at];
@@ -388,11 +388,10 @@ impl Letters {
             {
                 return token.text.chars().collect();
             }
-            if !says_nothing(token, is_said) || num_fillers == MAX_FILLERS {
+            if !says_nothing(token, is_said) || at - start == MAX_FILLERS {
                 return Vec::new();
             }
             is_said |= matches!(token.text, ":" | "is" | "=" | "：");
-            num_fillers += 1;
         }
         Vec::new()
     }

@@ -101,6 +101,24 @@ impl Verdict {
         self.outcome == Outcome::Correct
     }
 
+    /// The verdict where several answers are accepted: the first correct one, or else the first about a gold answer that
+    /// can be read. Without any gold answer nobody could have been right.
+    pub fn among(verdicts: impl IntoIterator<Item = Self>) -> Self {
+        let mut kept: Option<Self> = None;
+        for verdict in verdicts {
+            if verdict.is_correct() {
+                return verdict;
+            }
+            if kept
+                .as_ref()
+                .is_none_or(|k| k.gold_unreadable && !verdict.gold_unreadable)
+            {
+                kept = Some(verdict);
+            }
+        }
+        kept.unwrap_or_else(|| Self::bad_gold("there is no gold answer"))
+    }
+
     fn new(outcome: Outcome, extracted: Option<&str>, reason: impl Into<String>) -> Self {
         Self {
             outcome,

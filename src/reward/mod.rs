@@ -1,0 +1,554 @@
+//! Samples to numbers: the weighted sum of rewards, with the part of each.
+//!
+//! This file holds what is scored and the sum; the formulas are in [`shape`], the tags in [`crate::verify::format`], the
+//! model that judges in [`judge`]. Which rewards a run has is [`crate::recipe::reward`].
+//!
+//! A reward that does not apply to a sample (a gold answer nobody can read, a row without tests, a prompt without a
+//! language) has no value: it adds nothing to the sum, says why, and is counted. It is never a 0 or a 1 that looks earned.
+
+mod endpoint;
+pub mod judge;
+mod judged;
+mod retry_after;
+pub mod shape;
+
+pub use endpoint::Usage;
+pub use judge::{Judge, JudgeCase};
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
+use crate::progress::Stop;
+use crate::recipe::reward::{LengthUnit, RewardKind, RewardSettings, RewardTable};
+use crate::verify::code::{self, CodeCase, CodeVerdict, Sandbox};
+use crate::verify::language::{self, Language};
+use crate::verify::{Kind, Outcome, Verdict, choice, format};
+use crate::{Error, Result};
+
+/// One text a model wrote for a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample<'a> {
+    pub text: &'a str,
+    /// Its length, where that is known.
+    pub num_tokens: Option<usize>,
+    /// It ended because it was too long.
+    pub truncated: bool,
+}
+
+/// The samples of one prompt, and what they are held to.
+#[derive(Debug, Clone, Default)]
+pub struct Group<'a> {
+    /// The question. A judge reads it, and its language is the one to think in; a chat template's own words would mislead
+    /// both.
+    pub prompt: Option<&'a str>,
+    /// What the chat template wrote behind the question and belongs to the answer, such as `<think>\n`; empty where the
+    /// prompt itself ends so, or nothing does.
+    pub opening: &'a str,
+    /// Accepted answers; none where no reward needs them.
+    pub golds: &'a [String],
+    /// Texts of the options of a multiple choice question.
+    pub options: &'a [String],
+    /// Where the tests of programs are.
+    pub row: Option<&'a Map<String, Value>>,
+    pub samples: Vec<Sample<'a>>,
+}
+
+/// One reward's share of a sample's sum.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    pub name: &'static str,
+    /// Not yet weighted; None where the reward does not apply.
+    pub value: Option<f64>,
+    pub weight: f64,
+    /// Why there is no value.
+    pub missing: Option<String>,
+}
+
+/// What a sample earned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The weighted sum over the parts that have a value.
+    pub total: f64,
+    /// In the order of the settings.
+    pub parts: Vec<Part>,
+    /// Of the first reward that needs one.
+    pub verdict: Option<Verdict>,
+}
+
+impl Scored {
+    /// Whether every reward had a value.
+    pub fn is_complete(&self) -> bool {
+        self.parts.iter().all(|part| part.value.is_some())
+    }
+}
+
+/// What rewards may need beside their settings.
+#[derive(Default)]
+pub struct Tools {
+    /// Programs are run in it; needed where [`RewardTable::needs_sandbox`] says so.
+    pub sandbox: Option<Sandbox>,
+    /// Asked between the judge's questions.
+    pub stop: Stop,
+}
+
+/// The rewards of a run.
+pub struct Rewards {
+    settings: Vec<RewardSettings>,
+    /// Targets of language consistency, by reward; None is the prompt's language.
+    targets: Vec<Option<Language>>,
+    sandbox: Option<Sandbox>,
+    judge: Option<Judge>,
+}
+
+impl Rewards {
+    /// Checks the settings and opens what they need.
+    ///
+    /// # Errors
+    /// Settings that mean nothing, a reward that is listed twice, programs without a sandbox, a judge that cannot be opened.
+    pub fn build(table: &RewardTable, tools: Tools) -> Result<Self> {
+        let settings = table.rewards();
+        if settings.is_empty() {
+            return Err(Error::input("no rewards are listed")
+                .with_hint(format!("the rewards are {}", RewardKind::NAMES.join(", "))));
+        }
+        let mut targets = Vec::new();
+        let mut judge = None;
+        for (i, reward) in settings.iter().enumerate() {
+            let name = reward.kind.name();
+            let at = |e: Error| e.at(format!("reward `{name}`"));
+            if settings[..i].iter().any(|other| other.kind.name() == name) {
+                return Err(Error::input(format!("reward `{name}` is listed twice")));
+            }
+            check(reward).map_err(at)?;
+            targets.push(match &reward.kind {
+                RewardKind::LanguageConsistency(language) => match &language.target {
+                    Some(target) => Some(Language::parse(target).map_err(at)?),
+                    None => None,
+                },
+                _ => None,
+            });
+            if let RewardKind::Judge(settings) = &reward.kind {
+                judge = Some(Judge::open(settings, tools.stop.clone()).map_err(at)?);
+            }
+        }
+        if table.needs_sandbox() && tools.sandbox.is_none() {
+            return Err(Error::input(
+                "programs cannot be rewarded without a sandbox to run them in",
+            ));
+        }
+        Ok(Self {
+            settings,
+            targets,
+            sandbox: tools.sandbox,
+            judge,
+        })
+    }
+
+    /// Names of the rewards, in the order of the parts.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.settings.iter().map(|reward| reward.kind.name())
+    }
+
+    /// What the judge was asked, where there is one.
+    pub fn judge_usage(&self) -> Option<Usage> {
+        self.judge.as_ref().map(Judge::usage)
+    }
+
+    /// What every sample of every group earned, in order. Works on several threads.
+    ///
+    /// # Errors
+    /// A row whose tests cannot be read, a sandbox that fails, a judge that gives no verdict, lengths in tokens where there
+    /// are none. Nothing that a model wrote.
+    pub fn score_groups(&self, groups: &[Group<'_>]) -> Result<Vec<Vec<Scored>>> {
+        let judged = self.judge_groups(groups)?;
+        let mut judged = judged.into_iter();
+        let with_judged: Vec<(&Group<'_>, Vec<Part>)> = groups
+            .iter()
+            .map(|group| (group, judged.by_ref().take(group.samples.len()).collect()))
+            .collect();
+        with_judged
+            .into_par_iter()
+            .map(|(group, judged)| self.score_group(group, judged))
+            .collect()
+    }
+
+    fn score_group(&self, group: &Group<'_>, judged: Vec<Part>) -> Result<Vec<Scored>> {
+        let mut seen: Vec<Seen<'_>> = group
+            .samples
+            .par_iter()
+            .map(|sample| Seen::new(sample, group))
+            .collect();
+        let mut columns: Vec<Vec<Part>> = Vec::new();
+        for (reward, target) in self.settings.iter().zip(&self.targets) {
+            let part = |found: std::result::Result<f64, String>| {
+                let (value, missing) = match found {
+                    Ok(value) => (Some(value), None),
+                    Err(why) => (None, Some(why)),
+                };
+                Part {
+                    name: reward.kind.name(),
+                    value,
+                    weight: reward.weight,
+                    missing,
+                }
+            };
+            columns.push(match &reward.kind {
+                RewardKind::Judge(_) => judged.clone(),
+                kind => self
+                    .column(kind, *target, group, &mut seen)?
+                    .into_iter()
+                    .map(part)
+                    .collect(),
+            });
+        }
+        let mut columns: Vec<_> = columns.into_iter().map(Vec::into_iter).collect();
+        Ok(seen
+            .into_iter()
+            .map(|seen| {
+                let parts: Vec<Part> = columns.iter_mut().filter_map(Iterator::next).collect();
+                let values = parts
+                    .iter()
+                    .filter_map(|part| Some(part.weight * part.value?));
+                Scored {
+                    total: values.sum::<f64>() + 0.0,
+                    parts,
+                    verdict: seen.verdict(),
+                }
+            })
+            .collect())
+    }
+
+    /// One reward for every sample of a group: its value, or why it has none.
+    fn column(
+        &self,
+        kind: &RewardKind,
+        target: Option<Language>,
+        group: &Group<'_>,
+        seen: &mut [Seen<'_>],
+    ) -> Result<Vec<std::result::Result<f64, String>>> {
+        let of_each = |value: &(dyn Fn(&Seen<'_>) -> f64 + Sync)| -> Vec<_> {
+            seen.par_iter().map(|seen| Ok(value(seen))).collect()
+        };
+        Ok(match kind {
+            RewardKind::Format(settings) => {
+                of_each(&|seen| yes(settings.format.split(&seen.text).is_ok()))
+            }
+            RewardKind::TagCount {} => of_each(&|seen| format::tag_count(&seen.text)),
+            RewardKind::ReasoningSteps(settings) => of_each(&|seen| {
+                shape::reasoning_steps(format::reasoning(&seen.text), settings.num_steps)
+            }),
+            RewardKind::RepetitionPenalty(settings) => of_each(&|seen| {
+                shape::repetition(seen.sample.text, settings.ngram_size, settings.max_penalty)
+            }),
+            RewardKind::CodeFormat(settings) => {
+                let said = group
+                    .row
+                    .and_then(|row| row.get("language"))
+                    .and_then(Value::as_str);
+                let language = settings.language.as_deref().or(said).unwrap_or("python");
+                of_each(&|seen| {
+                    let parts = settings.format.split(&seen.text);
+                    yes(parts.is_ok_and(|parts| shape::has_code_block(parts.answer, language)))
+                })
+            }
+            RewardKind::LanguageConsistency(_) => {
+                match target.or_else(|| Language::of(group.prompt.unwrap_or_default())) {
+                    Some(target) => of_each(&|seen| {
+                        language::consistency(format::reasoning(&seen.text), target).share()
+                    }),
+                    None => none(group, "the language of the prompt cannot be told"),
+                }
+            }
+            RewardKind::SoftOverlong(settings) => {
+                let lengths = lengths(group, settings.unit, kind.name())?;
+                let samples = group.samples.iter().zip(lengths);
+                samples
+                    .map(|(sample, n)| Ok(shape::soft_overlong(n, sample.truncated, settings)))
+                    .collect()
+            }
+            RewardKind::Accuracy(settings) => {
+                of_verdicts(settings.verifier, group, seen, |verdict, _| {
+                    match verdict.outcome {
+                        Outcome::Correct => settings.correct,
+                        Outcome::Wrong => settings.wrong,
+                        Outcome::Unparsable => settings.no_answer,
+                    }
+                })
+            }
+            RewardKind::Cosine(settings) => {
+                let lengths = lengths(group, settings.unit, kind.name())?;
+                of_verdicts(settings.verifier, group, seen, |verdict, at| {
+                    shape::cosine(lengths[at], verdict.is_correct(), settings)
+                })
+            }
+            RewardKind::Length(settings) => {
+                let lengths = lengths(group, settings.unit, kind.name())?;
+                let verdicts = verdicts(settings.verifier, group, seen);
+                let correct: Vec<bool> = verdicts.iter().map(Verdict::is_correct).collect();
+                // all samples of a prompt have the same gold answers
+                match verdicts.iter().find(|verdict| verdict.gold_unreadable) {
+                    Some(verdict) => none(group, &verdict.reason),
+                    None => shape::length(&lengths, &correct)
+                        .into_iter()
+                        .map(Ok)
+                        .collect(),
+                }
+            }
+            RewardKind::Code {} => self.run_programs(group, seen, |verdict| {
+                verdict.passed as f64 / verdict.total.max(1) as f64
+            })?,
+            RewardKind::BinaryCode {} => {
+                self.run_programs(group, seen, |verdict| yes(verdict.verdict.is_correct()))?
+            }
+            RewardKind::Judge(_) => none(group, "it was not asked"),
+        })
+    }
+
+    /// Runs the programs of a group, unless another reward has.
+    fn run_programs(
+        &self,
+        group: &Group<'_>,
+        seen: &mut [Seen<'_>],
+        value: impl Fn(&CodeVerdict) -> f64,
+    ) -> Result<Vec<std::result::Result<f64, String>>> {
+        let Some(row) = group.row.filter(|row| row.contains_key("tests")) else {
+            return Ok(none(group, "the row has no tests"));
+        };
+        let Some(sandbox) = &self.sandbox else {
+            return Ok(none(group, "there is no sandbox"));
+        };
+        seen.par_iter_mut().try_for_each(|seen| {
+            if seen.program.is_none() {
+                let mut row = row.clone();
+                row.insert("prediction".into(), seen.sample.text.into());
+                seen.program = Some(code::grade(&CodeCase::from_row(&row)?, sandbox)?);
+            }
+            Ok::<(), Error>(())
+        })?;
+        let verdicts = seen.iter().map(|seen| seen.program.as_ref());
+        Ok(verdicts
+            .map(|verdict| {
+                verdict
+                    .map(&value)
+                    .ok_or_else(|| "the program was not run".into())
+            })
+            .collect())
+    }
+
+    /// The judge's part of every sample of every group, all asked together; empty without a judge.
+    fn judge_groups(&self, groups: &[Group<'_>]) -> Result<Vec<Part>> {
+        let reward = self
+            .settings
+            .iter()
+            .find(|r| matches!(r.kind, RewardKind::Judge(_)));
+        let (Some(judge), Some(reward)) = (&self.judge, reward) else {
+            return Ok(Vec::new());
+        };
+        let references: Vec<String> = groups
+            .iter()
+            .map(|group| group.golds.join("\nor: "))
+            .collect();
+        let cases: Vec<JudgeCase<'_>> = groups
+            .iter()
+            .zip(&references)
+            .filter(|(group, _)| !group.golds.is_empty())
+            .flat_map(|(group, reference)| {
+                group.samples.iter().map(move |sample| JudgeCase {
+                    question: group.prompt,
+                    reference,
+                    prediction: sample.text,
+                })
+            })
+            .collect();
+        let mut verdicts = judge.verdicts(&cases)?.into_iter();
+        let part = |group: &Group<'_>, verdict: Option<judge::JudgeVerdict>| Part {
+            name: reward.kind.name(),
+            value: (!group.golds.is_empty()).then(|| yes(verdict.is_some_and(|v| v.correct))),
+            weight: reward.weight,
+            missing: group.golds.is_empty().then(|| NO_GOLD.to_string()),
+        };
+        Ok(groups
+            .iter()
+            .flat_map(|group| group.samples.iter().map(move |_| group))
+            .map(|group| match group.golds.is_empty() {
+                true => part(group, None),
+                false => part(group, verdicts.next().flatten()),
+            })
+            .collect())
+    }
+}
+
+const NO_GOLD: &str = "there is no gold answer";
+
+fn yes(is: bool) -> f64 {
+    f64::from(u8::from(is))
+}
+
+fn none(group: &Group<'_>, why: &str) -> Vec<std::result::Result<f64, String>> {
+    vec![Err(why.to_string()); group.samples.len()]
+}
+
+/// A sample with what is known of it.
+struct Seen<'a> {
+    sample: &'a Sample<'a>,
+    /// Its text, with the tag that the prompt has opened.
+    text: Cow<'a, str>,
+    verdicts: Vec<(Kind, Verdict)>,
+    program: Option<CodeVerdict>,
+}
+
+impl<'a> Seen<'a> {
+    fn new(sample: &'a Sample<'a>, group: &Group<'_>) -> Self {
+        let opened = [group.opening, group.prompt.unwrap_or_default()]
+            .into_iter()
+            .find_map(|before| before.rfind("<think>").map(|at| &before[at..]))
+            .filter(|tail| {
+                tail["<think>".len()..].trim().is_empty() && !sample.text.contains("<think>")
+            });
+        Self {
+            sample,
+            text: match opened {
+                Some(tail) => Cow::Owned(format!("{tail}{}", sample.text)),
+                None => Cow::Borrowed(sample.text),
+            },
+            verdicts: Vec::new(),
+            program: None,
+        }
+    }
+
+    fn verdict(self) -> Option<Verdict> {
+        let program = self.program.map(|program| program.verdict);
+        self.verdicts
+            .into_iter()
+            .next()
+            .map(|(_, verdict)| verdict)
+            .or(program)
+    }
+}
+
+/// The verdict on each sample by `kind`; each is found once.
+fn verdicts(kind: Kind, group: &Group<'_>, seen: &mut [Seen<'_>]) -> Vec<Verdict> {
+    seen.par_iter_mut()
+        .map(|seen| {
+            if let Some((_, verdict)) = seen.verdicts.iter().find(|(other, _)| *other == kind) {
+                return verdict.clone();
+            }
+            let verdict = Verdict::among(group.golds.iter().map(|gold| match kind {
+                Kind::Choice => choice::check_among(&seen.text, gold, group.options),
+                kind => kind.check(&seen.text, gold),
+            }));
+            seen.verdicts.push((kind, verdict.clone()));
+            verdict
+        })
+        .collect()
+}
+
+/// A reward that is a function of the verdict and of the number of the sample; none where the gold answer is at fault.
+fn of_verdicts(
+    kind: Kind,
+    group: &Group<'_>,
+    seen: &mut [Seen<'_>],
+    value: impl Fn(&Verdict, usize) -> f64,
+) -> Vec<std::result::Result<f64, String>> {
+    verdicts(kind, group, seen)
+        .iter()
+        .enumerate()
+        .map(|(at, verdict)| match verdict.gold_unreadable {
+            true => Err(verdict.reason.clone()),
+            false => Ok(value(verdict, at)),
+        })
+        .collect()
+}
+
+/// The lengths of a group's samples.
+fn lengths(group: &Group<'_>, unit: LengthUnit, name: &str) -> Result<Vec<usize>> {
+    let tokens: Option<Vec<usize>> = group
+        .samples
+        .iter()
+        .map(|sample| sample.num_tokens)
+        .collect();
+    match (unit, tokens) {
+        (LengthUnit::Auto | LengthUnit::Tokens, Some(tokens)) => Ok(tokens),
+        (LengthUnit::Tokens, None) => Err(Error::input(format!(
+            "reward `{name}` counts tokens, and a sample has no `tokens`"
+        ))
+        .with_hint("give them, or set `unit = \"characters\"`")),
+        (LengthUnit::Auto | LengthUnit::Characters, _) => Ok(group
+            .samples
+            .iter()
+            .map(|sample| sample.text.chars().count())
+            .collect()),
+    }
+}
+
+/// What `lengths` counts for this group: `"tokens"` or `"characters"`.
+pub fn length_unit(group: &Group<'_>, unit: LengthUnit) -> &'static str {
+    let has_tokens = group
+        .samples
+        .iter()
+        .all(|sample| sample.num_tokens.is_some());
+    match unit {
+        LengthUnit::Characters => "characters",
+        LengthUnit::Auto if !has_tokens => "characters",
+        _ => "tokens",
+    }
+}
+
+/// Refuses settings that mean nothing.
+fn check(reward: &RewardSettings) -> Result<()> {
+    let bad = |what: &str| Err(Error::input(what.to_string()));
+    let text_kind = |kind: Kind| match kind {
+        Kind::Format | Kind::Language => {
+            bad("`verifier` must be `math`, `choice`, `exact`, `number` or `boxed`")
+        }
+        _ => Ok(()),
+    };
+    if !reward.weight.is_finite() {
+        return bad("`weight` must be a finite number");
+    }
+    match &reward.kind {
+        RewardKind::Accuracy(s) => {
+            if ![s.correct, s.wrong, s.no_answer]
+                .iter()
+                .all(|value| value.is_finite())
+            {
+                return bad("`correct`, `wrong` and `no_answer` must be finite numbers");
+            }
+            if s.correct <= s.wrong || s.correct <= s.no_answer {
+                return bad("`correct` must be more than `wrong` and `no_answer`");
+            }
+            text_kind(s.verifier)
+        }
+        RewardKind::Length(s) => text_kind(s.verifier),
+        RewardKind::Cosine(s) => {
+            if s.max_length == 0 {
+                return bad("`max_length` must be at least 1");
+            }
+            // open-r1's own defaults have it the other way round, and reward short wrong answers most
+            let ordered = s.min_wrong <= s.max_wrong
+                && s.max_wrong <= s.min_correct
+                && s.min_correct <= s.max_correct;
+            if !ordered {
+                return bad(
+                    "`min_wrong`, `max_wrong`, `min_correct` and `max_correct` must not fall",
+                );
+            }
+            text_kind(s.verifier)
+        }
+        RewardKind::SoftOverlong(s) if s.cache_length == 0 || s.cache_length > s.max_length => {
+            bad("`cache_length` must be from 1 to `max_length`")
+        }
+        RewardKind::RepetitionPenalty(s) if s.ngram_size == 0 => {
+            bad("`ngram_size` must be at least 1")
+        }
+        RewardKind::RepetitionPenalty(s)
+            if !(s.max_penalty <= 0.0 && s.max_penalty.is_finite()) =>
+        {
+            bad("`max_penalty` must be 0 or less")
+        }
+        RewardKind::ReasoningSteps(s) if s.num_steps == 0 => bad("`num_steps` must be at least 1"),
+        _ => Ok(()),
+    }
+}
