@@ -4,10 +4,10 @@
 //! paper does not say what a word is. Here:
 //! - Han characters and kana count one each, as word processors count them; Hangul and alphabets by the word;
 //! - code, formulas, addresses, numbers, single letters and words with digits or underscores are no words of any language
-//!   (what passes for code or formula is decided in [`super::prose`], so that no prose hides there);
+//!   (what passes for code or formula is decided in `prose.rs`, so that no prose hides there);
 //! - scripts of one language settle the language of a word by themselves; Han is Japanese where kana stand near;
 //! - the language of a Latin word is that of the words around it, as `whichlang` sees them: twice, in a window of
-//!   [`NARROW`] words and in one of [`WIDE`]. A single word has no language that any library could tell (`situation`,
+//!   five words and in one of nine. A single word has no language that any library could tell (`situation`,
 //!   `normal`), five words nearly always have. A word is foreign when both windows are foreign.
 
 use whichlang::Lang;
