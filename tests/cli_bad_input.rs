@@ -125,6 +125,28 @@ fn max_length_below_every_row_is_told() {
 }
 
 #[test]
+fn numbers_out_of_range_are_told() {
+    let place = place("t.jsonl");
+    for (set, expected) in [
+        (
+            "sft.learning_rate=-1",
+            "`sft.learning_rate = -1.0` must be above 0 and at most 1000",
+        ),
+        (
+            "sft.warmup_ratio=nan",
+            "`sft.warmup_ratio = NaN` must be at least 0 and at most 1",
+        ),
+        (
+            "sft.max_grad_norm=-1",
+            "`sft.max_grad_norm = -1.0` must be at least 0 and finite",
+        ),
+    ] {
+        let (error, _) = place.fails(&[&RUN[..], &["--set", set]].concat());
+        assert_eq!(error, expected);
+    }
+}
+
+#[test]
 fn a_template_that_fails_is_told() {
     let place = place("t.jsonl");
     model::save_with(

@@ -67,7 +67,7 @@ fn a_dry_run_shows_the_resolved_recipe() {
         place.works(&args).stdout,
         "\
 run       mine (recipe `mine.toml`)
-student   Qwen/Qwen2.5-Math-1.5B@main (card `qwen2.5-math-1.5b`), full training in f32
+student   Qwen/Qwen2.5-Math-1.5B@4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2 (card `qwen2.5-math-1.5b`), full training in f32
 traces    traces.jsonl
 sft       3 epochs, batches of 64 sequences of at most 32,768 tokens, learning rate 3e-5 (cosine to 3e-6), at most 10 steps
 seed      42

@@ -42,7 +42,11 @@ fn numbers(n: usize) -> Vec<String> {
 
 /// Right are even numbers.
 fn is_even(request: &judge_server::Request) -> bool {
-    request.part("candidate answer").parse::<usize>().unwrap() % 2 == 0
+    request
+        .part("candidate answer")
+        .parse::<usize>()
+        .unwrap()
+        .is_multiple_of(2)
 }
 
 fn ask(settings: &JudgeSettings, texts: &[String]) -> Result<Vec<Option<bool>>> {
@@ -62,7 +66,7 @@ fn answers_come_in_order_and_several_at_once() {
         let n: u64 = request.part("candidate answer").parse().unwrap();
         Reply::Slow(
             Duration::from_millis(40 - n),
-            json!({"analysis": "", "correctness": if n % 2 == 0 {"correct"} else {"incorrect"}})
+            json!({"analysis": "", "correctness": if n.is_multiple_of(2) {"correct"} else {"incorrect"}})
                 .to_string(),
         )
     });
@@ -118,10 +122,16 @@ fn a_second_run_costs_nothing() {
     assert_eq!(ask(&settings, &texts).unwrap(), evens(6));
 }
 
+/// A name, and what the endpoint does with each of the first requests.
+type Fault = (&'static str, fn(usize) -> Reply);
+
+/// A name, what the endpoint always does, how often it is asked, and what the error says.
+type Broken = (&'static str, fn() -> Reply, usize, &'static str);
+
 #[test]
 fn faults_are_retried() {
     let busy = |headers| Reply::Status(429, headers, "{\"error\": \"slow down\"}".into());
-    let faults: [(&str, fn(usize) -> Reply); 9] = [
+    let faults: [Fault; 9] = [
         ("429", |_| Reply::Status(429, "", String::new())),
         ("500", |_| Reply::Status(500, "", "oops".into())),
         ("503", |_| Reply::Status(503, "", String::new())),
@@ -178,7 +188,7 @@ fn faults_are_retried() {
 
 #[test]
 fn what_stays_broken_is_an_error_and_no_score() {
-    let faults: [(&str, fn() -> Reply, usize, &str); 8] = [
+    let faults: [Broken; 8] = [
         ("500", || Reply::Status(500, "", "oops".into()), 4, "500"),
         ("cut", || Reply::Cut("{}".into()), 4, "cut off"),
         (

@@ -377,7 +377,7 @@ fn disagreement() {
     let right_and_garbage = "<think>\nWe add.\n</think>\n<answer>\n4\n</answer>\nand more\n";
     // reward, gold, text, theirs, ours, why
     type Case<'a> = (&'a str, &'a str, &'a str, f64, Option<f64>, &'a str);
-    let cases: [Case<'_>; 16] = [
+    let cases: [Case<'_>; 17] = [
         (
             "format format = \"open-r1\"",
             "",
@@ -499,12 +499,20 @@ fn disagreement() {
             "as for the format",
         ),
         (
-            "accuracy verifier = \"exact\"",
-            "it is four",
-            "it is four",
+            "accuracy",
+            "forty two",
+            r"<think> We add. </think> \boxed{42}",
             f64::NAN,
+            Some(0.0),
+            "TRL skips gold answers that are no mathematics; here words are compared as words, and these are not 42",
+        ),
+        (
+            "accuracy",
+            GOLD,
+            r"The answer is \boxed{\frac{7}{30}}, without any reasoning",
+            0.0,
             Some(1.0),
-            "TRL skips gold answers that are no mathematics; a verifier for text does not",
+            "TRL's reasoning accuracy asks for `</think>`; that is the business of the format",
         ),
     ];
     for (reward, gold, text, theirs, ours, why) in cases {

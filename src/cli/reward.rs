@@ -260,6 +260,7 @@ impl Scorer {
             .zip(rows)
             .map(|(input, row)| Group {
                 prompt: input.prompt.as_deref(),
+                opening: "",
                 golds: &input.golds,
                 options: &input.options,
                 row: Some(&row.fields),

@@ -302,13 +302,13 @@ fn sum_groups(x: &Tensor, num_kv: usize) -> Result<Tensor> {
 }
 
 /// Rows of logits that exist at a time.
-const CHUNK: usize = 256;
+pub const HEAD_CHUNK: usize = 256;
 
 /// `log softmax(h w^T)[target]` of each row, a chunk of rows at a time. h: `[T, C]`, w: `[V, C]`.
 pub fn linear_logprobs(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
     let mut all = Vec::with_capacity(targets.len());
-    for start in (0..targets.len()).step_by(CHUNK) {
-        let len = CHUNK.min(targets.len() - start);
+    for start in (0..targets.len()).step_by(HEAD_CHUNK) {
+        let len = HEAD_CHUNK.min(targets.len() - start);
         let (_, logprobs) =
             chunk_log_softmax(&h.narrow(0, start, len)?, w, &targets[start..start + len])?;
         all.extend(logprobs);
@@ -327,8 +327,8 @@ pub fn linear_logprobs_backward(
     w_id: ParamId,
 ) -> Result<(Vec<f32>, Tensor)> {
     let (mut all, mut dhs) = (Vec::with_capacity(targets.len()), Vec::new());
-    for start in (0..targets.len()).step_by(CHUNK) {
-        let len = CHUNK.min(targets.len() - start);
+    for start in (0..targets.len()).step_by(HEAD_CHUNK) {
+        let len = HEAD_CHUNK.min(targets.len() - start);
         let h_chunk = h.narrow(0, start, len)?.contiguous()?;
         let ids = &targets[start..start + len];
         let (log_softmax, logprobs) = chunk_log_softmax(&h_chunk, w, ids)?;

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::data::Store;
 use crate::model::ModelConfig;
 use crate::progress::{Reporter, Stop};
+use crate::recipe::Dtype;
 use crate::recipe::plan::{Plan, StudentSource};
 use crate::train::SftSettings;
 use crate::train::footprint::{Change, Footprint, Load, changes_to_fit, step_flops};
@@ -91,10 +92,15 @@ fn load(plan: &Plan) -> Load {
             plan.sft.max_length
         },
         max_length: plan.sft.max_length,
-        fused_attention: plan.device == "cpu" && plan.student.dtype == crate::recipe::Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && plan.student.dtype == Dtype::F32,
         num_slots: eval.map_or(0, |e| e.batch_size),
         slot_length,
     }
+}
+
+/// `auto` finds nothing else in a binary built for nothing else.
+fn is_cpu(device: &str) -> bool {
+    device == "cpu" || (device == "auto" && !cfg!(any(feature = "cuda", feature = "metal")))
 }
 
 fn advice(config: &ModelConfig, load: &Load, bytes: u64) -> Vec<String> {

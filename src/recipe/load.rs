@@ -78,7 +78,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, origin: &str, sets: &[String]) -> 
     for set in sets {
         apply_set(&mut table, set)?;
     }
-    T::deserialize(table).map_err(|e| explain(&e, text, origin))
+    T::deserialize(table).map_err(|e| explain(&e, text, origin, sets))
 }
 
 fn apply_set(table: &mut toml::Table, set: &str) -> Result<()> {
@@ -134,8 +134,8 @@ fn set_in(
 }
 
 /// Turns serde's words into ours: the key, the table, the line, and what was probably meant.
-fn explain(error: &toml::de::Error, text: &str, origin: &str) -> Error {
-    let message = error.message().to_string();
+fn explain(error: &toml::de::Error, text: &str, origin: &str, sets: &[String]) -> Error {
+    let message = in_words(error.message());
     let full = error.to_string();
     let place = full
         .lines()
@@ -170,7 +170,12 @@ fn explain(error: &toml::de::Error, text: &str, origin: &str) -> Error {
         .with_hint(hint);
     }
     let key = place.rsplit('.').next().unwrap_or_default();
-    let line = key_line(text, key).map_or_else(String::new, |l| format!(" line {l}"));
+    let is_set = |set: &String| set.split('=').next().is_some_and(|k| k.trim() == place);
+    let line = match key_line(text, key) {
+        _ if sets.iter().any(is_set) => " (from `--set`)".to_string(),
+        Some(line) => format!(" line {line}"),
+        None => String::new(),
+    };
     let error = Error::input(format!("`{origin}`{line}: {message}{within}"));
     match quoted.first() {
         Some(field) if message.starts_with("missing field") => error.with_hint(format!(
@@ -178,6 +183,21 @@ fn explain(error: &toml::de::Error, text: &str, origin: &str) -> Error {
         )),
         _ => error,
     }
+}
+
+/// Rust's names of types in words.
+fn in_words(message: &str) -> String {
+    let Some((found, expected)) = message.rsplit_once("expected ") else {
+        return message.to_string();
+    };
+    let words = match expected {
+        "usize" | "u64" | "u32" => "a whole number of at least 0",
+        "f64" | "f32" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        other => other,
+    };
+    format!("{found}expected {words}")
 }
 
 fn line_of(text: &str, byte: usize) -> usize {
@@ -204,7 +224,12 @@ fn key_line(text: &str, key: &str) -> Option<usize> {
 /// The candidate nearest to `word`, where one is near enough to be meant.
 pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
-        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .map(|c| {
+            // in a short word one exchange of neighbours or one letter is most of what it shares
+            let slip = strsim::damerau_levenshtein(word, c) == 1 && c.len() > 2;
+            let score = strsim::jaro_winkler(word, c);
+            (if slip { score.max(0.9) } else { score }, c)
+        })
         .filter(|(score, _)| *score > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, c)| c)
@@ -242,6 +267,13 @@ mod tests {
             "`r.toml` line 8: unknown value `cosin` in `sft.schedule`"
         );
         assert_eq!(e.hint().unwrap(), "did you mean `cosine`?");
+    }
+
+    #[test]
+    fn a_slip_in_a_short_key_is_guessed() {
+        let e = recipe(&SMALL.replace("[sft]", "[stf]"), &[]).unwrap_err();
+        assert_eq!(e.to_string(), "`r.toml` line 6: unknown key `stf`");
+        assert_eq!(e.hint().unwrap(), "did you mean `sft`?");
     }
 
     #[test]
@@ -290,6 +322,11 @@ mod tests {
         assert!(
             e.to_string().starts_with("`r.toml` line 7: invalid type"),
             "{e}"
+        );
+        let e = recipe(SMALL, &["sft.epochs=\"two\""]).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "`r.toml` (from `--set`): invalid type: string \"two\", expected a whole number of at least 0 in `sft.epochs`"
         );
         let e = recipe("name = \"x\"\nfoo bar\n", &[]).unwrap_err();
         assert!(e.to_string().starts_with("`r.toml` line 2"), "{e}");

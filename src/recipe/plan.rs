@@ -371,8 +371,17 @@ fn in_range(key: &str, value: f64, least: f64, most: f64) -> Result<()> {
     if value >= least && value <= most {
         return Ok(());
     }
+    // the smallest positive number and the largest have 300 digits
+    let least = match least == f64::MIN_POSITIVE {
+        true => "be above 0".to_string(),
+        false => format!("be at least {least}"),
+    };
+    let most = match most == f64::MAX {
+        true => "finite".to_string(),
+        false => format!("at most {most}"),
+    };
     Err(Error::input(format!(
-        "`{key} = {value}` must lie between {least} and {most}"
+        "`{key} = {value:?}` must {least} and {most}"
     )))
 }
 

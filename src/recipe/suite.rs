@@ -16,7 +16,7 @@ pub struct Suite {
     pub fields: Fields,
     pub prompt: Prompt,
     pub sampling: SuiteSampling,
-    /// `number`, `boxed` or `exact`.
+    /// `math`, `choice`, `number`, `boxed` or `exact`.
     pub verifier: String,
 }
 

@@ -1,7 +1,7 @@
 //! A language model as a judge: is this answer the reference answer, and which of two answers is better?
 //!
 //! This file holds the questions and how the judge's words are read. How it is asked (HTTP, retries, budget) is in
-//! [`super::endpoint`], what it has said before in [`super::judged`].
+//! `endpoint.rs`, what it has said before in `judged.rs`.
 //!
 //! What a candidate wrote is data: it goes in as a JSON string between lines that carry a random number it cannot know, and
 //! a verdict is only read from one well-formed JSON object of the judge's. No object, two of them, a key twice or a word

@@ -40,8 +40,12 @@ pub struct Sample<'a> {
 /// The samples of one prompt, and what they are held to.
 #[derive(Debug, Clone, Default)]
 pub struct Group<'a> {
-    /// As the model saw it, or the question alone. One that ends in `<think>` has opened the thinking of its samples.
+    /// The question. A judge reads it, and its language is the one to think in; a chat template's own words would mislead
+    /// both.
     pub prompt: Option<&'a str>,
+    /// What the chat template wrote behind the question and belongs to the answer, such as `<think>\n`; empty where the
+    /// prompt itself ends so, or nothing does.
+    pub opening: &'a str,
     /// Accepted answers; none where no reward needs them.
     pub golds: &'a [String],
     /// Texts of the options of a multiple choice question.
@@ -174,7 +178,7 @@ impl Rewards {
         let mut seen: Vec<Seen<'_>> = group
             .samples
             .par_iter()
-            .map(|sample| Seen::new(sample, group.prompt))
+            .map(|sample| Seen::new(sample, group))
             .collect();
         let mut columns: Vec<Vec<Part>> = Vec::new();
         for (reward, target) in self.settings.iter().zip(&self.targets) {
@@ -396,9 +400,10 @@ struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
-    fn new(sample: &'a Sample<'a>, prompt: Option<&str>) -> Self {
-        let opened = prompt
-            .and_then(|prompt| prompt.rfind("<think>").map(|at| &prompt[at..]))
+    fn new(sample: &'a Sample<'a>, group: &Group<'_>) -> Self {
+        let opened = [group.opening, group.prompt.unwrap_or_default()]
+            .into_iter()
+            .find_map(|before| before.rfind("<think>").map(|at| &before[at..]))
             .filter(|tail| {
                 tail["<think>".len()..].trim().is_empty() && !sample.text.contains("<think>")
             });

@@ -4,7 +4,7 @@
 //! ("Answer: B", "the correct option is (B)", "B is correct"), all together; a letter at the beginning ("B. Paris"); the
 //! only letter that is mentioned and not ruled out. Whoever claims two letters has chosen none, wherever they stand: such an
 //! answer is wrong. A letter in running prose is easily an article, a vitamin or a point; the weaker the place, the less
-//! counts as one. The words of the text are in [`super::choice_words`].
+//! counts as one. The words of the text are in `choice_words.rs`.
 
 use super::choice_words::{Sense, Token, sense, tokens};
 use super::{Outcome, Verdict, answer_part};

@@ -50,6 +50,13 @@ impl Rules<'_> {
             other => other.clone(),
         };
         match expr {
+            // `P(1, 2)` is the point
+            Expr::Mul(factors)
+                if matches!(&factors[..], [Expr::Symbol(name), Expr::Tuple(_)]
+                    if name.starts_with(|c: char| c.is_ascii_uppercase())) =>
+            {
+                factors[1].clone()
+            }
             Expr::List(all) => {
                 let flat: Vec<Expr> = all
                     .into_iter()

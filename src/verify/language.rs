@@ -4,10 +4,10 @@
 //! paper does not say what a word is. Here:
 //! - Han characters and kana count one each, as word processors count them; Hangul and alphabets by the word;
 //! - code, formulas, addresses, numbers, single letters and words with digits or underscores are no words of any language
-//!   (what passes for code or formula is decided in [`super::prose`], so that no prose hides there);
+//!   (what passes for code or formula is decided in `prose.rs`, so that no prose hides there);
 //! - scripts of one language settle the language of a word by themselves; Han is Japanese where kana stand near;
 //! - the language of a Latin word is that of the words around it, as `whichlang` sees them: twice, in a window of
-//!   [`NARROW`] words and in one of [`WIDE`]. A single word has no language that any library could tell (`situation`,
+//!   five words and in one of nine. A single word has no language that any library could tell (`situation`,
 //!   `normal`), five words nearly always have. A word is foreign when both windows are foreign.
 
 use whichlang::Lang;
@@ -74,19 +74,30 @@ impl Language {
 
     /// The language that most words of `text` are in; None where there are no words.
     pub fn of(text: &str) -> Option<Self> {
-        let mut counts = [0_usize; LANGUAGES.len()];
-        let tally = tally(text, None);
-        for (lang, n) in &tally.by_language {
-            if let Some(at) = LANGUAGES.iter().position(|(.., other)| other == lang) {
-                counts[at] += n;
-            }
-        }
-        let (at, n) = counts
-            .iter()
-            .enumerate()
-            .max_by_key(|(at, n)| (**n, usize::MAX - at))?;
-        (*n > 0).then(|| Self(LANGUAGES[at].2))
+        main_language(text).map(|(language, _)| language)
     }
+}
+
+/// The language that most words of `text` are in, and how many are; None where there are no words.
+pub fn main_language(text: &str) -> Option<(Language, Consistency)> {
+    let tally = tally(text, None);
+    // of two languages with as many words the one listed first
+    let (num_target, lang) = LANGUAGES
+        .iter()
+        .rev()
+        .map(|(.., lang)| (tally.of(*lang), *lang))
+        .max_by_key(|(n, _)| *n)
+        .filter(|(n, _)| *n > 0)?;
+    let language = Language(lang);
+    // Latin words were presumed to be English
+    let found = match is_latin(lang) && lang != Lang::Eng {
+        true => consistency(text, language),
+        false => Consistency {
+            num_words: tally.num_words,
+            num_target,
+        },
+    };
+    Some((language, found))
 }
 
 /// Words of a text, and those of the target language.
@@ -110,13 +121,9 @@ impl Consistency {
 /// How many words of `text` there are, and how many are in `target`.
 pub fn consistency(text: &str, target: Language) -> Consistency {
     let tally = tally(text, Some(target.0));
-    let of_target = tally
-        .by_language
-        .iter()
-        .filter(|(lang, _)| *lang == target.0);
     Consistency {
         num_words: tally.num_words,
-        num_target: of_target.map(|(_, n)| n).sum(),
+        num_target: tally.of(target.0),
     }
 }
 
@@ -144,6 +151,11 @@ struct Tally {
 }
 
 impl Tally {
+    fn of(&self, lang: Lang) -> usize {
+        let found = self.by_language.iter().find(|(other, _)| *other == lang);
+        found.map_or(0, |(_, n)| *n)
+    }
+
     fn add(&mut self, lang: Option<Lang>, n: usize) {
         self.num_words += n;
         let Some(lang) = lang else { return };

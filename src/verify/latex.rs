@@ -163,7 +163,7 @@ impl Lexer {
                 self.spaced = true;
                 return Some(after);
             }
-            '−' | '–' | '﹣' => '-',
+            '−' | '–' | '﹣' | '\u{2010}'..='\u{2012}' => '-',
             '×' | '·' | '⋅' | '∙' | '•' | '∗' => '*',
             '÷' | '∕' | '⁄' => '/',
             '⩽' | '≦' => '≤',
@@ -217,7 +217,14 @@ impl Lexer {
                 .char_indices()
                 .find(|(_, n)| !n.is_alphabetic() || n.is_ascii())
                 .map_or(after.len(), |(at, _)| at);
-            self.push(Token::Name(format!("{c}{}", &after[..end])))?;
+            let word = format!("{c}{}", &after[..end]);
+            self.push(match word.as_str() {
+                "或" | "或者" | "または" => Token::Word("or".into()),
+                "和" | "与" | "及" => Token::Word("and".into()),
+                // words that are no letters of formulas: units, counters, remarks
+                _ if ('\u{2e80}'..='\u{d7ff}').contains(&c) => Token::Text(word),
+                _ => Token::Name(word),
+            })?;
             return Some(&after[end..]);
         }
         self.sign(sign)?;

@@ -1,6 +1,6 @@
 //! Mathematical answers: the verdict on a whole model text against a gold field, and whether two answers are the same.
 //!
-//! Where an answer stands is found in [`super::find`], read in [`super::parse`] and compared in [`super::compare`]; this
+//! Where an answer stands is found in `find.rs`, read in `parse.rs` and compared in `compare.rs`; this
 //! file puts them together, and says why.
 
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,7 @@ struct Reading {
 /// with a box, or `#### n`.
 pub fn check(prediction: &str, gold: &str, options: &MathOptions) -> Verdict {
     let Some(wanted) = find::in_gold(gold) else {
-        return Verdict::unparsable("the gold answer is empty");
+        return Verdict::bad_gold("the gold answer is empty");
     };
     let Some(answer) = super::answer_part(prediction) else {
         return Verdict::unparsable("the thinking never ends");

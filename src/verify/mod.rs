@@ -11,7 +11,7 @@
 //! | [`code`] | programs against tests |
 //! | [`sandbox`] | where programs run |
 //! | [`choice`] | multiple choice letters |
-//! | [`format`] | `<think>` and `<answer>` tags |
+//! | [`mod@format`] | `<think>` and `<answer>` tags |
 //! | [`language`] | the share of words in one language |
 //! | [`readability`] | what makes reasoning hard to read |
 

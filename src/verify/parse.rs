@@ -187,7 +187,7 @@ impl Parser {
         let _ = self.eat('=') || self.eat('≈');
         if let Some(Token::Text(words)) = self.peek()
             && self.peek_at(1).is_some()
-            && is_introduction(words)
+            && units::is_introduction(words)
         {
             self.at += 1;
         }
@@ -370,6 +370,8 @@ impl Parser {
                 if fresh && is_fraction && proper && above.len() == 1 && below.is_empty() {
                     let whole = above.pop()?;
                     above.push(Expr::Add(vec![whole, factor]));
+                } else if units::is_unit_fraction(&factor) {
+                    self.units.push("per".into());
                 } else {
                     above.push(factor);
                 }
@@ -561,14 +563,6 @@ impl Parser {
             }
         }
     }
-}
-
-/// Whether words announce the value that follows: "the answer is", "Area:".
-fn is_introduction(words: &str) -> bool {
-    let words = words.trim().to_lowercase();
-    let ends =
-        words.ends_with(':') || words.ends_with('=') || words == "is" || words.ends_with(" is");
-    ends && !words.chars().any(|c| c.is_ascii_digit())
 }
 
 /// The only element, or all of them joined; None where there is none.

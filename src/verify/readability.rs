@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde::{Deserialize, Serialize};
 
 use super::format;
-use super::language::{self, Language};
+use super::language;
 
 /// From where on a flag is raised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,8 +85,8 @@ impl Readability {
 /// Measures the reasoning of `text`: what stands before `</think>`, or the whole text where nobody thought.
 pub fn readability(text: &str, limits: &ReadabilityLimits) -> Readability {
     let reasoning = format::reasoning(text);
-    let language = Language::of(reasoning);
-    let language_share = language.map_or(1.0, |l| language::consistency(reasoning, l).share());
+    let main = language::main_language(reasoning);
+    let language_share = main.map_or(1.0, |(_, found)| found.share());
     let longest_paragraph_chars = longest_paragraph(reasoning);
     let num_code_blocks = num_code_blocks(reasoning);
     let repeated_share = repeated_share(words(reasoning), limits.repetition_ngram);
@@ -108,7 +108,7 @@ pub fn readability(text: &str, limits: &ReadabilityLimits) -> Readability {
             .filter(|(is, _)| *is)
             .map(|(_, flag)| flag)
             .collect(),
-        language: language.map(|l| l.code().to_string()),
+        language: main.map(|(language, _)| language.code().to_string()),
         language_share,
         longest_paragraph_chars,
         num_code_blocks,

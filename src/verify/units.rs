@@ -1,5 +1,6 @@
 //! Units, currencies and remarks after a value, and which words change a value instead.
 
+use super::expr::Expr;
 use super::latex::{Lexeme, Token};
 use super::rational::Rational;
 
@@ -224,4 +225,26 @@ pub fn conversion(a: &str, b: &str) -> Option<Option<Rational>> {
     let size =
         |unit: &(&str, u8, i64, i64)| Rational::integer(unit.2).div(&Rational::integer(unit.3));
     Some(size(a)?.div(&size(b)?))
+}
+
+/// Miles per hour as a fraction of words.
+pub fn is_unit_fraction(expr: &Expr) -> bool {
+    let words = |expr: &Expr| match expr {
+        Expr::Text(words) => is_unit(words.trim()),
+        Expr::Pow(base, _) => matches!(&**base, Expr::Text(words) if is_unit(words.trim())),
+        _ => false,
+    };
+    matches!(expr, Expr::Div(above, below) if words(above) && words(below))
+}
+
+/// Whether words announce the value that follows: "the answer is", "Area:", "USD".
+pub fn is_introduction(words: &str) -> bool {
+    let words = words.trim().to_lowercase();
+    let currency = matches!(words.as_str(), "rs." | "rs" | "usd" | "eur" | "inr");
+    let ends = currency
+        || words.ends_with(':')
+        || words.ends_with('=')
+        || words == "is"
+        || words.ends_with(" is");
+    ends && !words.chars().any(|c| c.is_ascii_digit())
 }

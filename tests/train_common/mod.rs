@@ -1,5 +1,8 @@
 //! What the tests of the training loop share: a tiny model, rows in memory, an observer that remembers.
 
+// every test crate uses a part of it
+#![allow(dead_code)]
+
 use candle_core::{DType, Device};
 use distill::Result;
 use distill::model::{CausalLm, ModelConfig};
