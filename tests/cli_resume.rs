@@ -260,7 +260,15 @@ fn other_settings_are_refused_and_leave_the_folder_as_it_was() {
     // other rows do, and `--fresh` starts over
     let (error, _) =
         place.fails(&[args.as_slice(), &["--set", "traces.0.num_problems=100"]].concat());
-    assert!(error.contains("`data` was"), "{error}");
+    assert!(
+        error.contains("the traces, or how they are made into rows"),
+        "{error}"
+    );
+    let plan = place.read("run/plan.json");
+    assert!(
+        !plan.contains("\"num_problems\": 100"),
+        "a refused run was written down"
+    );
     place.works(
         &[
             args.as_slice(),

@@ -266,7 +266,8 @@ print(42 if ctypes.CDLL(None).syscall(234, p, p, 19) == 0 else '')";
     trace_the_parent: Forbidden, "import ctypes, os\nctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0)\nprint(42)";
     be_traced: Forbidden, "import ctypes\nctypes.CDLL(None).ptrace(0, 0, 0, 0)\nprint(42)";
     descriptor_of_the_parent: Forbidden, "import os\nos.pidfd_open(os.getppid())\nprint(42)";
-    more_processes_are_seen: Fail, "import ctypes
-found = [pid for pid in range(4, 3000) if ctypes.CDLL(None).getpgid(pid) > 0 and pid != __import__('os').getpid()]
+    more_processes_are_seen: Fail, "import ctypes, os
+known = [1, os.getpid(), os.getppid()]
+found = [pid for pid in range(1, 3000) if ctypes.CDLL(None).getpgid(pid) > 0 and pid not in known]
 print(42 if found else '')";
 }
