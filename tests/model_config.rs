@@ -125,3 +125,39 @@ fn both_dialects_give_the_same_model_and_are_written() {
         (&json!("bfloat16"), &json!("bfloat16"))
     );
 }
+
+#[test]
+fn where_the_dialects_disagree_the_choice_is_that_of_transformers() {
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    let newer = json!({"rope_type": "default", "rope_theta": 2e4});
+    let theta_of = |change| {
+        let config = config(change).unwrap();
+        (config.rope_theta, config.rope_scaling.map(|s| s.factor))
+    };
+    assert_eq!(
+        theta_of(json!({"model_type": "llama", "rope_theta": 3e4, "rope_parameters": newer})),
+        (2e4, None)
+    );
+    assert_eq!(
+        theta_of(json!({
+            "model_type": "llama", "rope_theta": 3e4, "rope_parameters": newer, "rope_scaling": scaling
+        })),
+        (3e4, Some(8.0))
+    );
+    let mut same = scaling.clone();
+    same["high_freq_factor"] = json!(1.0);
+    let mut zero = scaling.clone();
+    zero["factor"] = json!(0.0);
+    for (change, expected) in [
+        (json!({"rope_theta": 0.0}), "rope_theta"),
+        (json!({"rms_norm_eps": -1e-6}), "rms_norm_eps"),
+        (json!({"rope_scaling": same}), "high_freq_factor"),
+        (json!({"rope_scaling": zero}), "`factor`"),
+    ] {
+        let error = config(change).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}

@@ -235,6 +235,21 @@ fn reasoning_rebuilt_by_the_template_is_trained_as_it_renders_it() {
 }
 
 #[test]
+fn text_that_speaks_of_the_tags_is_trained_whole() {
+    let rebuilt = chat(&rebuilds());
+    for text in [
+        "<think>\nUse the <think> tag here\n</think>\n\nThe tag </think> closes it. A1",
+        "Well: <think>\nr\n</think>\n\na",
+        "<think>\nr\n</think>\n\nfirst </think> last",
+    ] {
+        assert_eq!(
+            marked(&rebuilt, &[("user", "q"), ("assistant", text)], LAST),
+            format!("[user]\nq<|im_end|>\n[assistant]\n«{text}<|im_end|>»\n")
+        );
+    }
+}
+
+#[test]
 fn shipped_templates_keep_every_turn() {
     let turns = [
         ("user", "1"),

@@ -6,6 +6,8 @@
 //! | <code><\|begin_of_thought\|>…<\|end_of_thought\|></code>, the same with `solution` | Sky-T1, Bespoke-Stratos, OpenThoughts |
 //! | a line `think`, …, a line `answer`, … | s1.1 |
 
+use std::borrow::Cow;
+
 /// A text cut at its marks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
@@ -26,10 +28,10 @@ pub fn split(text: &str, opened: bool) -> Parts {
     let text = text.trim();
     let body = text.strip_prefix(OPEN);
     if let Some((reasoning, answer)) = body.unwrap_or(text).split_once(CLOSE) {
-        return finished(reasoning, answer);
+        return finished(&unmarked(reasoning), answer);
     }
-    if let Some(reasoning) = body {
-        return unfinished(reasoning);
+    if body.is_some() || text.contains("\n<think>") {
+        return unfinished(&unmarked(text));
     }
     if let Some(body) = text.strip_prefix(THOUGHT[0]) {
         let Some((reasoning, answer)) = body.split_once(THOUGHT[1]) else {
@@ -60,7 +62,8 @@ pub fn split(text: &str, opened: bool) -> Parts {
 
 /// Whether the text closes a `<think>` that it does not open: the prompt of its teacher ended with the mark.
 pub fn closes_unopened(text: &str) -> bool {
-    text.contains(CLOSE) && !text.trim_start().starts_with(OPEN)
+    text.split_once(CLOSE)
+        .is_some_and(|(before, _)| !before.contains(OPEN))
 }
 
 /// The form that is trained.
@@ -74,6 +77,15 @@ pub fn join(reasoning: Option<&str>, answer: &str) -> String {
 /// Whether a system prompt asks for marks that are written as `<think>` here, and would teach the wrong thing.
 pub fn asks_for_other_marks(system: &str) -> bool {
     system.contains(THOUGHT[0])
+}
+
+/// Reasoning without opening marks. Words before the mark stay as its first ones: a mark inside would be trained as text.
+fn unmarked(reasoning: &str) -> Cow<'_, str> {
+    if !reasoning.contains(OPEN) {
+        return Cow::Borrowed(reasoning);
+    }
+    let parts: Vec<String> = reasoning.split(OPEN).filter_map(some).collect();
+    Cow::Owned(parts.join("\n"))
 }
 
 fn finished(reasoning: &str, answer: &str) -> Parts {
@@ -108,7 +120,7 @@ mod tests {
     #[test]
     fn every_form_is_cut_at_its_marks() {
         #[rustfmt::skip]
-        let table: [(&str, Option<&str>, Option<&str>, bool); 12] = [
+        let table: [(&str, Option<&str>, Option<&str>, bool); 15] = [
             ("<think>\nab\n</think>\n\nc", Some("ab"), Some("c"), true),
             ("ab\n</think>\n\nc", Some("ab"), Some("c"), true),
             ("<think>\nab", Some("ab"), None, false),
@@ -122,6 +134,9 @@ mod tests {
             ("think\nab, the answer", Some("ab, the answer"), None, false),
             ("thinking of it, c", None, Some("thinking of it, c"), true),
             ("  ", None, None, true),
+            ("Okay.\n<think>ab</think>c", Some("Okay.\nab"), Some("c"), true),
+            ("<think>\n<think>ab</think>c", Some("ab"), Some("c"), true),
+            ("Okay.\n<think>ab", Some("Okay.\nab"), None, false),
         ];
         for (text, reasoning, answer, complete) in table {
             let expected = Parts {
@@ -141,6 +156,7 @@ mod tests {
             split("<think>ab</think>c", false)
         );
         assert!(closes_unopened("ab</think>c") && !closes_unopened("<think>ab</think>c"));
+        assert!(!closes_unopened("Okay.\n<think>ab</think>c"));
     }
 
     #[test]

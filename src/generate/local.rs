@@ -27,6 +27,19 @@ impl<'a> LocalEngine<'a> {
             max_batch,
         }
     }
+
+    /// Stop texts that are special tokens as stop tokens: they never appear in a completion's text.
+    fn with_special_stops(&self, sampling: &Sampling) -> Sampling {
+        let mut sampling = sampling.clone();
+        let Sampling { stop, stop_ids, .. } = &mut sampling;
+        stop.retain(|text| {
+            let token = self.tokenizer.token_to_id(text);
+            let special = token.filter(|&id| self.tokenizer.is_special(id));
+            stop_ids.extend(special);
+            special.is_none()
+        });
+        sampling
+    }
 }
 
 impl Engine for LocalEngine<'_> {
@@ -37,6 +50,7 @@ impl Engine for LocalEngine<'_> {
         on_done: &mut dyn FnMut(Completion) -> Result<()>,
         stop: &Stop,
     ) -> Result<()> {
+        let sampling = &self.with_special_stops(sampling);
         let mut lm = Cached {
             model: self.model,
             cache: self

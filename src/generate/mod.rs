@@ -22,7 +22,7 @@ use crate::{Error, Result};
 /// How tokens are chosen and where a completion ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// 0 is greedy: the most probable token, the lowest id among equals.
+    /// 0, or below a millionth, is greedy: the most probable token, the lowest id among equals.
     pub temperature: f64,
     /// Keep the most probable tokens whose probabilities sum to this; 1 keeps all.
     pub top_p: f64,
@@ -80,9 +80,9 @@ impl Sampling {
                 format!("`min_p` is {}, and must be between 0 and 1", self.min_p),
             ),
             (
-                self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0,
+                (1e-3..=1e3).contains(&self.repetition_penalty),
                 format!(
-                    "`repetition_penalty` is {}, and must be above 0",
+                    "`repetition_penalty` is {}, and must be between 0.001 and 1000",
                     self.repetition_penalty
                 ),
             ),

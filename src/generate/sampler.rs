@@ -29,6 +29,9 @@ pub struct Scratch {
     keys: Vec<u64>,
 }
 
+/// Below it a draw is greedy: the reciprocal of a smaller one leaves f32's range of use.
+const MIN_TEMPERATURE: f64 = 1e-6;
+
 /// A number in [0, 1) that is a pure function of its three arguments: SplitMix64's mixing step over each in turn
 /// (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195).
 pub fn uniform(seed: u64, request: u64, position: u64) -> f64 {
@@ -81,10 +84,14 @@ pub fn choose(
         }
         penalised
     };
-    let token = if sampling.temperature == 0.0 {
+    let token = if sampling.temperature < MIN_TEMPERATURE {
         softmax::argmax(adjusted)
     } else {
         softmax::weigh(adjusted, sampling.temperature as f32, weights);
+        let total: f64 = weights.chunk_sum.iter().sum();
+        if !(total.is_finite() && total > 0.0) {
+            return None;
+        }
         let cut = lowest_kept(weights, sampling, counts, masses, keys);
         draw(weights, cut, u)
     };

@@ -96,7 +96,9 @@ pub fn run<M: Lm>(
                 ),
             });
         }
-        while !free.is_empty()
+        // a prompt can take long: whoever stops waits for one of them, not for all slots
+        while !stop.requested()
+            && !free.is_empty()
             && let Some((index, prompt)) = waiting.pop_front()
         {
             let request = &requests[index];
@@ -130,6 +132,9 @@ pub fn run<M: Lm>(
             if prompts[prompt].waiting == 0 {
                 prompts[prompt].logits = None;
             }
+        }
+        if stop.requested() {
+            continue;
         }
         if active.is_empty() {
             return Ok(());

@@ -249,15 +249,28 @@ impl Fields<'_> {
                 "`attention_bias = true` is not supported for {name}"
             )));
         }
+        // as transformers 5 chooses where both dialects are there: the older key's scaling, the inner theta
+        let is_given = |rope: &&Value| rope.as_object().is_none_or(|rope| !rope.is_empty());
         let rope = self
-            .get("rope_parameters")
-            .or_else(|| self.get("rope_scaling"));
-        let rope_theta = match self.get("rope_theta").or_else(|| rope?.get("rope_theta")) {
-            Some(v) => v
-                .as_f64()
-                .ok_or_else(|| self.bad("rope_theta", "a number"))?,
+            .get("rope_scaling")
+            .filter(is_given)
+            .or_else(|| self.get("rope_parameters"));
+        let inner = rope.and_then(|rope| rope.get("rope_theta"));
+        let rope_theta = match inner
+            .filter(|v| !v.is_null())
+            .or_else(|| self.get("rope_theta"))
+        {
+            Some(v) => v.as_f64().filter(|theta| *theta > 0.0).ok_or_else(|| {
+                self.input(&format!(
+                    "`rope_theta` must be a positive number, found {v}"
+                ))
+            })?,
             None => 10_000.0,
         };
+        let rms_norm_eps = self.number_or("rms_norm_eps", 1e-6)?;
+        if rms_norm_eps < 0.0 {
+            return Err(self.bad("rms_norm_eps", "zero or positive"));
+        }
         Ok(ModelConfig {
             architecture,
             hidden_size,
@@ -267,7 +280,7 @@ impl Fields<'_> {
             num_key_value_heads,
             head_dim,
             vocab_size: self.size("vocab_size")?,
-            rms_norm_eps: self.number_or("rms_norm_eps", 1e-6)?,
+            rms_norm_eps,
             rope_theta,
             rope_scaling: self.scaling(rope)?,
             max_position_embeddings: self.size_or("max_position_embeddings", 32_768)?,
@@ -314,6 +327,11 @@ impl Fields<'_> {
         for (place, value) in [
             ("partial_rotary_factor", self.get("partial_rotary_factor")),
             (
+                "rope_scaling.partial_rotary_factor",
+                self.get("rope_scaling")
+                    .and_then(|rope| rope.get("partial_rotary_factor")),
+            ),
+            (
                 "rope_parameters.partial_rotary_factor",
                 self.get("rope_parameters")
                     .and_then(|rope| rope.get("partial_rotary_factor")),
@@ -344,14 +362,25 @@ impl Fields<'_> {
             }
         }
         let number = |key: &str| {
-            rope.get(key)
-                .and_then(Value::as_f64)
-                .ok_or_else(|| self.bad(key, "a number"))
+            let value = rope.get(key);
+            let number = value.and_then(Value::as_f64).filter(|n| *n > 0.0);
+            number.ok_or_else(|| {
+                let found = value.map_or("nothing".to_string(), Value::to_string);
+                self.input(&format!("`{key}` must be a positive number, found {found}"))
+            })
         };
+        let (low_freq_factor, high_freq_factor) =
+            (number("low_freq_factor")?, number("high_freq_factor")?);
+        // what lies between the two is blended, and divided by their distance
+        if low_freq_factor == high_freq_factor {
+            return Err(self.input(&format!(
+                "`low_freq_factor` and `high_freq_factor` must differ, both are {low_freq_factor}"
+            )));
+        }
         Ok(Some(Llama3Scaling {
             factor: number("factor")?,
-            low_freq_factor: number("low_freq_factor")?,
-            high_freq_factor: number("high_freq_factor")?,
+            low_freq_factor,
+            high_freq_factor,
             original_max_position_embeddings: number("original_max_position_embeddings")? as usize,
         }))
     }

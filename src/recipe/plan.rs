@@ -316,7 +316,7 @@ fn resolve_sft(sft: &Sft, card: Option<&Card>) -> Result<SftPlan> {
     in_range("sft.weight_decay", sft.weight_decay, 0.0, 1e3)?;
     in_range("sft.betas.0", sft.betas[0], 0.0, 1.0 - 1e-9)?;
     in_range("sft.betas.1", sft.betas[1], 0.0, 1.0 - 1e-9)?;
-    in_range("sft.adam_epsilon", sft.adam_epsilon, 0.0, 1.0)?;
+    in_range("sft.adam_epsilon", sft.adam_epsilon, 1e-30, 1.0)?;
     in_range("sft.max_grad_norm", sft.max_grad_norm, 0.0, f64::MAX)?;
     Ok(SftPlan {
         epochs: sft.epochs,

@@ -13,8 +13,9 @@
 //!
 //! Two things templates do to reasoning are undone, for the trained turns only:
 //!
-//! - A template that drops `<think>…</think>` from the turn (R1-Distill): seen by rendering a placeholder inside it. The
-//!   turn is then rendered with a placeholder for its whole content, and the content takes the placeholder's place.
+//! - A template that loses text of the turn: it drops `<think>…</think>` (R1-Distill), or cuts at a tag that the text only
+//!   speaks of (Qwen3). The turn is then rendered with a placeholder for its whole content, and the content takes the
+//!   placeholder's place.
 //! - A generation prompt that already opens the reasoning (`<think>\n`): the completion begins after it. A turn without
 //!   reasoning closes it at once: `\n</think>\n\n`.
 //!
@@ -151,7 +152,7 @@ impl Chat {
         let size = chat.tokenizer.vocab_size();
         if let Some(id) = chat.eos_ids.iter().find(|&&id| id as usize >= size) {
             return Err(Error::input(format!(
-                "`eos_token_id` {id} of generation_config.json is not in the vocabulary of {size}"
+                "`eos_token_id` {id} of generation_config.json, else config.json, is not in the vocabulary of {size}"
             )));
         }
         // a template may refuse so short a conversation; its tails are then looked at row by row
@@ -323,14 +324,15 @@ impl Chat {
             return Err(Error::input("the assistant's turn is empty"));
         }
         let prompt = self.render(history.to_vec(), true)?;
-        let (head, tail) = self.frame(history, turn)?;
+        let (mut head, tail) = self.frame(history, turn)?;
         let mut whole = self.render_turn(history, turn, content)?;
-        let verbatim = [&head, content, &tail].concat();
-        if whole != verbatim
-            && content.contains("</think>")
-            && !self.keeps_reasoning(history, turn)?
+        if !ends_with_text(whole.strip_suffix(&tail).unwrap_or(&whole), content)
+            && !(self.keeps_reasoning(history, turn)? && is_set_anew(&whole, &tail, content))
         {
-            whole = verbatim;
+            if content.contains("</think>") {
+                head.truncate(without_empty_reasoning(&head).len());
+            }
+            whole = [&head, content, &tail].concat();
         }
         let rendered = whole.strip_suffix(&tail).ok_or_else(|| {
             Error::input("the chat template ends this turn unlike any other text")
@@ -473,6 +475,39 @@ fn boundary(text: &str, at: usize) -> usize {
 fn cut_at<'a>(text: &'a str, mark: &str) -> Option<(&'a str, &'a str)> {
     text.split_once(mark)
         .filter(|(_, after)| !after.contains(mark))
+}
+
+/// Whether `text` ends with all of `content`, white space aside.
+fn ends_with_text(text: &str, content: &str) -> bool {
+    let backwards =
+        |text: &str| -> Vec<char> { text.chars().rev().filter(|c| !c.is_whitespace()).collect() };
+    backwards(text).starts_with(&backwards(content))
+}
+
+/// Whether a template that marks reasoning in its own way has kept the reasoning and the answer whole. Text before the
+/// reasoning has no place in such a form.
+fn is_set_anew(whole: &str, tail: &str, content: &str) -> bool {
+    let Some((reasoning, answer)) = content
+        .trim_start()
+        .strip_prefix("<think>")
+        .and_then(|rest| rest.split_once("</think>"))
+    else {
+        return false;
+    };
+    let body = whole.strip_suffix(tail).unwrap_or(whole);
+    // a tag within them is what a template may cut at: then only the content as it is will do
+    ![reasoning, answer]
+        .iter()
+        .any(|part| part.contains("<think>") || part.contains("</think>"))
+        && ends_with_text(body, answer)
+}
+
+/// `head` without the `<think></think>` that a template puts before an answer without reasoning.
+fn without_empty_reasoning(head: &str) -> &str {
+    head.trim_end()
+        .strip_suffix("</think>")
+        .and_then(|head| head.trim_end().strip_suffix("<think>"))
+        .unwrap_or(head)
 }
 
 /// What is left to generate of `body` when the generation prompt has already put `prefill`.

@@ -14,7 +14,8 @@ pub struct TokenizerFiles {
     pub config: Map<String, Value>,
     /// `special_tokens_map.json`, where there is one.
     pub special_tokens_map: Option<Map<String, Value>>,
-    /// `generation_config.json`, where there is one.
+    /// `generation_config.json`, where there is one. Where neither it nor the tokenizer names an end of text, it has the
+    /// `eos_token_id` of the model's `config.json`.
     pub generation_config: Option<Map<String, Value>>,
     /// Source of `chat_template.jinja`, else the `chat_template` of `tokenizer_config.json`.
     pub chat_template: Option<String>,
@@ -41,12 +42,22 @@ impl TokenizerFiles {
                     ))
                 })?,
         };
-        Ok(Self {
+        let mut files = Self {
             config,
             special_tokens_map: object(&folder.join("special_tokens_map.json"))?,
             generation_config: object(&folder.join("generation_config.json"))?,
             chat_template,
-        })
+        };
+        if files.generation_eos_ids().is_empty()
+            && !files.special_tokens().contains_key("eos_token")
+            // a broken one is reported where the model is read
+            && let Ok(Some(mut model)) = object(&folder.join("config.json"))
+            && let Some(id) = model.remove("eos_token_id").filter(|id| !id.is_null())
+        {
+            let generation = files.generation_config.get_or_insert_default();
+            generation.insert("eos_token_id".into(), id);
+        }
+        Ok(files)
     }
 
     /// Named special tokens (`bos_token`, `eos_token`, `pad_token`, `unk_token`, ...) and their text.
@@ -82,16 +93,10 @@ impl TokenizerFiles {
 
     /// `eos_token_id` of `generation_config.json`: a number or a list of them.
     pub fn generation_eos_ids(&self) -> Vec<u32> {
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        match self
-            .generation_config
+        self.generation_config
             .as_ref()
-            .and_then(|config| config.get("eos_token_id"))
-        {
-            Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-            Some(value) => id(value).into_iter().collect(),
-            None => Vec::new(),
-        }
+            .map(eos_ids)
+            .unwrap_or_default()
     }
 
     /// Writes the files into `folder`, which exists; `tokenizer.json` is not among them.
@@ -119,6 +124,16 @@ impl TokenizerFiles {
             write(&folder.join("chat_template.jinja"), template.as_bytes())?;
         }
         Ok(())
+    }
+}
+
+/// `eos_token_id`: a number or a list of them.
+fn eos_ids(config: &Map<String, Value>) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match config.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
     }
 }
 
@@ -240,10 +255,23 @@ mod tests {
             ),
             ("chat_template.jinja", "from file"),
             ("generation_config.json", r#"{"eos_token_id":7}"#),
+            ("config.json", r#"{"eos_token_id":[5,6]}"#),
         ]);
         let files = TokenizerFiles::load(folder.path()).unwrap();
         assert_eq!(files.chat_template.as_deref(), Some("from file"));
         assert_eq!(files.generation_eos_ids(), [7]);
+    }
+
+    #[test]
+    fn the_model_names_the_end_where_nothing_else_does() {
+        let model = ("config.json", r#"{"eos_token_id":[5,6]}"#);
+        let ids = |files: &[_]| {
+            let files = TokenizerFiles::load(folder(files).path()).unwrap();
+            files.generation_eos_ids()
+        };
+        assert_eq!(ids(&[model]), [5, 6]);
+        let named = ("tokenizer_config.json", r#"{"eos_token":"<e>"}"#);
+        assert!(ids(&[model, named]).is_empty());
     }
 
     #[test]

@@ -151,10 +151,16 @@ impl Checkpoints {
         Ok(Pending { partial, path })
     }
 
-    /// Deletes all but the newest ones, and what a killed process left half-written.
-    pub fn prune(&self) -> Result<()> {
+    /// Deletes all but the newest ones up to `written`, the step just saved, and what a killed process left half-written.
+    /// Those of later steps were damaged: the run went back to before them.
+    pub fn prune(&self, written: usize) -> Result<()> {
         let all = self.list()?;
-        for (_, path) in &all[..all.len().saturating_sub(self.keep)] {
+        let num_whole = all.partition_point(|(step, _)| *step <= written);
+        let (whole, damaged) = all.split_at(num_whole);
+        for (_, path) in whole[..num_whole.saturating_sub(self.keep)]
+            .iter()
+            .chain(damaged)
+        {
             remove(path)?;
         }
         for name in entry_names(&self.dir)? {

@@ -50,6 +50,8 @@ pub struct Footprint {
     pub attention: u64,
     /// A chunk of logits, with their gradient where it is not written over them.
     pub loss: u64,
+    /// What the portable update of the largest tensor holds, or the embedding's gradient, whichever is more.
+    pub temporaries: u64,
     /// The program and its allocator, on the CPU.
     pub process: u64,
     /// Keys and values of an evaluation.
@@ -83,6 +85,12 @@ impl Footprint {
             Recompute::None => t * layers * kept,
             Recompute::Block => t * (layers * c * element + kept),
         };
+        let largest = config
+            .weight_shapes()
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>() as u64)
+            .max()
+            .unwrap_or(0);
         let all = Self {
             weights: parameters * element,
             master: if element < F32 { parameters * F32 } else { 0 },
@@ -92,11 +100,11 @@ impl Footprint {
             // gradients: of the product, gate and up; of x2, h2, x1, h1 and a part of it; of o, q and k, each also before
             // its rotation, v
             block: t * (3 * f + 5 * c + 3 * q + 3 * kv) * element,
-            // p, dp, ds and a transposed copy
+            // s, its mask, p, dp, ds and a transposed copy
             attention: if load.fast_cpu {
                 0
             } else {
-                4 * heads * longest.min(ATTENTION_BLOCK as u64) * longest * F32
+                6 * heads * longest.min(ATTENTION_BLOCK as u64) * longest * F32
             },
             // besides the logits: the head's input and its gradient
             loss: 2 * t * c * element
@@ -105,6 +113,11 @@ impl Footprint {
                     // log softmax, its exponential, the one-hot targets, the gradient
                     false => 4 * (HEAD_CHUNK as u64).min(t) * vocab * F32,
                 },
+            // AdamW's g, m, v and the two parts of their quotient; the rows added up, and the table before and after
+            temporaries: match load.fast_cpu {
+                true => 0,
+                false => (5 * largest).max(3 * vocab * c) * F32,
+            },
             process: 0,
             kv_cache: (load.num_slots * load.slot_length) as u64 * layers * 2 * kv * element,
         };
@@ -122,7 +135,9 @@ impl Footprint {
         let held = self.weights + self.master + self.gradients + self.optimizer;
         // the loss is over before the first block's backward begins
         let moving = (self.block + self.attention).max(self.loss);
-        (held + self.activations + moving).max(self.weights + self.kv_cache) + self.process
+        // of the embedding when the blocks are done, of AdamW after that: the activations are gone
+        let training = held + (self.activations + moving).max(self.temporaries);
+        training.max(self.weights + self.kv_cache) + self.process
     }
 }
 
@@ -266,9 +281,11 @@ mod tests {
             },
         );
         assert_eq!((bf16.weights, bf16.master), (2 * p, 4 * p));
-        assert_eq!(bf16.attention, 4 * 8 * 512 * 1024 * 4);
+        assert_eq!(bf16.attention, 6 * 8 * 512 * 1024 * 4);
         assert_eq!(bf16.loss, 4 * 256 * 16_384 * 4 + 2 * 2048 * 512 * 2);
         assert_eq!(bf16.process, 0);
+        assert_eq!(bf16.temporaries, 5 * 16_384 * 512 * 4);
+        assert_eq!(f.temporaries, 0);
     }
 
     #[test]

@@ -38,6 +38,27 @@ pub fn num_trained(examples: &dyn Examples, row: usize) -> usize {
     trained.iter().skip(1).filter(|&&t| t != 0).count()
 }
 
+/// Refuses a row whose mask does not fit, or with a token that the model does not have.
+pub fn check_row(examples: &dyn Examples, row: usize, vocab_size: usize) -> Result<()> {
+    let (tokens, trained) = (examples.tokens(row), examples.trained(row));
+    if tokens.is_empty() || tokens.len() != trained.len() {
+        return Err(Error::input(format!(
+            "{}: {} tokens with a mask of {}",
+            examples.name(row),
+            tokens.len(),
+            trained.len()
+        )));
+    }
+    match tokens.iter().find(|&&t| t as usize >= vocab_size) {
+        None => Ok(()),
+        Some(token) => Err(Error::input(format!(
+            "{}: token {token} is outside the model's vocabulary of {vocab_size}",
+            examples.name(row)
+        ))
+        .with_hint("the rows were tokenised for another model")),
+    }
+}
+
 impl MicroBatch {
     /// Rows end to end. The target of a token is the next token of its sequence; its weight is 1 where that one is
     /// trained. The division by the global count comes once, with the update.
@@ -50,22 +71,8 @@ impl MicroBatch {
             weights: Vec::with_capacity(total),
         };
         for &row in &rows {
+            check_row(examples, row, vocab_size)?;
             let (tokens, trained) = (examples.tokens(row), examples.trained(row));
-            if tokens.is_empty() || tokens.len() != trained.len() {
-                return Err(Error::input(format!(
-                    "{}: {} tokens with a mask of {}",
-                    examples.name(row),
-                    tokens.len(),
-                    trained.len()
-                )));
-            }
-            if let Some(token) = tokens.iter().find(|&&t| t as usize >= vocab_size) {
-                return Err(Error::input(format!(
-                    "{}: token {token} is outside the model's vocabulary of {vocab_size}",
-                    examples.name(row)
-                ))
-                .with_hint("the rows were tokenised for another model"));
-            }
             batch.tokens.extend_from_slice(tokens);
             batch.seq_lens.push(tokens.len());
             batch.targets.extend_from_slice(&tokens[1..]);

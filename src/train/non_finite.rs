@@ -19,6 +19,14 @@ pub fn rows_without_loss(micro: &MicroBatch, logprobs: &[f32]) -> Vec<usize> {
         .collect()
 }
 
+/// Refuses to save weights that are not finite: the update of `step` may have overflowed.
+pub fn check_weights(step: usize, model: &CausalLm) -> crate::Result<()> {
+    match broken_weights(model) {
+        weights if weights.is_empty() => Ok(()),
+        weights => Err(weights_error(step, &weights)),
+    }
+}
+
 /// The loss of `rows` is not finite in `step`.
 pub fn loss_error(step: usize, rows: &[usize], examples: &dyn Examples, model: &CausalLm) -> Error {
     let weights = broken_weights(model);

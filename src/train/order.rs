@@ -4,7 +4,9 @@
 pub fn epoch_order(num_rows: usize, shuffle: bool, seed: u64, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..num_rows).collect();
     if shuffle {
-        let mut random = SplitMix64(mix(seed) ^ mix(epoch as u64 + 1));
+        let mut random = SplitMix64(mix(
+            mix(seed.wrapping_add(GOLDEN)).wrapping_add(epoch as u64 + 1)
+        ));
         // Fisher-Yates
         for i in (1..num_rows).rev() {
             order.swap(i, random.below(i as u64 + 1) as usize);
@@ -13,12 +15,15 @@ pub fn epoch_order(num_rows: usize, shuffle: bool, seed: u64, epoch: usize) -> V
     order
 }
 
+/// 2^64 by the golden ratio, the generator's stride.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// <https://prng.di.unimi.it/splitmix64.c>
 struct SplitMix64(u64);
 
 impl SplitMix64 {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(GOLDEN);
         mix(self.0)
     }
 
@@ -62,6 +67,9 @@ mod tests {
         assert_eq!(order(true, 1, 0), order(true, 1, 0));
         assert_ne!(order(true, 1, 0), order(true, 1, 1));
         assert_ne!(order(true, 1, 0), order(true, 2, 0));
+        // seed and epoch are not interchangeable
+        assert_ne!(order(true, 1, 1), order(true, 2, 0));
+        assert_ne!(order(true, 1, 2), order(true, 3, 0));
         assert!(epoch_order(0, true, 1, 0).is_empty());
     }
 

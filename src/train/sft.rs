@@ -83,7 +83,7 @@ pub fn train_sft(
     observer: &mut dyn Observer,
     stop: &Stop,
 ) -> Result<SftOutcome> {
-    check_rows(examples, settings.pack_length)?;
+    check_rows(examples, settings, model)?;
     let num_rows = examples.len();
     let steps_per_epoch = settings.steps_per_epoch(num_rows);
     let total_steps = settings.total_steps(num_rows);
@@ -215,14 +215,19 @@ fn save(
     optimizer: &AdamW,
     observer: &mut dyn Observer,
 ) -> Result<()> {
+    non_finite::check_weights(cursor.step, model)?;
     let pending = checkpoints.write(cursor, model, optimizer)?;
     observer.checkpoint(cursor.step, pending.path())?;
     pending.publish()?;
-    checkpoints.prune()
+    checkpoints.prune(cursor.step)
 }
 
 /// Refuses rows before the first step that could not be trained on in the last one.
-fn check_rows(examples: &dyn Examples, pack_length: usize) -> Result<()> {
+fn check_rows(examples: &dyn Examples, settings: &SftSettings, model: &CausalLm) -> Result<()> {
+    if settings.batch_size == 0 {
+        return Err(Error::input("`sft.batch_size` must be at least 1, found 0"));
+    }
+    let (pack_length, config) = (settings.pack_length, model.config());
     if examples.is_empty() {
         return Err(Error::input("there is no row to train on")
             .with_hint("the data report says which rows were dropped and why"));
@@ -235,6 +240,28 @@ fn check_rows(examples: &dyn Examples, pack_length: usize) -> Result<()> {
                 examples.name(row)
             ))
             .with_hint("raise `sft.pack_length`, or lower `sft.max_length`"));
+        }
+        if length > config.max_position_embeddings {
+            return Err(Error::input(format!(
+                "{} has {length} tokens; the model's `max_position_embeddings` is {}",
+                examples.name(row),
+                config.max_position_embeddings
+            ))
+            .with_hint("lower `sft.max_length`"));
+        }
+        micro_batch::check_row(examples, row, config.vocab_size)?;
+    }
+    let num_trained = |row: usize| micro_batch::num_trained(examples, row);
+    if (0..examples.len()).all(|row| num_trained(row) > 0) {
+        return Ok(());
+    }
+    let steps_per_epoch = settings.steps_per_epoch(examples.len());
+    let total_steps = settings.total_steps(examples.len());
+    for epoch in 0..total_steps.div_ceil(steps_per_epoch) {
+        let rows = order::epoch_order(examples.len(), settings.shuffle, settings.seed, epoch);
+        let steps = epoch * steps_per_epoch..total_steps;
+        for (step, rows) in steps.zip(rows.chunks(settings.batch_size)) {
+            count_trained(rows, examples, step + 1)?;
         }
     }
     Ok(())
