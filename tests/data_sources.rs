@@ -405,3 +405,119 @@ fn problems_of_a_suite() {
     .unwrap();
     assert_eq!(made.count(), 5);
 }
+
+#[test]
+fn the_system_prompt_of_several_turns_is_trained() {
+    let roles = |trace: &Trace| -> Vec<String> {
+        trace.messages().iter().map(|m| m.role.clone()).collect()
+    };
+    let turns = r#"{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}"#;
+    let trace = of_row(&format!(
+        r#"{{"input":[{turns}],"output":"<think>r</think>d","system_prompt":"S"}}"#
+    ));
+    let expected = ["system", "user", "assistant", "user", "assistant"];
+    assert_eq!(roles(&trace), expected);
+    assert_eq!(trace.messages()[0].content, "S");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    let last = r#"{"role":"assistant","content":"<think>r</think>d"}"#;
+    std::fs::write(&path, format!(r#"{{"conv":[{turns},{last}],"sys":"S"}}"#)).unwrap();
+    let mapped = Traces {
+        columns: columns(&[("messages", "conv"), ("system", "sys")]),
+        ..spec()
+    };
+    let trace = traces(&mapped, &path).remove(0);
+    assert_eq!(roles(&trace), expected);
+    assert_eq!(trace.messages()[0].content, "S");
+}
+
+#[test]
+fn a_row_without_generations_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    std::fs::write(&path, r#"{"problem":"P","generations":[]}"#).unwrap();
+    let mapped = Traces {
+        columns: columns(&[("problem", "problem"), ("generation", "generations")]),
+        ..spec()
+    };
+    for spec in [spec(), mapped] {
+        let items = read(&spec, &path).unwrap();
+        let [Item::Dropped { name, reason, .. }] = &items[..] else {
+            panic!("{items:?}")
+        };
+        assert_eq!(
+            (name.as_str(), reason.as_str()),
+            ("a.jsonl:1", "no generations")
+        );
+    }
+}
+
+#[test]
+fn verdicts_are_read_in_every_schema_and_overruled_by_labels() {
+    for row in [
+        r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","content":"A"}],"correct":false}"#,
+        r#"{"prompt":"P","generation":"<think>r</think>A","correct":false}"#,
+        r#"{"input":"P","output":"<think>r</think>A","correct":"false"}"#,
+        r#"{"problem":"P","response":"<think>r</think>A","correct":false}"#,
+        r#"{"problem":"P","generations":["<think>r</think>A"],"correct":[false]}"#,
+        r#"{"problem":"P","reannotated_assistant_content":"<think>r</think>A","verified":false}"#,
+    ] {
+        assert_eq!(of_row(row).correct(), Some(false), "{row}");
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    let labels = folder.path().join("labels.jsonl");
+    let row = |id: u32, correct: bool| {
+        format!("{{\"id\":{id},\"problem\":\"P\",\"response\":\"A\",\"correct\":{correct}}}\n")
+    };
+    std::fs::write(&path, row(1, true) + &row(2, false) + &row(3, true)).unwrap();
+    std::fs::write(&labels, "{\"id\":1,\"ok\":false}\n{\"id\":2,\"ok\":true}\n").unwrap();
+    let labelled = Traces {
+        labels: Some(Labels {
+            file: labels.to_str().unwrap().into(),
+            key: "id".into(),
+            column: "ok".into(),
+        }),
+        ..spec()
+    };
+    let said: Vec<_> = traces(&labelled, &path)
+        .iter()
+        .map(Trace::correct)
+        .collect();
+    assert_eq!(said, [Some(false), Some(true), Some(true)]);
+}
+
+#[test]
+fn the_assistants_turn_wins_over_the_short_answer_beside_it() {
+    let trace = of_row(
+        r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","content":"It is 42."}],"reasoning":"r","answer":"42"}"#,
+    );
+    assert_eq!(trace.answer.as_deref(), Some("It is 42."));
+    assert_eq!(trace.reasoning.as_deref(), Some("r"));
+    assert_eq!(trace.gold.as_deref(), Some("42"));
+}
+
+#[test]
+fn generations_without_their_mark_can_be_unfinished() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    std::fs::write(
+        &path,
+        r#"{"problem":"P","generations":["r</think>A","r and no end"]}"#,
+    )
+    .unwrap();
+    let mapped = Traces {
+        columns: columns(&[("problem", "problem"), ("generation", "generations")]),
+        ..spec()
+    };
+    for spec in [spec(), mapped] {
+        let items = read(&spec, &path).unwrap();
+        assert!(matches!(&items[0], Item::Trace(t) if t.answer.as_deref() == Some("A")));
+        assert!(
+            matches!(&items[1], Item::Dropped { reason, .. } if reason == "incomplete: the reasoning does not end"),
+            "{items:?}"
+        );
+    }
+}

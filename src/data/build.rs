@@ -1,7 +1,7 @@
 //! Traces to the token store: read by one thread, tokenised by all, written in order. Rows are dropped here for what only
 //! their tokens or the rows before them show (too long, untrainable, enough of this problem); every one is counted.
 
-use super::report::{BuildReport, SourceReport};
+use super::report::{BuildReport, DropLog, SourceReport};
 use super::source::{self, Item};
 use super::store::{Store, Writer};
 use super::{Trace, builtin};
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Changes whenever the same rows would give another store.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A batch is full at so many traces or so many bytes of text, whichever comes first.
 const BATCH_TRACES: usize = 512;
 const BATCH_BYTES: usize = 4 << 20;
@@ -91,6 +91,7 @@ impl Store {
         let mut build = Build {
             options,
             writer: Writer::create(dir)?,
+            dropped: DropLog::create(dir)?,
             report: BuildReport::default(),
             lengths: Vec::new(),
         };
@@ -101,10 +102,13 @@ impl Store {
         match done.and_then(|()| build.check_some_left()) {
             Ok(()) => {
                 build.report.finish(&build.lengths);
+                // first, so that a store never stands without it
+                build.dropped.finish()?;
                 let store = build.writer.finish(&key, &build.report)?;
                 Ok((store, build.report))
             }
             Err(error) => {
+                build.dropped.discard();
                 build.writer.discard();
                 Err(error)
             }
@@ -115,6 +119,7 @@ impl Store {
 struct Build<'a> {
     options: &'a BuildOptions,
     writer: Writer,
+    dropped: DropLog,
     report: BuildReport,
     /// Number of kept rows by their length.
     lengths: Vec<u64>,
@@ -191,6 +196,7 @@ impl Build<'_> {
                 correct,
             } => {
                 self.report.count_verdict(correct);
+                self.dropped.write(&reason, &name)?;
                 self.report.drop_row(&reason, name);
                 return Ok(false);
             }
@@ -211,6 +217,7 @@ impl Build<'_> {
             let used = of_problem.entry(problem).or_default();
             if *used >= most {
                 let reason = format!("more than {most} traces of its problem");
+                self.dropped.write(&reason, &name)?;
                 self.report.drop_row(&reason, name);
                 return Ok(false);
             }

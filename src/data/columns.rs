@@ -6,6 +6,10 @@ use crate::tokenize::Message;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 
+/// What stands for bytes that are no text: an object with this one key and their number. An error only where a column of
+/// such bytes is used.
+pub const NO_TEXT: &str = "bytes that are no UTF-8 text";
+
 /// A row as the file has it.
 pub type Values = Map<String, Value>;
 
@@ -193,6 +197,7 @@ pub fn kind(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
+        Value::Object(map) if map.contains_key(NO_TEXT) => NO_TEXT,
         Value::Object(_) => "an object",
     }
 }

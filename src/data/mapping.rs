@@ -1,7 +1,7 @@
 //! Rows to traces where the recipe says itself which column holds what (`[traces.columns]`).
 
 use super::columns::{self, Prompt, Values, missing, text};
-use super::schema::{answer, conversation, halves};
+use super::schema::{answer, conversation, halves, place_system};
 use super::thinking::{self, Parts};
 use super::trace::{Trace, Verdict};
 use crate::recipe::load::closest;
@@ -96,7 +96,9 @@ impl Mapping {
             source: text(row, "source").ok().flatten(),
             ..Trace::default()
         };
-        let system = self.text(row, "system")?;
+        let system = self
+            .text(row, "system")?
+            .filter(|system| !system.trim().is_empty());
         let correct = self
             .column("correct")
             .and_then(|path| columns::get(row, path));
@@ -104,7 +106,12 @@ impl Mapping {
             let gold = base.gold.take();
             conversation(columns::messages(row, path)?, &mut base, opened)?;
             base.gold = gold.or(base.gold);
-            base.system = system.or(base.system);
+            if let Some(system) = system {
+                if let Some(turns) = &mut base.messages {
+                    place_system(turns, &system);
+                }
+                base.system = Some(system);
+            }
             self.judge(&mut base, correct, None);
             return Ok(vec![base]);
         }

@@ -1,13 +1,13 @@
 //! Parquet files to rows, one row group after the other, one row at a time.
 
-use super::columns::Values;
+use super::columns::NO_TEXT;
 use super::rows::{BadRow, Row};
 use crate::{Error, Result};
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::reader::{ReaderIter, TreeBuilder};
 use ::parquet::record::{Field, Row as Record};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -96,16 +96,11 @@ impl Iterator for ParquetRows {
         self.row += 1;
         let place = format!("{} row {}", self.name, self.row);
         match self.record() {
-            Ok(Some(record)) => Some(match values(record) {
-                Ok(values) => Ok(Row { place, values }),
-                Err(column) => Err(BadRow {
-                    error: Box::new(Error::input(format!(
-                        "`{place}`: column `{column}` is no UTF-8 text"
-                    ))),
-                    place,
-                    fatal: false,
-                }),
-            }),
+            Ok(Some(record)) => {
+                let columns = record.into_columns().into_iter();
+                let values = columns.map(|(name, field)| (name, value(&field))).collect();
+                Some(Ok(Row { place, values }))
+            }
             Ok(None) => {
                 self.done = true;
                 None
@@ -124,30 +119,40 @@ impl Iterator for ParquetRows {
     }
 }
 
-/// Columns as JSON; the name of the column whose bytes are no text on failure.
-fn values(record: Record) -> std::result::Result<Values, String> {
-    record
-        .into_columns()
-        .into_iter()
-        .map(|(name, field)| match value(&field) {
-            Some(value) => Ok((name, value)),
-            None => Err(name),
-        })
-        .collect()
-}
-
 /// As parquet's own conversion, but bytes without a type are text: some writers leave the annotation out.
-fn value(field: &Field) -> Option<Value> {
-    Some(match field {
-        Field::Bytes(bytes) => Value::String(std::str::from_utf8(bytes.data()).ok()?.to_string()),
+fn value(field: &Field) -> Value {
+    match field {
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => Value::String(text.to_string()),
+            Err(_) => json!({NO_TEXT: bytes.len()}),
+        },
         Field::Group(row) => Value::Object(
             row.get_column_iter()
-                .map(|(name, field)| Some((name.clone(), value(field)?)))
-                .collect::<Option<Values>>()?,
+                .map(|(name, field)| (name.clone(), value(field)))
+                .collect(),
         ),
-        Field::ListInternal(list) => {
-            Value::Array(list.elements().iter().map(value).collect::<Option<_>>()?)
-        }
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(value).collect()),
         other => other.to_json_value(),
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::columns::{Values, text};
+    use ::parquet::data_type::ByteArray;
+
+    #[test]
+    fn bytes_that_are_no_text_are_an_error_only_where_they_are_used() {
+        let bytes = |bytes: &[u8]| value(&Field::Bytes(ByteArray::from(bytes.to_vec())));
+        let row: Values = [("a", bytes(b"ab")), ("image", bytes(b"\xff\xd8"))]
+            .map(|(name, value)| (name.to_string(), value))
+            .into_iter()
+            .collect();
+        assert_eq!(text(&row, "a").unwrap().as_deref(), Some("ab"));
+        assert_eq!(
+            text(&row, "image").unwrap_err().to_string(),
+            "column `image` holds bytes that are no UTF-8 text, expected text"
+        );
+    }
 }

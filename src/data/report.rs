@@ -1,8 +1,15 @@
 //! What became of the rows: counts by reason with some names, tokens, lengths. Saved with the store, so that a store that
 //! is used again reports too.
 
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
+/// The file beside the store that names every row left out.
+pub const DROPPED: &str = "dropped.jsonl";
 /// Names kept of the rows dropped for one reason.
 const NUM_EXAMPLES: usize = 5;
 /// Bars of the histogram of lengths, at most.
@@ -136,6 +143,46 @@ impl BuildReport {
     }
 }
 
+/// Writes [`DROPPED`]: one line `{"row": ..., "reason": ...}` for every row left out, in their order. It takes its name when
+/// the store is done.
+pub(super) struct DropLog {
+    file: BufWriter<File>,
+    beside: PathBuf,
+    path: PathBuf,
+}
+
+impl DropLog {
+    pub fn create(dir: &Path) -> Result<Self> {
+        let beside = dir.join(format!("{DROPPED}.tmp"));
+        let file = File::create(&beside).map_err(|e| Error::io("creating", &beside, e))?;
+        Ok(Self {
+            file: BufWriter::new(file),
+            beside,
+            path: dir.join(DROPPED),
+        })
+    }
+
+    pub fn write(&mut self, reason: &str, name: &str) -> Result<()> {
+        writeln!(self.file, "{}", json!({"row": name, "reason": reason}))
+            .map_err(|e| Error::io("writing", &self.beside, e))
+    }
+
+    pub fn finish(self) -> Result<()> {
+        let written = self.file.into_inner().map_err(|e| e.into_error());
+        written
+            .and_then(|file| file.sync_all())
+            .map_err(|e| Error::io("writing", &self.beside, e))?;
+        fs::rename(&self.beside, &self.path).map_err(|e| Error::io("renaming to", &self.path, e))
+    }
+
+    /// Takes away what was written.
+    pub fn discard(self) {
+        drop(self.file);
+        // the next build begins it anew
+        let _ = fs::remove_file(self.beside);
+    }
+}
+
 /// Bins of one width, 1, 2 or 5 times a power of ten, from the shortest row to the longest.
 fn bins(lengths: &[u64]) -> Vec<LengthBin> {
     let used = |n: &&u64| **n > 0;
@@ -177,6 +224,21 @@ mod tests {
         assert_eq!((bins[23].from, bins[23].to, bins[23].count), (230, 240, 4));
         assert_eq!(bins.iter().map(|b| b.count).sum::<u64>(), 7);
         assert!(super::bins(&[0, 0]).is_empty());
+    }
+
+    #[test]
+    fn every_dropped_row_is_on_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = DropLog::create(dir.path()).unwrap();
+        for n in 0..7 {
+            log.write("no answer", &format!("f:{n}")).unwrap();
+        }
+        assert!(!dir.path().join(DROPPED).exists());
+        log.finish().unwrap();
+        let text = fs::read_to_string(dir.path().join(DROPPED)).unwrap();
+        assert_eq!(text.lines().count(), 7);
+        let row: serde_json::Value = serde_json::from_str(text.lines().nth(6).unwrap()).unwrap();
+        assert_eq!(row, json!({"row": "f:6", "reason": "no answer"}));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum Schema {
 }
 
 const PROBLEM: [&str; 4] = ["problem", "question", "prompt", "instruction"];
+/// Columns that say whether the answer is right, whatever the schema.
+const VERDICTS: [&str; 2] = ["correct", "verified"];
 const RESPONSE: [&str; 3] = ["response", "completion", "output"];
 
 /// Tells the schema; the most specific one wins.
@@ -100,7 +102,7 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
         ..Trace::default()
     };
     match schema {
-        Schema::Generations => return generations(row, trace),
+        Schema::Generations => return generations(row, trace, opened),
         Schema::SplitDeepseek => {
             trace.problem = required(row, "problem")?;
             trace.gold = text(row, "ground_truth_solution")?;
@@ -144,30 +146,35 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
         }
         Schema::SplitAfterMessages => {
             let mut turns = columns::messages(row, "messages")?;
-            turns.truncate(
-                turns
-                    .iter()
-                    .rposition(|m| m.role == "user")
-                    .map_or(0, |at| at + 1),
-            );
-            let parts = halves(text(row, "reasoning")?, text(row, "answer")?);
-            answer(&mut trace, columns::prompt_of(turns), parts);
+            let last = turns.last_mut();
+            if let Some(last) =
+                last.filter(|m| m.role == "assistant" && !m.content.trim().is_empty())
+            {
+                // the turn is what was said; `answer` beside it is the short form to check it by
+                if turn(last, false).reasoning.is_none()
+                    && let Some(reasoning) = text(row, "reasoning")?
+                {
+                    let key = "reasoning_content".to_string();
+                    last.extra.insert(key, Value::String(reasoning));
+                }
+                whole(turns, row, &mut trace, opened)?;
+            } else {
+                turns.truncate(
+                    turns
+                        .iter()
+                        .rposition(|m| m.role == "user")
+                        .map_or(0, |at| at + 1),
+                );
+                let parts = halves(text(row, "reasoning")?, text(row, "answer")?);
+                answer(&mut trace, columns::prompt_of(turns), parts);
+            }
         }
         Schema::Messages | Schema::Conversations => {
             let column = match schema {
                 Schema::Messages => "messages",
                 _ => "conversations",
             };
-            let mut messages = columns::messages(row, column)?;
-            if let Some(system) = text(row, "system")?.filter(|s| !s.trim().is_empty())
-                && messages.first().is_none_or(|m| m.role != "system")
-            {
-                messages.insert(0, Message::new("system", system));
-            }
-            conversation(messages, &mut trace, opened)?;
-            if trace.gold.is_none() {
-                trace.gold = gold(row);
-            }
+            whole(columns::messages(row, column)?, row, &mut trace, opened)?;
         }
         Schema::InputOutput => {
             let mut prompt = columns::prompt(row, "input")?;
@@ -191,7 +198,6 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
             };
             answer(&mut trace, prompt, parts);
             trace.gold = gold(row);
-            add_verdict(&mut trace, row, "correct");
         }
         Schema::Split => {
             let parts = halves(text(row, "reasoning")?, text(row, "answer")?);
@@ -201,7 +207,6 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
                 parts,
             );
             trace.gold = text(row, "gold")?;
-            add_verdict(&mut trace, row, "correct");
         }
         Schema::Solution => {
             ask(&mut trace, columns::prompt(row, problem_column(row))?)?;
@@ -210,11 +215,14 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
             trace.set_parts(worked(&solution, trace.gold.as_deref(), opened));
         }
     }
+    for column in VERDICTS {
+        add_verdict(&mut trace, row, column);
+    }
     Ok(vec![trace])
 }
 
 /// One trace a generation, with what the lists beside say of it.
-fn generations(row: &Values, base: Trace) -> Result<Vec<Trace>> {
+fn generations(row: &Values, base: Trace, opened: bool) -> Result<Vec<Trace>> {
     let prompt = columns::prompt(row, problem_column(row))?;
     let generations =
         columns::list(row, "generations")?.ok_or_else(|| columns::missing(row, "generations"))?;
@@ -261,10 +269,34 @@ fn generations(row: &Values, base: Trace) -> Result<Vec<Trace>> {
                 });
             }
         }
-        trace.set_parts(thinking::split(generation, false));
+        for column in VERDICTS {
+            // one for the row, or one a generation
+            match row.get(column) {
+                Some(Value::Array(list)) => trace.verdicts.push(Verdict {
+                    by: column.into(),
+                    correct: list.get(index).and_then(columns::verdict),
+                }),
+                _ => add_verdict(&mut trace, row, column),
+            }
+        }
+        trace.set_parts(thinking::split(generation, opened));
         traces.push(trace);
     }
     Ok(traces)
+}
+
+/// A conversation that holds the answer too, with the system prompt and the right answer that stand beside it.
+fn whole(mut messages: Vec<Message>, row: &Values, trace: &mut Trace, opened: bool) -> Result<()> {
+    if let Some(system) = text(row, "system")?.filter(|s| !s.trim().is_empty())
+        && messages.first().is_none_or(|m| m.role != "system")
+    {
+        messages.insert(0, Message::new("system", system));
+    }
+    conversation(messages, trace, opened)?;
+    if trace.gold.is_none() {
+        trace.gold = gold(row);
+    }
+    Ok(())
 }
 
 /// A whole conversation: the common one-turn form, or the messages as they are with every assistant's text in the form
@@ -346,11 +378,26 @@ pub(super) fn answer(trace: &mut Trace, prompt: Prompt, parts: Parts) {
     trace.system = prompt.system;
     trace.set_parts(parts);
     trace.messages = prompt.turns.map(|mut turns| {
+        if let Some(system) = &trace.system {
+            place_system(&mut turns, system);
+        }
         let answer = trace.answer.as_deref().unwrap_or_default();
         let content = thinking::join(trace.reasoning.as_deref(), answer);
         turns.push(Message::new("assistant", content));
         turns
     });
+}
+
+/// Puts a system prompt that stands beside a conversation into it, in place of the one with which it begins.
+pub(super) fn place_system(turns: &mut Vec<Message>, system: &str) {
+    let is_system = |m: &Message| m.role == "system";
+    if turns.iter().any(|m| is_system(m) && m.content == system) {
+        return;
+    }
+    match turns.first_mut().filter(|m| is_system(m)) {
+        Some(first) => first.content = system.to_string(),
+        None => turns.insert(0, Message::new("system", system)),
+    }
 }
 
 /// Reasoning and answer from two columns; marks that were left in fall away.

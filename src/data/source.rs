@@ -10,6 +10,7 @@ use super::trace::Trace;
 use super::{builtin, thinking};
 use crate::recipe::{Keep, OnBad, Traces};
 use crate::{Error, Result};
+use serde_json::Value;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
@@ -120,16 +121,20 @@ impl Source {
             Some(mapping) if mapping.marked().is_none() => return false,
             Some(mapping) => {
                 let column = mapping.marked().unwrap_or_default();
-                return super::columns::get(&row.values, column)
-                    .and_then(serde_json::Value::as_str)
-                    .is_some_and(thinking::closes_unopened);
+                return super::columns::get(&row.values, column).is_some_and(any_closes_unopened);
             }
             None => &row.values,
         };
-        ["response", "completion", "output", "generation"]
-            .iter()
-            .filter_map(|name| traces.get(*name)?.as_str())
-            .any(thinking::closes_unopened)
+        [
+            "response",
+            "completion",
+            "output",
+            "generation",
+            "generations",
+        ]
+        .iter()
+        .filter_map(|name| traces.get(*name))
+        .any(any_closes_unopened)
     }
 
     /// The traces of a row with their verdicts.
@@ -147,6 +152,10 @@ impl Source {
                 .verdict(&row.values)
                 .map_err(|e| e.at(format!("`{}`", row.place)))?;
             for trace in &mut traces {
+                // who joins a label file means it to overrule what the rows say
+                if verdict.correct.is_some() {
+                    trace.verdicts.clear();
+                }
                 trace.verdicts.push(verdict.clone());
             }
         }
@@ -158,6 +167,14 @@ impl Source {
             Err(bad) if bad.fatal => return Err(*bad.error),
             Err(bad) => (bad.place, *bad.error, "the row cannot be read"),
             Ok(row) => match self.traces(&row) {
+                Ok(traces) if traces.is_empty() => {
+                    self.ready.push_back(Item::Dropped {
+                        name: row.place,
+                        reason: "no generations".into(),
+                        correct: None,
+                    });
+                    return Ok(());
+                }
                 Ok(traces) => {
                     self.ready
                         .extend(traces.into_iter().map(|trace| sift(trace, self.keep)));
@@ -210,6 +227,18 @@ impl Iterator for Source {
         let item = self.advance().transpose();
         self.failed = matches!(item, Some(Err(_)));
         item
+    }
+}
+
+/// Whether a text, or one of a list of texts, closes a `<think>` that it does not open.
+fn any_closes_unopened(value: &Value) -> bool {
+    match value {
+        Value::String(text) => thinking::closes_unopened(text),
+        Value::Array(list) => list
+            .iter()
+            .filter_map(Value::as_str)
+            .any(thinking::closes_unopened),
+        _ => false,
     }
 }
 
