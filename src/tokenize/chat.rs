@@ -326,9 +326,9 @@ impl Chat {
         let prompt = self.render(history.to_vec(), true)?;
         let (mut head, tail) = self.frame(history, turn)?;
         let mut whole = self.render_turn(history, turn, content)?;
-        if !ends_with_text(whole.strip_suffix(&tail).unwrap_or(&whole), content)
-            && !(self.keeps_reasoning(history, turn)? && is_set_anew(&whole, &tail, content))
-        {
+        let is_whole = ends_with_text(whole.strip_suffix(&tail).unwrap_or(&whole), content)
+            || self.keeps_reasoning(history, turn)? && is_set_anew(&whole, &tail, content);
+        if !is_whole {
             if content.contains("</think>") {
                 head.truncate(without_empty_reasoning(&head).len());
             }
