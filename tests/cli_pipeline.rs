@@ -347,13 +347,13 @@ fn mistakes_are_told_before_anything_runs() {
         (
             "kind = \"eval\"",
             "kind = \"evla\"",
-            "`wrong.toml` line 69: unknown value `evla` in `stage.kind`",
+            "`wrong.toml` line 70: unknown value `evla` in `stage.kind`",
             "did you mean `eval`?",
         ),
         (
             "limit = 6",
             "limits = 6",
-            "`wrong.toml` line 73: unknown key `limits` in `stage.eval`",
+            "`wrong.toml` line 74: unknown key `limits` in `stage.eval`",
             "did you mean `limit`?",
         ),
         (
@@ -378,9 +378,12 @@ fn mistakes_are_told_before_anything_runs() {
         let (found_error, found_hint) = with(old, new);
         assert_eq!((found_error.as_str(), found_hint.as_str()), (error, hint));
     }
-    place.file("wrong.toml", RECIPE.replace("[[stage]]", "[[stages]]"));
+    place.file(
+        "wrong.toml",
+        "name = \"x\"\n[[stages]]\nname = \"a\"\nkind = \"eval\"\n",
+    );
     let (error, hint) = place.fails(&["--recipe", "wrong.toml", "--dry-run"]);
-    assert_eq!(error, "`wrong.toml` line 13: unknown key `stages`");
+    assert_eq!(error, "`wrong.toml` line 2: unknown key `stages`");
     assert_eq!(hint, "did you mean `stage`?");
     for (set, error, hint) in [
         (
