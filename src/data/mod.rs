@@ -8,9 +8,13 @@
 //!
 //! Rows are never held all in memory. What is trained of a row is found in `tokenize/`.
 
+mod bilingual;
+mod bilingual_text;
 pub mod build;
 pub mod builtin;
 mod builtin_text;
+mod builtin_tokenizer;
+mod chain;
 mod columns;
 pub mod labels;
 pub mod mapping;

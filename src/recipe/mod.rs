@@ -77,7 +77,7 @@ pub struct Student {
 pub struct Init {
     /// `qwen2`, `qwen3` or `llama`.
     pub architecture: String,
-    /// Folder or file of a `tokenizer.json`, or `builtin:arithmetic`.
+    /// Folder or file of a `tokenizer.json`, `builtin:arithmetic` or `builtin:bilingual`.
     pub tokenizer: String,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -124,7 +124,7 @@ pub enum Dtype {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Traces {
-    /// Hub data set, file or folder (parquet, JSONL, `.gz`, `.zst`), or `builtin:arithmetic`.
+    /// Hub data set, file or folder (parquet, JSONL, `.gz`, `.zst`), `builtin:arithmetic` or `builtin:bilingual`.
     pub source: String,
     /// Configuration of a Hub data set.
     #[serde(default)]

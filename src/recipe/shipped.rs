@@ -39,7 +39,7 @@ const CARDS: &[(&str, &str)] = embedded!(
 const SUITES: &[(&str, &str)] = embedded!(
     "eval",
     ".toml",
-    ["arithmetic", "aime-2024", "math-500", "gsm8k"]
+    ["arithmetic", "bilingual", "aime-2024", "math-500", "gsm8k"]
 );
 
 const TEMPLATES: &[(&str, &str)] =

@@ -24,7 +24,7 @@ pub struct Suite {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dataset {
-    /// Hub data set, file, or `builtin:arithmetic`.
+    /// Hub data set, file, `builtin:arithmetic` or `builtin:bilingual`.
     pub source: String,
     #[serde(default)]
     pub config: Option<String>,
