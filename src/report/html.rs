@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::data::{Evaluation, ReportData, StageReport};
 use super::plot::short;
-use super::sections;
+use super::{sections, stages};
 use crate::{Error, Result};
 
 /// Writes `run_dir/report.html` and returns its path.
@@ -22,8 +22,11 @@ pub fn write(run_dir: &Path, data: &ReportData) -> Result<PathBuf> {
 /// The whole page.
 pub fn page(data: &ReportData) -> String {
     let sections = [
+        ("stages", "Stages", stages::overview(data)),
         ("evaluation", "Evaluation", sections::evaluation(data)),
         ("training", "Training", sections::training(data)),
+        ("learning", "Rewards and preferences", stages::series(data)),
+        ("selection", "Selection", stages::selections(data)),
         ("data", "Data", sections::data(data)),
         (
             "answers",

@@ -10,10 +10,13 @@ pub mod html;
 mod metrics;
 mod plot;
 mod sections;
+mod stages;
 mod tensorboard;
 
 pub use clock::RunClock;
 pub use collect::collect;
-pub use data::{Evaluation, ReportData, Sample, StageReport, Step};
+pub use data::{
+    Evaluation, Mixed, NotKept, ReportData, Sample, Selection, Series, StageReport, Step,
+};
 pub use metrics::MetricsLog;
 pub use tensorboard::EventWriter;
