@@ -1,11 +1,10 @@
 //! The language-model head and its loss over f32 slices: logits exist for a chunk of rows at a time, in one buffer.
 
-use super::TokenStats;
 use super::cpu::{Dst, Matrix, gemm, unwritten};
 use super::vector::{LANES, exp, max_of, reduce, vectorised};
+use super::{CoefsFn, TokenStats};
 use crate::Result;
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Logits that exist at a time: enough rows for a product at full speed, few enough not to be noticed in memory.
 const MAX_LOGITS: usize = 1 << 25;
@@ -148,7 +147,7 @@ pub(super) fn policy_backward(
     w: &[f32],
     c: usize,
     targets: &[u32],
-    coefs: &mut dyn FnMut(Range<usize>, &[f32]) -> Result<Vec<f32>>,
+    coefs: CoefsFn,
     dw: &mut [f32],
 ) -> Result<(TokenStats, Vec<f32>)> {
     let vocab = w.len() / c;
