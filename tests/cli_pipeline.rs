@@ -445,3 +445,41 @@ fn a_pipeline_is_shown_planned_and_previewed() {
         "stage `final` learns from `@chosen`, which has not run yet in `runs/small`"
     );
 }
+
+#[test]
+fn sources_are_mixed_by_weight_and_selected_problems_are_asked_again() {
+    let place = place();
+    let more = "[[stage]]
+name = \"again\"
+kind = \"generate\"
+model = \"@final\"
+prompts = \"@chosen\"
+seed = 5
+[stage.sampling]
+num_samples = 1
+max_new_tokens = 4
+";
+    let mixed = "traces = [\"@chosen\", { source = \"builtin:arithmetic\", num_problems = 300, weight = 0.25 }]";
+    let recipe = RECIPE.replace("traces = \"@chosen\"", mixed) + more;
+    place.file("small.toml", recipe);
+    place.works(&["--recipe", "small.toml", "--run-dir", "run"]);
+    let data: Value = serde_json::from_str(&place.read("run/final/data.json")).unwrap();
+    let num_selected = num_lines(&place.path().join("run/chosen/traces.jsonl"));
+    assert_eq!(
+        data["sources"][1]["kept"].as_u64().unwrap(),
+        (num_selected as f64 * 0.25).round() as u64
+    );
+    // each problem once, whatever the number of its traces
+    let rows = place.read("run/again/generations.jsonl");
+    let mut asked: Vec<String> = rows
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["question"].to_string())
+        .collect();
+    assert_eq!(asked.len(), 40);
+    asked.sort();
+    asked.dedup();
+    assert_eq!(asked.len(), 40);
+    let row: Value = serde_json::from_str(rows.lines().next().unwrap()).unwrap();
+    assert_eq!(row["messages"].as_array().unwrap().len(), 1);
+    assert!(row["gold"].is_string(), "{row}");
+}

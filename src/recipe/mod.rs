@@ -154,7 +154,8 @@ pub struct Traces {
     /// Use at most so many traces of this source, the first ones that pass.
     #[serde(default)]
     pub limit: Option<usize>,
-    /// In `[[stage.mix]]`: traces of this source for each selected one; 0.25 adds a quarter as many.
+    /// In `[[stage.mix]]`: traces of this source for each selected one; 0.25 adds a quarter as many. In `[[stage.traces]]`:
+    /// for each one of the `@stage` sources beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
     /// A row that cannot be read stops the run (`error`) or is dropped and counted (`drop`).

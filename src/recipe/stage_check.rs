@@ -73,12 +73,6 @@ pub(super) fn needed<'a, T>(value: &'a Option<T>, key: &str, stage: &StageRecipe
 
 /// That prompts can be asked.
 pub(super) fn check_prompts(prompts: &Prompts) -> Result<()> {
-    if prompts.source.starts_with('@') {
-        return Err(Error::input(format!(
-            "`prompts = \"{}\"`: prompts come from a file, a Hub data set or `builtin:arithmetic`",
-            prompts.source
-        )));
-    }
     if !prompts.template.contains("{problem}") {
         return Err(Error::input(
             "the `template` of the prompts has no `{problem}`",
