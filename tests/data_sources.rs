@@ -19,6 +19,7 @@ fn spec() -> Traces {
         keep: Keep::All,
         max_per_problem: None,
         limit: None,
+        weight: None,
         on_bad_row: OnBad::Error,
     }
 }

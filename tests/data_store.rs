@@ -30,6 +30,7 @@ fn source(name: &str, files: &[PathBuf]) -> TraceSource {
             keep: Keep::All,
             max_per_problem: None,
             limit: None,
+            weight: None,
             on_bad_row: OnBad::Error,
         },
         files: files.to_vec(),

@@ -190,6 +190,59 @@ fn products_and_the_head() {
 }
 
 #[test]
+fn the_head_with_entropies_and_coefficients_of_log_probabilities() {
+    // rows that fill lanes unevenly, more of them than a chunk takes, and logits far apart
+    for (t, i, vocab, spread) in [(600, 19, 61, 1.0), (7, 8, 1500, 1.0), (40, 16, 33, 40.0)] {
+        let what = format!("{t} rows, {vocab} tokens");
+        let (h, head) = (
+            (random(&[t, i], 5) * spread).unwrap(),
+            random(&[vocab, i], 6),
+        );
+        let targets: Vec<u32> = (0..t as u32).map(|r| r * 7 % vocab as u32).collect();
+        // the derivative of sum_t (t mod 3) logp^2 / 2
+        let coefs = |rows: std::ops::Range<usize>, logprobs: &[f32]| {
+            assert_eq!(rows.len(), logprobs.len());
+            let some = rows.zip(logprobs);
+            Ok(some.map(|(row, lp)| (row % 3) as f32 * lp).collect())
+        };
+        let new = || Gradients::new(vec![vec![vocab, i]], &Device::Cpu);
+        let (mut fast, mut slow, id) = (new(), new(), ParamId(0));
+        let (stats, dh) =
+            ops::linear_policy_backward(&h, &head, &targets, &mut { coefs }, &mut fast, id)
+                .unwrap();
+        let (h64, head64) = (wide(&h), wide(&head));
+        let (stats64, dh64) =
+            plain::linear_policy_backward(&h64, &head64, &targets, &mut { coefs }, &mut slow, id)
+                .unwrap();
+        assert_close(&what, &dh, &dh64, 1e-5);
+        assert_close(&what, fast.get(id).unwrap(), slow.get(id).unwrap(), 1e-5);
+        let pairs = [
+            (&stats.logprobs, &stats64.logprobs),
+            (&stats.entropies, &stats64.entropies),
+        ];
+        for (a, b) in pairs {
+            let worst = a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(worst < 1e-5 * spread as f32, "{what}: {worst}");
+        }
+        assert_eq!(ops::linear_token_stats(&h, &head, &targets).unwrap(), stats);
+        let plain_stats = plain::linear_token_stats(&h64, &head64, &targets).unwrap();
+        assert_eq!(plain_stats, stats64);
+    }
+    // entropies by hand: two equal tokens, and one that is certain
+    let (h, w) = (
+        Tensor::new(&[[0f32], [1.0]], &Device::Cpu).unwrap(),
+        Tensor::new(&[[0f32], [300.0]], &Device::Cpu).unwrap(),
+    );
+    let stats = ops::linear_token_stats(&h, &w, &[0, 1]).unwrap();
+    assert!((stats.entropies[0] - std::f32::consts::LN_2).abs() < 1e-6);
+    assert_eq!((stats.entropies[1], stats.logprobs[1]), (0.0, 0.0));
+    // one coefficient a row
+    let mut grads = Gradients::new(vec![vec![2, 1]], &Device::Cpu);
+    let short: ops::CoefsFn = &mut |_, _| Ok(vec![1.0]);
+    assert!(ops::linear_policy_backward(&h, &w, &[0, 1], short, &mut grads, ParamId(0)).is_err());
+}
+
+#[test]
 fn gradients_add_up_and_the_step_is_that_of_adamw() {
     let (dy, x) = (random(&[11, 3], 1), random(&[11, 4], 2));
     let mut grads = Gradients::new(vec![vec![3, 4], vec![5, 3]], &Device::Cpu);

@@ -6,7 +6,7 @@ use crate::eval::{self, EvalJob, EvalResult, suite_sampling};
 use crate::generate::LocalEngine;
 use crate::pipeline::folder::key_of;
 use crate::pipeline::open::{Opened, open_model};
-use crate::pipeline::stages::problems;
+use crate::pipeline::suites::problems;
 use crate::recipe::suite::Suite;
 use crate::{Error, Result};
 use serde_json::json;

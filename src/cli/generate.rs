@@ -3,17 +3,14 @@
 use super::Session;
 use super::options::{ModelArgs, SamplingArgs};
 use super::rows::{Row, Rows};
-use crate::generate::{Completion, Engine, FinishReason, LocalEngine, Request, Sampling};
+use crate::generate::{Engine, LocalEngine, Sampling};
 use crate::pipeline::folder::{read_json, write_json};
 use crate::pipeline::open::{Opened, open_model};
+use crate::pipeline::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
 use crate::progress::{Reporter, Stop, Task};
 use crate::tokenize::Chat;
 use crate::{Error, Result};
-use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Rows whose prompts are tokens at the same time. Between two such chunks the batch runs empty once.
@@ -48,23 +45,14 @@ pub struct Args {
     batch_size: u32,
 }
 
-/// One answer, as the output holds it.
-#[derive(Serialize)]
-struct Generation {
-    text: String,
-    tokens: Vec<u32>,
-    logprobs: Vec<f32>,
-    finish_reason: FinishReason,
-}
-
 pub fn run(args: &Args, session: &Session) -> Result<()> {
     // what can be wrong with the call is said before a model is loaded
     args.sampling.resolve(&[])?;
     let rows = Rows::read_all(&args.input)?;
     let n = args.n as usize;
-    let mut output = Output::open(&args.output)?;
-    let num_kept = output.keep(&rows, n, &args.input)?;
-    output.same_settings(num_kept, &settings(args)?)?;
+    let mut output = RowLog::open(&args.output)?;
+    let num_kept = keep(&mut output, &rows, n, &args.input)?;
+    same_settings(&output, num_kept, &settings(args)?)?;
     let reporter = &session.terminal;
     if num_kept > 0 {
         let text = format!(
@@ -130,72 +118,49 @@ impl Job<'_> {
         rows: &[Row],
         first: usize,
         engine: &mut dyn Engine,
-        output: &mut Output,
+        output: &mut RowLog,
         task: &dyn Task,
         stop: &Stop,
     ) -> Result<()> {
-        let n = self.n;
         let limit = self.opened.model.config().max_position_embeddings;
-        let mut requests = Vec::with_capacity(rows.len() * n);
-        for (i, row) in rows.iter().enumerate() {
+        let mut prompts = Vec::with_capacity(rows.len());
+        for row in rows {
             let prompt = prompt(&self.opened.chat, row, self.place)?;
-            if prompt.is_empty() {
-                return Err(row.error(self.place, "the prompt has no tokens"));
-            }
-            if prompt.len() >= limit {
-                let what = format!(
-                    "the prompt has {} tokens, and the model {limit} positions",
-                    prompt.len()
-                );
-                return Err(row.error(self.place, &what));
-            }
-            // the number in the file, so that a resumed call draws what an uninterrupted one would have drawn
-            let base = ((first + i) * n) as u64;
-            requests.extend((0..n as u64).map(|k| Request {
-                id: base + k,
-                prompt: prompt.clone(),
-            }));
+            check_length(prompt.len(), limit).map_err(|e| row.error(self.place, &e))?;
+            prompts.push(prompt);
         }
-        let mut finished: BTreeMap<usize, Vec<Option<Generation>>> = BTreeMap::new();
-        let mut next = 0;
-        let mut on_done = |done: Completion| -> Result<()> {
-            let number = done.id as usize - first * n;
-            let answers = finished
-                .entry(number / n)
-                .or_insert_with(|| (0..n).map(|_| None).collect());
-            answers[number % n] = Some(Generation {
-                text: done.text,
-                tokens: done.tokens,
-                logprobs: done.logprobs,
-                finish_reason: done.finish_reason,
-            });
-            task.advance(1);
-            // rows leave in the order of the file; one that is not complete holds back those after it
-            while let Some(entry) = finished.first_entry()
-                && *entry.key() == next
-                && entry.get().iter().all(Option::is_some)
-            {
-                let answers: Vec<Generation> = entry.remove().into_iter().flatten().collect();
-                let json = serde_json::to_string(&answers).map_err(|e| {
-                    rows[next].error(self.place, &format!("the answers cannot be written: {e}"))
-                })?;
-                output.append(&rows[next].with(&[("generations", json)]))?;
-                next += 1;
-            }
+        let mut num_written = 0;
+        let path = output.path().to_path_buf();
+        let mut on_row = |i: usize, answers: Vec<Generation>| -> Result<()> {
+            let json = serde_json::to_string(&answers).map_err(|e| {
+                rows[i].error(self.place, &format!("the answers cannot be written: {e}"))
+            })?;
+            output.append(&rows[i].with(&[("generations", json)]))?;
+            num_written = i + 1;
             Ok(())
         };
-        engine
-            .generate(&requests, &self.sampling, &mut on_done, stop)
-            .map_err(|e| match e {
-                Error::Interrupted { .. } => Error::Interrupted {
-                    message: format!(
-                        "{} rows are in `{}`; the same command goes on from there",
-                        first + next,
-                        output.path.display()
-                    ),
-                },
-                other => other,
-            })
+        sample_in_order(
+            engine,
+            Asked {
+                prompts,
+                first,
+                n: self.n,
+                sampling: &self.sampling,
+            },
+            &mut || task.advance(1),
+            &mut on_row,
+            stop,
+        )
+        .map_err(|e| match e {
+            Error::Interrupted { .. } => Error::Interrupted {
+                message: format!(
+                    "{} rows are in `{}`; the same command goes on from there",
+                    first + num_written,
+                    path.display()
+                ),
+            },
+            other => other,
+        })
     }
 }
 
@@ -214,147 +179,75 @@ fn prompt(chat: &Chat, row: &Row, place: &Path) -> Result<Vec<u32>> {
     }
 }
 
-/// The output file, to which only whole lines are appended.
-struct Output {
-    path: PathBuf,
-    file: File,
+/// How many of `rows` the output holds already, checked against them.
+fn keep(output: &mut RowLog, rows: &[Row], n: usize, input: &Path) -> Result<usize> {
+    let place = output.path().to_path_buf();
+    let accept = |num_kept: usize, old: Row| -> Result<()> {
+        let error = |what: String| {
+            Err(old
+                .error(&place, &what)
+                .with_hint("give another `--output`, or delete that file to sample all rows again"))
+        };
+        let Some(new) = rows.get(num_kept) else {
+            return error(format!(
+                "`{}` has only {} rows",
+                input.display(),
+                rows.len()
+            ));
+        };
+        let is_same = new
+            .fields
+            .iter()
+            .all(|(name, value)| name == "generations" || old.fields.get(name) == Some(value));
+        if !is_same {
+            return error(format!(
+                "not the row of `{}` line {}",
+                input.display(),
+                new.line
+            ));
+        }
+        let found = old
+            .fields
+            .get("generations")
+            .and_then(|g| g.as_array())
+            .map_or(0, Vec::len);
+        if found != n {
+            return error(format!("{found} generations where `--n` says {n}"));
+        }
+        Ok(())
+    };
+    output.keep(|line, number| Row::parse(line, number, &place), accept)
 }
 
-impl Output {
-    /// Opens or creates the file; nobody else writes it until it is dropped.
-    fn open(path: &Path) -> Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(|e| Error::io("opening", path, e))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::input(format!(
-                    "another `distill` is writing `{}`",
-                    path.display()
-                ))
-                .with_hint("wait for it, or give another `--output`"));
-            }
-            Err(TryLockError::Error(e)) => return Err(Error::io("locking", path, e)),
-        }
-        Ok(Self {
-            path: path.to_path_buf(),
-            file,
-        })
-    }
-
-    /// How many of `rows` the file holds already, checked against them. A half-written last line is cut off.
-    fn keep(&mut self, rows: &[Row], n: usize, input: &Path) -> Result<usize> {
-        let io = |e| Error::io("reading", &self.path, e);
-        // a device or a pipe holds nothing
-        if !self.file.metadata().map_err(io)?.is_file() {
-            return Ok(0);
-        }
-        let mut bytes = Vec::new();
-        self.file.read_to_end(&mut bytes).map_err(io)?;
-        let mut good = 0;
-        let mut num_kept = 0;
-        for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
-            let is_last = good + line.len() == bytes.len();
-            let parsed = Row::parse(line, i + 1, &self.path);
-            let old = match parsed {
-                Err(_) if is_last => break,
-                Ok(_) if !line.ends_with(b"\n") => break,
-                parsed => parsed?,
-            };
-            let error = |what: String| {
-                Err(old.error(&self.path, &what).with_hint(
-                    "give another `--output`, or delete that file to sample all rows again",
-                ))
-            };
-            let Some(new) = rows.get(num_kept) else {
-                return error(format!(
-                    "`{}` has only {} rows",
-                    input.display(),
-                    rows.len()
-                ));
-            };
-            let is_same = new
-                .fields
-                .iter()
-                .all(|(name, value)| name == "generations" || old.fields.get(name) == Some(value));
-            if !is_same {
-                return error(format!(
-                    "not the row of `{}` line {}",
-                    input.display(),
-                    new.line
-                ));
-            }
-            let found = old
-                .fields
-                .get("generations")
-                .and_then(|g| g.as_array())
-                .map_or(0, Vec::len);
-            if found != n {
-                return error(format!("{found} generations where `--n` says {n}"));
-            }
-            good += line.len();
-            num_kept += 1;
-        }
-        let io = |e| Error::io("writing", &self.path, e);
-        if good < bytes.len() {
-            self.file.set_len(good as u64).map_err(io)?;
-        }
-        self.file.seek(SeekFrom::Start(good as u64)).map_err(io)?;
-        Ok(num_kept)
-    }
-
-    /// Refuses to go on with another model or other sampling than the rows kept were made with; beside `answers.jsonl`
-    /// stands `.answers.jsonl.settings`.
-    fn same_settings(&self, num_kept: usize, settings: &Value) -> Result<()> {
-        let is_file = |m: std::fs::Metadata| m.is_file();
-        let name = self.path.file_name().map(|name| name.to_string_lossy());
-        let (Some(name), true) = (name, self.file.metadata().is_ok_and(is_file)) else {
+/// Refuses to go on with another model or other sampling than the rows kept were made with; beside `answers.jsonl` stands
+/// `.answers.jsonl.settings`.
+fn same_settings(output: &RowLog, num_kept: usize, settings: &Value) -> Result<()> {
+    let path = output.path();
+    let name = path.file_name().map(|name| name.to_string_lossy());
+    let (Some(name), true) = (name, output.is_file()) else {
+        return Ok(());
+    };
+    let place = path.with_file_name(format!(".{name}.settings"));
+    if num_kept > 0 && place.exists() {
+        let earlier: Value = read_json(&place)?;
+        // numbers as they read back from a file
+        let now = serde_json::from_str(&settings.to_string()).unwrap_or(Value::Null);
+        if earlier == now {
             return Ok(());
-        };
-        let place = self.path.with_file_name(format!(".{name}.settings"));
-        if num_kept > 0 && place.exists() {
-            let earlier: Value = read_json(&place)?;
-            // numbers as they read back from a file
-            let now = serde_json::from_str(&settings.to_string()).unwrap_or(Value::Null);
-            if earlier == now {
-                return Ok(());
-            }
-            let what = ["model", "dtype", "sampling"]
-                .into_iter()
-                .find(|key| earlier[*key] != now[*key])
-                .unwrap_or("settings");
-            return Err(Error::input(format!(
-                "`{}` holds answers of another `{what}`: {}, now {}",
-                self.path.display(),
-                earlier[what],
-                now[what]
-            ))
-            .with_hint("give another `--output`, or delete that file to sample all rows again"));
         }
-        write_json(&place, settings)
+        let what = ["model", "dtype", "sampling"]
+            .into_iter()
+            .find(|key| earlier[*key] != now[*key])
+            .unwrap_or("settings");
+        return Err(Error::input(format!(
+            "`{}` holds answers of another `{what}`: {}, now {}",
+            path.display(),
+            earlier[what],
+            now[what]
+        ))
+        .with_hint("give another `--output`, or delete that file to sample all rows again"));
     }
-
-    fn append(&mut self, line: &str) -> Result<()> {
-        let line = format!("{line}\n");
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(|e| Error::io("writing", &self.path, e))
-    }
-
-    fn finish(&self) -> Result<()> {
-        match self.file.metadata() {
-            Ok(m) if m.is_file() => self
-                .file
-                .sync_all()
-                .map_err(|e| Error::io("writing", &self.path, e)),
-            _ => Ok(()),
-        }
-    }
+    write_json(&place, settings)
 }
 
 #[cfg(test)]
@@ -368,7 +261,7 @@ mod tests {
         let rows = Rows::read_all(&input).unwrap();
         let path = dir.path().join("o.jsonl");
         std::fs::write(&path, output).unwrap();
-        let kept = Output::open(&path).unwrap().keep(&rows, 1, &input);
+        let kept = super::keep(&mut RowLog::open(&path).unwrap(), &rows, 1, &input);
         let kept =
             kept.map_err(|e| Error::input(e.to_string().replace(dir.path().to_str().unwrap(), "")));
         (kept, std::fs::read_to_string(&path).unwrap())
@@ -430,8 +323,8 @@ mod tests {
     fn one_writer_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("o.jsonl");
-        let _first = Output::open(&path).unwrap();
-        let e = Output::open(&path).err().unwrap().to_string();
+        let _first = RowLog::open(&path).unwrap();
+        let e = RowLog::open(&path).err().unwrap().to_string();
         assert!(e.starts_with("another `distill` is writing"), "{e}");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`run`] | `distill --recipe R` |
+//! | [`run`], [`run_stages`] | `distill --recipe R`; the plan of several stages |
 //! | [`preview`] | rows as the trainer will see them |
 //! | [`generate`], [`score`], [`chat`], [`eval`] | a model on prompts, on given text, in a conversation, on a benchmark |
 //! | [`data`] | what trace files hold |
@@ -36,6 +36,7 @@ pub mod report;
 pub mod reward;
 pub mod rows;
 pub mod run;
+pub mod run_stages;
 pub mod score;
 pub mod stdout;
 pub mod stream;

@@ -3,8 +3,8 @@
 use crate::Result;
 use crate::generate::Sampling;
 use crate::recipe::Dtype;
+use crate::recipe::graph::{Resolved, resolve_document};
 use crate::recipe::load::{self, Loaded};
-use crate::recipe::plan::{self, Plan};
 
 /// Which recipe, and what is changed in it.
 #[derive(clap::Args)]
@@ -22,13 +22,13 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     /// The recipe with its changes, and what it resolves to.
-    pub fn load(&self) -> Result<(Loaded, Plan)> {
+    pub fn load(&self) -> Result<(Loaded, Resolved)> {
         let mut sets = self.sets.clone();
         if let Some(device) = &self.device {
             sets.push(format!("device={}", toml::Value::String(device.clone())));
         }
         let loaded = load::load(&self.recipe, &sets)?;
-        let plan = plan::resolve(&loaded.recipe)?;
+        let plan = resolve_document(&loaded.recipe)?;
         Ok((loaded, plan))
     }
 }

@@ -2,7 +2,8 @@
 
 use super::options::{RecipeArgs, show_count};
 use super::{Session, stdout};
-use crate::pipeline::estimate::{Estimate, estimate};
+use crate::pipeline::estimate::{Estimate, StageEstimate, estimate, estimate_stages};
+use crate::recipe::graph::{PipelinePlan, Resolved};
 use crate::recipe::plan::Plan;
 use crate::{Error, Result};
 use std::fmt::Write;
@@ -27,11 +28,62 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let (_, plan) = args.recipe.load()?;
     let memory = args.device_memory.as_deref().map(bytes).transpose()?;
     session.stop_on_signals()?;
-    let estimate = estimate(&plan, memory, &session.terminal, &session.stop)?;
-    if args.json {
-        return stdout::json(&estimate);
+    let (reporter, stop) = (&session.terminal, &session.stop);
+    match &plan {
+        Resolved::Student(plan) => {
+            let estimate = estimate(plan, memory, reporter, stop)?;
+            match args.json {
+                true => stdout::json(&estimate),
+                false => stdout::text(&show(plan, &estimate)),
+            }
+        }
+        Resolved::Pipeline(plan) => {
+            let estimates = estimate_stages(plan, memory, reporter, stop)?;
+            match args.json {
+                true => stdout::json(&estimates),
+                false => stdout::text(&show_stages(plan, &estimates)),
+            }
+        }
     }
-    stdout::text(&show(&plan, &estimate))
+}
+
+/// One line a stage, and what to change where one does not fit.
+fn show_stages(plan: &PipelinePlan, estimates: &[StageEstimate]) -> String {
+    let mut text = format!("run         {}\n", plan.name);
+    let widest = estimates.iter().map(|e| e.name.len()).max().unwrap_or(0);
+    for one in estimates {
+        let mut line = format!("{:<widest$}  {:<12}", one.name, one.kind);
+        if let Some(e) = &one.estimate {
+            line += &format!(
+                "{:>10} at the peak, {} parameters",
+                gib(e.peak_memory),
+                show_count(e.num_parameters as u64)
+            );
+            if let Some(w) = &e.work {
+                line += &format!(
+                    ", {} rows, {} steps",
+                    show_count(w.num_rows as u64),
+                    show_count(w.num_steps as u64)
+                );
+            }
+            if e.device_memory.is_some_and(|device| e.peak_memory > device) {
+                line += "; does not fit";
+            }
+        }
+        text += line.trim_end();
+        text.push('\n');
+        for advice in one.estimate.iter().flat_map(|e| &e.advice) {
+            text += &format!("{:<widest$}  change      {advice}\n", "");
+        }
+    }
+    let peak = estimates.iter().filter_map(|e| e.estimate.as_ref());
+    if let Some(most) = peak.map(|e| e.peak_memory).max() {
+        text += &format!("memory      {} at the peak of all stages\n", gib(most));
+    }
+    for note in &plan.notes {
+        text += &format!("note        {note}\n");
+    }
+    text
 }
 
 /// Bytes of `24GiB`, `80GB`, `512MiB` or a plain number.

@@ -3,8 +3,10 @@
 use super::color::Color;
 use super::options::{RecipeArgs, show_count};
 use super::{Session, stdout};
-use crate::Result;
-use crate::pipeline::preview::{PreviewRow, preview};
+use crate::pipeline::preview::{PreviewRow, preview, stage_of};
+use crate::recipe::graph::Resolved;
+use crate::{Error, Result};
+use std::path::PathBuf;
 
 /// Show rows as the trainer will see them
 #[derive(clap::Args)]
@@ -19,6 +21,12 @@ pub struct Args {
     /// Number of rows
     #[arg(long, short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
+    /// Which `sft` stage of a recipe of several [default: the first]
+    #[arg(long)]
+    stage: Option<String>,
+    /// Run folder in which traces of earlier stages are looked for [default: `runs/NAME`]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
     /// Print the rows as JSON
     #[arg(long)]
     json: bool,
@@ -26,6 +34,18 @@ pub struct Args {
 
 pub fn run(args: &Args, session: &Session) -> Result<()> {
     let (_, plan) = args.recipe.load()?;
+    let plan = match plan {
+        Resolved::Student(plan) => match &args.stage {
+            None => *plan,
+            Some(name) => {
+                return Err(Error::input(format!("`--stage {name}`: no such stage"))
+                    .with_hint("this recipe has no `[[stage]]`: leave `--stage` out"));
+            }
+        },
+        Resolved::Pipeline(plan) => {
+            stage_of(&plan, args.stage.as_deref(), args.run_dir.as_deref())?
+        }
+    };
     session.stop_on_signals()?;
     let rows = preview(&plan, args.n as usize, &session.terminal, &session.stop)?;
     if args.json {

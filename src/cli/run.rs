@@ -1,11 +1,15 @@
 //! `distill --recipe R`: runs a recipe, or shows what it would run.
 
 use super::options::{RecipeArgs, show_count};
+use super::run_stages;
 use super::{Session, stdout};
 use crate::Result;
+use crate::pipeline::graph;
 use crate::pipeline::run::{RunOptions, RunOutcome, run as run_plan};
+use crate::recipe::graph::Resolved;
 use crate::recipe::load::Loaded;
-use crate::recipe::plan::{Plan, StageKind, StudentSource};
+use crate::recipe::plan::{Plan, SftPlan, StageKind, StudentPlan, StudentSource};
+use crate::recipe::suite::Suite;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -14,6 +18,7 @@ Examples:
   distill --recipe quickstart.toml
   distill --recipe qwen-7b.toml --dry-run
   distill --recipe mine.toml --set sft.epochs=3 --set student.dtype=bf16 --run-dir runs/three
+  distill --recipe stages.toml --set stage.cold-start.sft.epochs=3 --rerun cold-start
 
 A second call on the same folder goes on where the first one stopped.";
 
@@ -31,6 +36,9 @@ pub struct Args {
     /// Throw away what an earlier run left in the folder
     #[arg(long)]
     pub fresh: bool,
+    /// Throw away what a stage left, and those that depend on it, and run them again; may be repeated
+    #[arg(long, value_name = "STAGE")]
+    pub rerun: Vec<String>,
     /// Print the result (or the plan) as JSON
     #[arg(long)]
     pub json: bool,
@@ -42,23 +50,35 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         return if args.json {
             stdout::json(&plan)
         } else {
-            stdout::text(&show(&loaded, &plan))
+            stdout::text(&match &plan {
+                Resolved::Student(plan) => show(&loaded, plan),
+                Resolved::Pipeline(plan) => run_stages::show(&loaded, plan),
+            })
         };
     }
     session.stop_on_signals()?;
     let options = RunOptions {
         run_dir: args.run_dir.clone(),
         fresh: args.fresh,
+        rerun: args.rerun.clone(),
     };
-    let outcome = run_plan(&loaded, &plan, &options, &session.terminal, &session.stop)?;
+    let (reporter, stop) = (&session.terminal, &session.stop);
+    let outcome = match &plan {
+        Resolved::Student(plan) => run_plan(&loaded, plan, &options, reporter, stop)?,
+        Resolved::Pipeline(plan) => graph::run(&loaded, plan, &options, reporter, stop)?,
+    };
     if args.json {
         return stdout::json(&outcome.summary);
     }
-    stdout::text(&show_outcome(&outcome))
+    let model = match &plan {
+        Resolved::Student(_) => Some("sft/model".to_string()),
+        Resolved::Pipeline(plan) => run_stages::last_model(plan),
+    };
+    stdout::text(&show_outcome(&outcome, model))
 }
 
 /// What a run gave: its benchmarks, and where model and report are.
-fn show_outcome(outcome: &RunOutcome) -> String {
+fn show_outcome(outcome: &RunOutcome, model: Option<String>) -> String {
     let mut text = String::new();
     let evaluations = outcome.summary.as_object().into_iter().flatten();
     for (stage, result) in evaluations {
@@ -74,7 +94,8 @@ fn show_outcome(outcome: &RunOutcome) -> String {
             result["num_problems"]
         );
     }
-    for (label, file) in [("model", "sft/model"), ("report", "report.html")] {
+    let report = ("report", "report.html".to_string());
+    for (label, file) in model.map(|m| ("model", m)).into_iter().chain([report]) {
         let _ = writeln!(text, "{label:<12} {}", outcome.run_dir.join(file).display());
     }
     text
@@ -91,7 +112,7 @@ fn show(loaded: &Loaded, plan: &Plan) -> String {
         "run",
         &format!("{} (recipe `{}`)", plan.name, loaded.origin),
     );
-    line("student", &student(plan));
+    line("student", &student(&plan.student));
     for (i, traces) in plan.traces.iter().enumerate() {
         let mut value = traces.source.clone();
         if let Some(config) = &traces.config {
@@ -105,19 +126,9 @@ fn show(loaded: &Loaded, plan: &Plan) -> String {
         }
         line(if i == 0 { "traces" } else { "" }, &value);
     }
-    line("sft", &sft(plan));
+    line("sft", &sft(&plan.sft));
     for (i, suite) in plan.eval.iter().flat_map(|e| &e.suites).enumerate() {
-        let s = &suite.sampling;
-        let value = format!(
-            "{} (version {}), {} sample{} a problem, temperature {}, at most {} tokens",
-            suite.name,
-            suite.version,
-            s.k,
-            if s.k == 1 { "" } else { "s" },
-            s.temperature,
-            show_count(s.max_new_tokens as u64)
-        );
-        line(if i == 0 { "eval" } else { "" }, &value);
+        line(if i == 0 { "eval" } else { "" }, &asked(suite));
     }
     line("seed", &plan.seed.to_string());
     line("device", &plan.device);
@@ -131,8 +142,22 @@ fn show(loaded: &Loaded, plan: &Plan) -> String {
     text
 }
 
-fn student(plan: &Plan) -> String {
-    let student = &plan.student;
+/// How a suite is asked.
+pub(super) fn asked(suite: &Suite) -> String {
+    let s = &suite.sampling;
+    format!(
+        "{} (version {}), {} sample{} a problem, temperature {}, at most {} tokens",
+        suite.name,
+        suite.version,
+        s.k,
+        if s.k == 1 { "" } else { "s" },
+        s.temperature,
+        show_count(s.max_new_tokens as u64)
+    )
+}
+
+/// Which model, and how it is trained.
+pub(super) fn student(student: &StudentPlan) -> String {
     let mut value = match &student.source {
         StudentSource::Hub { repo, revision } => format!("{repo}@{revision}"),
         StudentSource::Folder(folder) => folder.clone(),
@@ -153,8 +178,8 @@ fn student(plan: &Plan) -> String {
     value
 }
 
-fn sft(plan: &Plan) -> String {
-    let sft = &plan.sft;
+/// How it learns.
+pub(super) fn sft(sft: &SftPlan) -> String {
     let mut value = format!(
         "{} epoch{}, batches of {} sequences of at most {} tokens, learning rate {} ({}",
         sft.epochs,

@@ -452,14 +452,18 @@ pub fn key(
     Ok(hex(&Sha256::digest(text.to_string().as_bytes())))
 }
 
-fn hash_file(path: &Path, stop: &Stop) -> Result<String> {
+/// SHA-256 of a file's bytes, hexadecimal.
+///
+/// # Errors
+/// It cannot be read, or a stop.
+pub fn hash_file(path: &Path, stop: &Stop) -> Result<String> {
     let mut file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
         if stop.requested() {
             return Err(Error::Interrupted {
-                message: "stopped while the traces' files were hashed; nothing is lost".into(),
+                message: "stopped while files of rows were hashed; nothing is lost".into(),
             });
         }
         match file.read(&mut buffer) {

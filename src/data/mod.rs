@@ -3,8 +3,8 @@
 //! A file is read row by row ([`rows`], [`parquet`]), its schema is told by its columns ([`schema`]) or mapped by the
 //! recipe ([`mapping`]), verdicts of a file of their own are joined ([`labels`]), and what cannot be used is dropped with
 //! its reason ([`source`]). [`build`] tokenises what is left once, in parallel, into the memory-mapped [`store`] and says
-//! in a [`report`] what became of every row. Problems for evaluations come from [`problems`](mod@problems); what needs no
-//! file at all is made by [`builtin`].
+//! in a [`report`] what became of every row. Problems for evaluations come from [`problems`](mod@problems), prompts to sample
+//! answers for from [`prompts`](mod@prompts); what needs no file at all is made by [`builtin`].
 //!
 //! Rows are never held all in memory. What is trained of a row is found in `tokenize/`.
 
@@ -20,6 +20,7 @@ pub mod labels;
 pub mod mapping;
 pub mod parquet;
 pub mod problems;
+pub mod prompts;
 pub mod report;
 pub mod rows;
 pub mod schema;
@@ -28,8 +29,9 @@ pub mod store;
 pub mod thinking;
 pub mod trace;
 
-pub use build::{BuildOptions, TraceSource, key as store_key};
+pub use build::{BuildOptions, TraceSource, hash_file, key as store_key};
 pub use problems::{Problem, problems};
+pub use prompts::{Prompt, Rendered, prompts};
 pub use report::BuildReport;
 pub use source::{Item, open};
 pub use store::Store;

@@ -5,17 +5,20 @@
 //! vocabulary, B sequences that are decoded side by side.
 //!
 //! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
-//! - `block`: one transformer block; [`cache`]: keys and values of sequences being sampled.
+//! - `block`: one transformer block; [`cache`]: keys and values of sequences being sampled;
+//! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences.
 
 mod block;
 pub mod cache;
 pub mod config;
 pub mod family;
+pub mod policy;
 mod rope;
 pub mod weights;
 
 pub use cache::KvCache;
 pub use config::{Architecture, Llama3Scaling, ModelConfig};
+pub use policy::{TokenObjective, TokenStats};
 
 use crate::ops::{self, Gradients, ParamId, RopeTable, SeqLens};
 use crate::{Error, Result};
@@ -217,16 +220,25 @@ impl CausalLm {
         if rows.is_empty() {
             return Ok(vec![0.0; batch.tokens.len()]);
         }
-        ops::in_pool(|| self.pass_and_back(batch, &rows, recompute, grads))
+        let targets: Vec<u32> = rows.iter().map(|&r| batch.targets[r as usize]).collect();
+        let weights: Vec<f32> = rows.iter().map(|&r| batch.weights[r as usize]).collect();
+        let head = |h: &Tensor, grads: &mut Gradients| {
+            ops::linear_cross_entropy(h, self.w(self.head), &targets, &weights, grads, self.head)
+        };
+        let some = ops::in_pool(|| self.pass_and_back(batch, &rows, recompute, grads, head))?;
+        Ok(in_place(&rows, some, batch.tokens.len()))
     }
 
-    fn pass_and_back(
+    /// Forward and backward around `head`, which takes the normed residual stream of `rows` `[R, C]` and gives its
+    /// gradient.
+    fn pass_and_back<T>(
         &self,
         batch: &Batch,
         rows: &[u32],
         recompute: Recompute,
         grads: &mut Gradients,
-    ) -> Result<Vec<f32>> {
+        head: impl FnOnce(&Tensor, &mut Gradients) -> Result<(T, Tensor)>,
+    ) -> Result<T> {
         let seqs = SeqLens::new(&batch.seq_lens);
         let positions = seqs.positions();
         let places = Places {
@@ -243,7 +255,7 @@ impl CausalLm {
             });
             x = y;
         }
-        let (logprobs, mut dx) = self.head_backward(batch, rows, &x, grads)?;
+        let (found, mut dx) = self.head_backward(rows, &x, grads, head)?;
         drop(x);
         for block in self.blocks.iter().rev() {
             let Some(kept) = kept.pop() else { break };
@@ -254,19 +266,19 @@ impl CausalLm {
             dx = block.backward(self, saved, dx, &seqs, &places, grads)?;
         }
         grads.add_rows(self.embed, &batch.tokens, &dx)?;
-        Ok(logprobs)
+        Ok(found)
     }
 
     /// Loss and its gradient with respect to the last residual stream; only trained rows go through the head.
-    fn head_backward(
+    fn head_backward<T>(
         &self,
-        batch: &Batch,
         rows: &[u32],
         x: &Tensor,
         grads: &mut Gradients,
-    ) -> Result<(Vec<f32>, Tensor)> {
+        head: impl FnOnce(&Tensor, &mut Gradients) -> Result<(T, Tensor)>,
+    ) -> Result<(T, Tensor)> {
         let eps = self.config.rms_norm_eps;
-        let all = rows.len() == batch.tokens.len();
+        let all = rows.len() == x.dim(0)?;
         let index = Tensor::new(rows, &self.device)?;
         let picked = if all {
             x.clone()
@@ -274,10 +286,7 @@ impl CausalLm {
             x.index_select(&index, 0)?
         }; // [R, C]
         let h = ops::rms_norm(&picked, self.w(self.norm), eps)?;
-        let targets: Vec<u32> = rows.iter().map(|&r| batch.targets[r as usize]).collect();
-        let weights: Vec<f32> = rows.iter().map(|&r| batch.weights[r as usize]).collect();
-        let (some, dh) =
-            ops::linear_cross_entropy(&h, self.w(self.head), &targets, &weights, grads, self.head)?;
+        let (found, dh) = head(&h, grads)?;
         let (d_picked, d_w) = ops::rms_norm_backward(&picked, self.w(self.norm), eps, &dh)?;
         grads.add(self.norm, &d_w)?;
         let dx = if all {
@@ -285,31 +294,28 @@ impl CausalLm {
         } else {
             x.zeros_like()?.index_add(&index, &d_picked, 0)?
         };
-        let mut logprobs = vec![0.0; batch.tokens.len()];
-        for (&row, value) in rows.iter().zip(some) {
-            logprobs[row as usize] = value;
-        }
-        Ok((logprobs, dx))
+        Ok((found, dx))
     }
 
     /// Log-probability of each target whose weight is not 0; 0 elsewhere.
     pub fn logprobs(&self, batch: &Batch) -> Result<Vec<f32>> {
         let rows = self.check(batch)?;
-        let mut all = vec![0.0; batch.tokens.len()];
+        let num_tokens = batch.tokens.len();
         if rows.is_empty() {
-            return Ok(all);
+            return Ok(vec![0.0; num_tokens]);
         }
+        let (h, targets) = self.normed(batch, &rows)?;
+        let some = ops::linear_logprobs(&h, self.w(self.head), &targets)?;
+        Ok(in_place(&rows, some, num_tokens))
+    }
+
+    /// The normed residual stream of `rows`, without what a backward needs, and their targets. -> `[R, C]`
+    fn normed(&self, batch: &Batch, rows: &[u32]) -> Result<(Tensor, Vec<u32>)> {
         let x = ops::in_pool(|| self.residual(&batch.tokens, &batch.seq_lens))?;
-        let picked = x.index_select(&Tensor::new(rows.as_slice(), &self.device)?, 0)?;
+        let picked = x.index_select(&Tensor::new(rows, &self.device)?, 0)?;
         let h = ops::rms_norm(&picked, self.w(self.norm), self.config.rms_norm_eps)?;
-        let targets: Vec<u32> = rows.iter().map(|&r| batch.targets[r as usize]).collect();
-        for (&row, value) in rows
-            .iter()
-            .zip(ops::linear_logprobs(&h, self.w(self.head), &targets)?)
-        {
-            all[row as usize] = value;
-        }
-        Ok(all)
+        let targets = rows.iter().map(|&r| batch.targets[r as usize]).collect();
+        Ok((h, targets))
     }
 
     /// Logits of every token, `[T, V]` in f32: for tests and small inputs.
@@ -386,6 +392,15 @@ impl CausalLm {
         ))
         .with_hint("the tokenizer belongs to another model"))
     }
+}
+
+/// Values of `rows` at their places among `num_tokens`, 0 elsewhere.
+fn in_place(rows: &[u32], values: Vec<f32>, num_tokens: usize) -> Vec<f32> {
+    let mut all = vec![0.0; num_tokens];
+    for (&row, value) in rows.iter().zip(values) {
+        all[row as usize] = value;
+    }
+    all
 }
 
 /// What a block's backward starts from.

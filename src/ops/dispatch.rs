@@ -2,7 +2,10 @@
 //! [`plain`] everywhere else. Formulas stand there.
 
 use super::cpu::{self, Dst, Matrix, gemm, tensor, unwritten};
-use super::{Gradients, ParamId, RopeTable, SeqLens, attention_cpu, head_cpu, plain, rows_cpu};
+use super::{
+    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, head_cpu, plain,
+    rows_cpu,
+};
 use crate::{Error, Result};
 use candle_core::Tensor;
 
@@ -269,6 +272,57 @@ pub fn linear_logprobs_backward(
             Ok((logprobs, tensor(dh, h.shape())?))
         }
         _ => plain::linear_logprobs_backward(h, w, targets, coef, grads, w_id),
+    }
+}
+
+/// See [`plain::linear_token_stats`].
+pub fn linear_token_stats(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<TokenStats> {
+    let c = check_head(h, w, targets)?;
+    match (cpu::values(h), cpu::values(w)) {
+        (Some(hs), Some(ws)) => Ok(head_cpu::stats(&hs, &ws, c, targets)),
+        _ => plain::linear_token_stats(h, w, targets),
+    }
+}
+
+/// See [`plain::linear_policy_backward`].
+pub fn linear_policy_backward(
+    h: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    coefs: CoefsFn,
+    grads: &mut Gradients,
+    w_id: ParamId,
+) -> Result<(TokenStats, Tensor)> {
+    let c = check_head(h, w, targets)?;
+    let coefs: CoefsFn = &mut |rows, logprobs| {
+        let num_rows = rows.len();
+        let coefs = coefs(rows, logprobs)?;
+        match coefs.len() == num_rows {
+            true => Ok(coefs),
+            false => Err(Error::input(format!(
+                "{num_rows} targets have {} coefficients",
+                coefs.len()
+            ))),
+        }
+    };
+    match (cpu::values(h), cpu::values(w)) {
+        (Some(hs), Some(ws)) => {
+            let mut result = None;
+            grads.modify(w_id, |dw| {
+                result = Some(head_cpu::policy_backward(
+                    &hs,
+                    &ws,
+                    c,
+                    targets,
+                    &mut *coefs,
+                    dw,
+                ))
+            })?;
+            let (stats, dh) = result
+                .ok_or_else(|| Error::input("the head's gradient is not where its weight is"))??;
+            Ok((stats, tensor(dh, h.shape())?))
+        }
+        _ => plain::linear_policy_backward(h, w, targets, coefs, grads, w_id),
     }
 }
 

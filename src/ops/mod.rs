@@ -23,8 +23,8 @@ pub(crate) mod vector;
 
 pub use dispatch::{
     attention, attention_backward, linear, linear_backward_input, linear_logprobs,
-    linear_logprobs_backward, rms_norm, rms_norm_backward, rope, rope_backward, swiglu,
-    swiglu_backward,
+    linear_logprobs_backward, linear_policy_backward, linear_token_stats, rms_norm,
+    rms_norm_backward, rope, rope_backward, swiglu, swiglu_backward,
 };
 pub use gradients::{Gradients, ParamId};
 pub use plain::embedding;
@@ -33,6 +33,7 @@ pub use update::{AdamWStep, adamw_inplace, add_inplace, sum_rows};
 
 use crate::Result;
 use candle_core::Tensor;
+use std::ops::Range;
 
 /// Runs `work` on one of rayon's threads: the many short parallel regions of a pass then begin without waking a thread
 /// that waits for each of them.
@@ -47,6 +48,17 @@ pub type Projection<'a> = (&'a Tensor, Option<&'a Tensor>);
 pub fn linears(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
     weights.iter().map(|&(w, b)| linear(x, w, b)).collect()
 }
+
+/// What a pass tells of each target: its log-probability, and the entropy `-sum_j p_j ln p_j` of the distribution that it
+/// is drawn from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenStats {
+    pub logprobs: Vec<f32>,
+    pub entropies: Vec<f32>,
+}
+
+/// Coefficients of a run of rows from their log-probabilities.
+pub type CoefsFn<'a> = &'a mut dyn FnMut(Range<usize>, &[f32]) -> Result<Vec<f32>>;
 
 /// Cosines and sines of every position: `[P, D/2]` each, f32.
 #[derive(Clone, Debug)]

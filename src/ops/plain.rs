@@ -3,7 +3,7 @@
 //! Formulas and gradients stand above each function; the fast kernels are tested against these. Reductions run in f32 (in
 //! f64 for f64 input), whatever the dtype of the tensors.
 
-use super::{Gradients, ParamId, RopeTable, SeqLens};
+use super::{CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats};
 use crate::Result;
 use candle_core::{D, DType, Tensor};
 
@@ -316,6 +316,24 @@ pub fn linear_logprobs(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f3
     Ok(all)
 }
 
+/// [`linear_logprobs`] with the entropy of each row, `H = -sum_j p_j ln p_j`.
+pub fn linear_token_stats(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<TokenStats> {
+    let mut all = TokenStats::default();
+    for start in (0..targets.len()).step_by(HEAD_CHUNK) {
+        let len = HEAD_CHUNK.min(targets.len() - start);
+        let (log_softmax, logprobs) =
+            chunk_log_softmax(&h.narrow(0, start, len)?, w, &targets[start..start + len])?;
+        all.logprobs.extend(logprobs);
+        all.entropies.extend(entropies(&log_softmax)?);
+    }
+    Ok(all)
+}
+
+fn entropies(log_softmax: &Tensor) -> Result<Vec<f32>> {
+    let sum = (log_softmax.exp()? * log_softmax)?.sum(1)?.neg()?; // [t]
+    Ok(sum.to_dtype(DType::F32)?.to_vec1::<f32>()?)
+}
+
 /// Log-probabilities of targets, and the gradient of `L = sum_t coef[t] * logp[t]`: `dlogits = coef * (onehot - softmax)`,
 /// `dh = dlogits w`, `dw += dlogits^T h`, a chunk of rows at a time.
 pub fn linear_logprobs_backward(
@@ -326,20 +344,37 @@ pub fn linear_logprobs_backward(
     grads: &mut Gradients,
     w_id: ParamId,
 ) -> Result<(Vec<f32>, Tensor)> {
-    let (mut all, mut dhs) = (Vec::with_capacity(targets.len()), Vec::new());
+    let coefs: CoefsFn = &mut |rows, _| Ok(coef[rows].to_vec());
+    let (stats, dh) = linear_policy_backward(h, w, targets, coefs, grads, w_id)?;
+    Ok((stats.logprobs, dh))
+}
+
+/// [`linear_logprobs_backward`] with coefficients that `coefs` makes of each chunk's log-probabilities, and entropies. What
+/// `coefs` returns is taken as a constant: a loss `f(logp)` has `coef = f'(logp)`.
+pub fn linear_policy_backward(
+    h: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    coefs: CoefsFn,
+    grads: &mut Gradients,
+    w_id: ParamId,
+) -> Result<(TokenStats, Tensor)> {
+    let (mut all, mut dhs) = (TokenStats::default(), Vec::new());
     for start in (0..targets.len()).step_by(HEAD_CHUNK) {
         let len = HEAD_CHUNK.min(targets.len() - start);
         let h_chunk = h.narrow(0, start, len)?.contiguous()?;
         let ids = &targets[start..start + len];
         let (log_softmax, logprobs) = chunk_log_softmax(&h_chunk, w, ids)?;
-        all.extend(logprobs);
+        let coef = coefs(start..start + len, &logprobs)?;
+        all.logprobs.extend(logprobs);
+        all.entropies.extend(entropies(&log_softmax)?);
         let vocab = w.dim(0)?;
         let device = h.device();
         let columns = Tensor::arange(0u32, vocab as u32, device)?.unsqueeze(0)?; // [1, V]
         let onehot = columns
             .broadcast_eq(&Tensor::new(ids, device)?.unsqueeze(1)?)?
             .to_dtype(log_softmax.dtype())?; // [t, V]
-        let coef = Tensor::new(&coef[start..start + len], device)?
+        let coef = Tensor::new(coef.as_slice(), device)?
             .unsqueeze(1)?
             .to_dtype(log_softmax.dtype())?;
         let dlogits = (onehot - log_softmax.exp()?)?

@@ -4,13 +4,14 @@
 //! the traces are local, and else only bounded.
 
 use super::folder::ScratchDir;
-use super::open::{Student, planned_config};
+use super::open::{Student, check_positions, planned_config};
 use super::stages::{build_options, trace_sources};
 use crate::Result;
 use crate::data::Store;
 use crate::model::ModelConfig;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::Dtype;
+use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::plan::{Plan, StudentSource};
 use crate::train::SftSettings;
 use crate::train::footprint::{Change, Footprint, Load, changes_to_fit, step_flops};
@@ -55,7 +56,8 @@ pub fn estimate(
     reporter: &dyn Reporter,
     stop: &Stop,
 ) -> Result<Estimate> {
-    let config = planned_config(plan)?;
+    let config = planned_config(&plan.student)?;
+    check_positions(&config, plan)?;
     let load = load(plan);
     let memory = Footprint::new(&config, &load);
     let advice = match device_memory {
@@ -71,6 +73,96 @@ pub fn estimate(
         advice,
         work: work(plan, &config, reporter, stop)?,
         flops_of_full_step: step_flops(&config, &full, plan.sft.recompute),
+    })
+}
+
+/// What a stage of a pipeline would take.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageEstimate {
+    pub name: String,
+    pub kind: &'static str,
+    /// None where no model is in memory.
+    pub estimate: Option<Estimate>,
+}
+
+/// Estimates every stage of a pipeline.
+///
+/// # Errors
+/// As [`estimate`].
+pub fn estimate_stages(
+    plan: &PipelinePlan,
+    device_memory: Option<u64>,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Vec<StageEstimate>> {
+    let of_stage = |stage: &StagePlan| -> Result<StageEstimate> {
+        let estimate = match &stage.job {
+            Job::Sft { .. } => Some(estimate(&plan.sft(stage)?, device_memory, reporter, stop)?),
+            Job::Select { .. } => None,
+            Job::Generate { sampling, .. } => {
+                let slots = (sampling.batch_size, sampling.max_new_tokens);
+                Some(of_sampling(plan, stage, slots, "sampling", device_memory)?)
+            }
+            Job::Eval(eval) => {
+                let lengths = eval.suites.iter().map(|s| s.sampling.max_new_tokens);
+                let slots = (eval.batch_size, lengths.max().unwrap_or(0));
+                Some(of_sampling(plan, stage, slots, "eval", device_memory)?)
+            }
+        };
+        Ok(StageEstimate {
+            name: stage.name.clone(),
+            kind: stage.kind.name(),
+            estimate,
+        })
+    };
+    let at = |stage: &StagePlan, e: crate::Error| e.at(format!("stage `{}`", stage.name));
+    plan.stages
+        .iter()
+        .map(|stage| of_stage(stage).map_err(|e| at(stage, e)))
+        .collect()
+}
+
+/// A stage that samples `num_slots` sequences of `slot_length` tokens side by side; `table` is where that is set.
+fn of_sampling(
+    plan: &PipelinePlan,
+    stage: &StagePlan,
+    (num_slots, slot_length): (usize, usize),
+    table: &str,
+    device_memory: Option<u64>,
+) -> Result<Estimate> {
+    let student = stage.student()?;
+    let config = planned_config(student)?;
+    let load = |num_slots| Load {
+        dtype: student.dtype,
+        recompute: crate::recipe::Recompute::None,
+        pack_length: 0,
+        max_length: 0,
+        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        num_slots,
+        slot_length,
+    };
+    let of = |num_slots| Footprint::sampling(&config, &load(num_slots));
+    let memory = of(num_slots);
+    let mut advice = Vec::new();
+    if let Some(bytes) = device_memory.filter(|bytes| memory.peak() > *bytes) {
+        let smaller = std::iter::successors(Some(num_slots / 2), |n| Some(n / 2))
+            .take_while(|n| *n > 0)
+            .find(|n| of(*n).peak() <= bytes);
+        advice.push(match smaller {
+            Some(n) => {
+                format!("`{table}.batch_size = {n}`: fewer sequences side by side, the same numbers")
+            }
+            None => "the weights and one sequence do not fit: take a smaller student, shorter answers or a larger device".into(),
+        });
+    }
+    Ok(Estimate {
+        num_parameters: config.num_parameters(),
+        peak_memory: memory.peak(),
+        memory,
+        device_memory,
+        advice,
+        work: None,
+        flops_of_full_step: 0.0,
     })
 }
 

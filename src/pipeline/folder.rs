@@ -101,6 +101,24 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Deletes the folder of a stage; half a deletion is never taken for a stage.
+    pub fn remove_stage(&self, name: &str) -> Result<()> {
+        let (path, aside) = (self.root.join(name), self.root.join(format!(".{name}.old")));
+        let remove = |path: &Path| match fs::remove_dir_all(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("deleting", path, e))
+            }
+            _ => Ok(()),
+        };
+        remove(&aside)?;
+        match fs::rename(&path, &aside) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io("renaming", &path, e)),
+            Ok(()) => {}
+        }
+        remove(&aside)
+    }
+
     /// The stages of the plan that this folder holds.
     pub fn earlier_stages(&self) -> Result<Vec<String>> {
         let path = self.root.join("plan.json");

@@ -2,15 +2,25 @@
 //!
 //! - [`open`]: devices, students and data sources by name;
 //! - [`folder`]: the run folder: lock, stage keys, atomic writes;
-//! - [`run`]: the stages of a recipe, top to bottom; [`stages`]: what each does;
+//! - [`run`]: the stages of a student's recipe, top to bottom; [`stages`], [`suites`]: what each does;
+//! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_select`], [`stage_eval`]: what each kind
+//!   does; [`row_log`]: files that grow row by row; [`sample_rows`]: which samples are fit to learn from;
 //! - [`estimate`]: what a run would take;
 //! - [`preview`]: rows as the trainer will see them.
 
 pub mod estimate;
 pub mod folder;
+pub mod graph;
 pub mod open;
 pub mod preview;
+pub mod row_log;
 pub mod run;
+pub mod sample_rows;
+pub mod stage_eval;
+pub mod stage_generate;
+pub mod stage_select;
+pub mod stage_sft;
 pub mod stages;
+pub mod suites;
 
 pub use open::device;

@@ -4,7 +4,7 @@
 use crate::data::builtin;
 use crate::model::{Architecture, CausalLm, LoadOptions, ModelConfig, family};
 use crate::progress::Reporter;
-use crate::recipe::plan::{Plan, StudentSource, model_source};
+use crate::recipe::plan::{Plan, StudentPlan, StudentSource, model_source};
 use crate::recipe::{Dtype, Init, shipped};
 use crate::tokenize::{Chat, TextTokenizer};
 use crate::{Error, Result, hub};
@@ -202,14 +202,29 @@ impl Student {
     /// # Errors
     /// A checkpoint, tokenizer or template that is not there or cannot be read; more positions than the student has.
     pub fn open(plan: &Plan, reporter: &dyn Reporter) -> Result<Self> {
-        let template = template_text(plan.student.chat_template.as_deref())?;
-        let (chat, mut config, weights, identity) = match &plan.student.source {
+        let student = Self::open_as(&plan.student, plan.seed, &plan.device, reporter)?;
+        check_positions(&student.config, plan)?;
+        Ok(student)
+    }
+
+    /// Opens `student`; `seed` is for random weights.
+    ///
+    /// # Errors
+    /// A checkpoint, tokenizer or template that is not there or cannot be read.
+    pub fn open_as(
+        student: &StudentPlan,
+        seed: u64,
+        device_name: &str,
+        reporter: &dyn Reporter,
+    ) -> Result<Self> {
+        let template = template_text(student.chat_template.as_deref())?;
+        let (chat, mut config, weights, identity) = match &student.source {
             StudentSource::Random(init) => {
                 let tokenizer = open_tokenizer(&init.tokenizer)?;
                 let config = random_config(init, tokenizer.vocab_size())?;
                 let chat = Chat::new(tokenizer, template.as_deref())?;
-                let identity = json!({"random": init, "seed": plan.seed});
-                (chat, config, Weights::Random(plan.seed), identity)
+                let identity = json!({"random": init, "seed": seed});
+                (chat, config, Weights::Random(seed), identity)
             }
             source => {
                 let (folder, revision) = local_folder(source, hub::Part::WithoutWeights, reporter)?;
@@ -225,19 +240,18 @@ impl Student {
                 (chat, config, weights, identity)
             }
         };
-        apply_rope(&mut config, plan);
-        check_positions(&config, plan)?;
+        apply_rope(&mut config, student);
         Ok(Self {
             chat,
             config,
-            device: device(&plan.device)?,
-            dtype: dtype(plan.student.dtype),
+            device: device(device_name)?,
+            dtype: dtype(student.dtype),
             weights,
             identity: json!({
                 "weights": identity,
-                "dtype": plan.student.dtype,
-                "rope_theta": plan.student.rope_theta,
-                "max_position_embeddings": plan.student.max_position_embeddings,
+                "dtype": student.dtype,
+                "rope_theta": student.rope_theta,
+                "max_position_embeddings": student.max_position_embeddings,
             }),
         })
     }
@@ -298,6 +312,11 @@ impl Student {
         CausalLm::load(folder, &self.options())
     }
 
+    /// The weights in `folder` in this student's own shape, RoPE changes applied.
+    pub fn with_weights_in(&self, folder: &Path) -> Result<CausalLm> {
+        CausalLm::load_as(folder, self.config.clone(), &self.options())
+    }
+
     fn options(&self) -> LoadOptions {
         LoadOptions {
             device: self.device.clone(),
@@ -306,12 +325,12 @@ impl Student {
     }
 }
 
-/// The shape of a plan's student without network or weights, for planning.
+/// The shape of a student without network or weights, for planning.
 ///
 /// # Errors
 /// A Hub student without a card, whose shape is not known.
-pub fn planned_config(plan: &Plan) -> Result<ModelConfig> {
-    let mut config = match &plan.student.source {
+pub fn planned_config(student: &StudentPlan) -> Result<ModelConfig> {
+    let mut config = match &student.source {
         StudentSource::Random(init) => {
             let vocab = match init.vocab_size {
                 Some(n) => n,
@@ -320,8 +339,7 @@ pub fn planned_config(plan: &Plan) -> Result<ModelConfig> {
             random_config(init, vocab)?
         }
         StudentSource::Folder(folder) => ModelConfig::from_folder(Path::new(folder))?,
-        StudentSource::Hub { repo, .. } => plan
-            .student
+        StudentSource::Hub { repo, .. } => student
             .family
             .as_deref()
             .and_then(family::config)
@@ -334,21 +352,21 @@ pub fn planned_config(plan: &Plan) -> Result<ModelConfig> {
                 ))
             })?,
     };
-    apply_rope(&mut config, plan);
-    check_positions(&config, plan)?;
+    apply_rope(&mut config, student);
     Ok(config)
 }
 
-fn apply_rope(config: &mut ModelConfig, plan: &Plan) {
-    if let Some(theta) = plan.student.rope_theta {
+fn apply_rope(config: &mut ModelConfig, student: &StudentPlan) {
+    if let Some(theta) = student.rope_theta {
         config.rope_theta = theta;
     }
-    if let Some(n) = plan.student.max_position_embeddings {
+    if let Some(n) = student.max_position_embeddings {
         config.max_position_embeddings = n;
     }
 }
 
-fn check_positions(config: &ModelConfig, plan: &Plan) -> Result<()> {
+/// That the longest rows have their positions.
+pub fn check_positions(config: &ModelConfig, plan: &Plan) -> Result<()> {
     if plan.sft.max_length <= config.max_position_embeddings {
         return Ok(());
     }

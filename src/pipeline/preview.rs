@@ -2,12 +2,15 @@
 
 use super::folder::ScratchDir;
 use super::open::Student;
+use super::stage_select::TRACES;
 use super::stages::{build_options, trace_sources};
-use crate::Result;
 use crate::data::Store;
 use crate::progress::{Reporter, Stop};
+use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::plan::Plan;
+use crate::{Error, Result};
 use serde::Serialize;
+use std::path::Path;
 
 /// One row.
 #[derive(Clone, Debug, Serialize)]
@@ -48,6 +51,48 @@ pub fn preview(
     (0..store.len().min(n))
         .map(|i| row(&store, i, &student))
         .collect()
+}
+
+/// The `sft` stage called `name`, or the first one, as a plan of its own. Traces of earlier stages are those that a run in
+/// `run_dir` has left.
+///
+/// # Errors
+/// No such stage, or one of another kind; traces that no run has left yet.
+pub fn stage_of(plan: &PipelinePlan, name: Option<&str>, run_dir: Option<&Path>) -> Result<Plan> {
+    let learns = |stage: &&StagePlan| matches!(stage.job, Job::Sft { .. });
+    let names = || plan.stages.iter().filter(learns).map(|s| s.name.as_str());
+    let stage = match name {
+        None => plan.stages.iter().find(learns),
+        Some(name) => plan.stage(name),
+    };
+    let Some(stage) = stage else {
+        let what = match name {
+            None => "the recipe has no stage of kind `sft`".into(),
+            Some(name) => format!("`--stage {name}`: no such stage"),
+        };
+        return Err(Error::input(what).with_hint(format!(
+            "rows are shown of stages of kind `sft`: {}",
+            names().collect::<Vec<_>>().join(", ")
+        )));
+    };
+    let mut flat = plan.sft(stage)?;
+    let root = run_dir.map_or_else(|| Path::new("runs").join(&plan.name), Path::to_path_buf);
+    for traces in &mut flat.traces {
+        let Some(earlier) = traces.source.strip_prefix('@') else {
+            continue;
+        };
+        let path = root.join(earlier).join(TRACES);
+        if !path.is_file() {
+            return Err(Error::input(format!(
+                "stage `{}` learns from `@{earlier}`, which has not run yet in `{}`",
+                stage.name,
+                root.display()
+            ))
+            .with_hint("run the recipe first, or name its folder with `--run-dir`"));
+        }
+        traces.source = path.display().to_string();
+    }
+    Ok(flat)
 }
 
 fn row(store: &Store, i: usize, student: &Student) -> Result<PreviewRow> {

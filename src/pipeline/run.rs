@@ -6,6 +6,7 @@
 use super::folder::{RunFolder, key_of, read_json, write_atomic, write_json};
 use super::open::Student;
 use super::stages::{self, Context};
+use super::suites;
 use crate::data::Store;
 use crate::eval::Problem;
 use crate::progress::{Reporter, Stop};
@@ -26,6 +27,8 @@ pub struct RunOptions {
     pub run_dir: Option<PathBuf>,
     /// Throw away what an earlier run left in the folder.
     pub fresh: bool,
+    /// Stages of a pipeline that are thrown away and run again, with those that depend on them.
+    pub rerun: Vec<String>,
 }
 
 /// What a run gave.
@@ -51,19 +54,25 @@ pub fn run(
         .run_dir
         .clone()
         .unwrap_or_else(|| PathBuf::from("runs").join(&plan.name));
+    if !options.rerun.is_empty() {
+        return Err(
+            Error::input("`--rerun` is for recipes of several `[[stage]]`s")
+                .with_hint("`--fresh` starts this run over"),
+        );
+    }
     let folder = RunFolder::open(&root)?;
     if options.fresh {
         let mut names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
         names.extend(folder.earlier_stages()?);
         folder.clear(&names)?;
     }
-    check_owner(&root, plan)?;
+    check_owner(&root, &plan.name)?;
     for note in &plan.notes {
         reporter.note(note);
     }
     let started = Instant::now();
     let student = Student::open(plan, reporter)?.with_weights(reporter)?;
-    let problems = stages::all_problems(plan, reporter)?;
+    let problems = suites::all_problems(plan, reporter)?;
     stages::check_training(&root, plan, &student, reporter, stop)?;
     let clock = report::RunClock::start(&root, &plan.device)?;
     write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
@@ -142,7 +151,7 @@ impl Run<'_> {
                 let key = self.eval_key(stage, &json!(self.student.identity()))?;
                 self.once(stage, &key, &EVALUATED, |run| {
                     let model = run.student.untrained()?;
-                    stages::evaluate(&context, run.student, &model, run.problems(stage), &key)
+                    suites::evaluate(&context, run.student, &model, run.problems(stage), &key)
                 })
             }
             StageKind::Sft => {
@@ -162,7 +171,7 @@ impl Run<'_> {
                 let key = self.eval_key(stage, &json!(self.sft_key))?;
                 self.once(stage, &key, &EVALUATED, |run| {
                     let model = run.student.load(&run.folder.root().join("sft/model"))?;
-                    stages::evaluate(&context, run.student, &model, run.problems(stage), &key)
+                    suites::evaluate(&context, run.student, &model, run.problems(stage), &key)
                 })
             }
         }
@@ -201,7 +210,7 @@ impl Run<'_> {
             "version": 2,
             "problems": key_of(&problems)?,
             "model": model,
-            "suite": stages::suite(self.plan, stage)?,
+            "suite": suites::suite(self.plan, stage)?,
             "limit": self.plan.eval.as_ref().and_then(|e| e.limit),
             "seed": self.plan.seed,
             "template": self.student.chat().template()?.source(),
@@ -210,17 +219,17 @@ impl Run<'_> {
 }
 
 /// Refuses the folder of a recipe of another name.
-fn check_owner(root: &Path, plan: &Plan) -> Result<()> {
+pub(super) fn check_owner(root: &Path, name_now: &str) -> Result<()> {
     let path = root.join("plan.json");
     if !path.exists() {
         return Ok(());
     }
     let earlier: Value = read_json(&path)?;
     match earlier.get("name").and_then(Value::as_str) {
-        Some(name) if name != plan.name => Err(Error::input(format!(
+        Some(name) if name != name_now => Err(Error::input(format!(
             "`{}` is the run folder of recipe `{name}`, not of `{}`",
             root.display(),
-            plan.name
+            name_now
         ))
         .with_hint("give this run a folder of its own with `--run-dir`")),
         _ => Ok(()),
@@ -236,7 +245,7 @@ fn saved_plan(plan: &Plan, student: &Student) -> Result<Value> {
     Ok(value)
 }
 
-fn interrupted(root: &Path) -> Error {
+pub(super) fn interrupted(root: &Path) -> Error {
     Error::Interrupted {
         message: format!("stopped; the same command goes on in `{}`", root.display()),
     }

@@ -1,17 +1,14 @@
-//! One function a stage: what it reads, what it leaves in its folder.
+//! One function a stage: what it reads, what it leaves in its folder. Evaluations are in [`super::suites`].
 
 use super::folder::{read_json, write_json};
 use super::open::Student;
 use crate::data::{BuildOptions, Store, TraceSource};
-use crate::eval::{EvalJob, Problem};
-use crate::generate::LocalEngine;
 use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop, Task};
-use crate::recipe::plan::{EvalPlan, Plan, Stage, StageKind};
-use crate::recipe::suite::Suite;
+use crate::recipe::plan::{Plan, Stage, StageKind};
 use crate::report::{EventWriter, MetricsLog};
 use crate::train::{self, Observer, SftSettings, StepRecord};
-use crate::{Error, Result, data, eval, hub};
+use crate::{Error, Result, data, hub};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,6 +25,29 @@ pub struct Context<'a> {
     pub stage: &'a Stage,
     /// The stage's folder.
     pub dir: PathBuf,
+    pub reporter: &'a dyn Reporter,
+    pub stop: &'a Stop,
+}
+
+impl Context<'_> {
+    /// Where it works.
+    pub fn place(&self) -> Place<'_> {
+        Place {
+            name: &self.stage.name,
+            dir: &self.dir,
+            reporter: self.reporter,
+            stop: self.stop,
+        }
+    }
+}
+
+/// Where a stage works, and whom it tells.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The stage's name.
+    pub name: &'a str,
+    /// Its folder.
+    pub dir: &'a Path,
     pub reporter: &'a dyn Reporter,
     pub stop: &'a Stop,
 }
@@ -115,8 +135,11 @@ pub fn trace_sources(
         .collect()
 }
 
-/// The files a source stands for; a built-in one has none.
-fn files(
+/// The files a source stands for, and the commit of a Hub data set; a built-in one has none.
+///
+/// # Errors
+/// No such file, folder or data set.
+pub fn files(
     source: &str,
     config: Option<&str>,
     split: Option<&str>,
@@ -136,7 +159,7 @@ fn files(
 }
 
 /// What of the plan changes the result of SFT; how often it is saved does not.
-fn learned(plan: &Plan) -> Value {
+pub fn learned(plan: &Plan) -> Value {
     json!(SftSettings {
         checkpoint_every_steps: 0,
         keep_checkpoints: 0,
@@ -161,9 +184,24 @@ pub fn sft(
     key: &str,
     inputs: &Value,
 ) -> Result<Value> {
+    claim_training(&context.dir, inputs)?;
+    let model = student.untrained()?;
+    train_rows(context, student, &model, store, key)
+}
+
+/// Trains `model` on the store and leaves `model/`; returns the stage's result. Checkpoints of another key are refused.
+///
+/// # Errors
+/// As [`train::train_sft`].
+pub fn train_rows(
+    context: &Context,
+    student: &Student,
+    model: &CausalLm,
+    store: &Store,
+    key: &str,
+) -> Result<Value> {
     let plan = context.plan;
     let settings = SftSettings::from_plan(&plan.sft, plan.seed, key);
-    claim_training(&context.dir, inputs)?;
     let total = settings.total_steps(store.len());
     context.reporter.stage(
         &context.stage.name,
@@ -173,7 +211,6 @@ pub fn sft(
             plan.sft.epochs
         ),
     );
-    let model = student.untrained()?;
     let mut log = StepLog {
         dir: &context.dir,
         reporter: context.reporter,
@@ -184,7 +221,7 @@ pub fn sft(
         events: None,
     };
     let outcome = train::train_sft(
-        &model,
+        model,
         store,
         &settings,
         &context.dir,
@@ -193,12 +230,15 @@ pub fn sft(
     )?;
     log.sync()?;
     drop(log);
-    save_model(&model, student, &context.dir)?;
+    save_model(model, student, &context.dir)?;
     Ok(json!(outcome))
 }
 
 /// Writes `model/` whole or not at all.
-fn save_model(model: &CausalLm, student: &Student, dir: &Path) -> Result<()> {
+///
+/// # Errors
+/// The disk refuses.
+pub fn save_model(model: &CausalLm, student: &Student, dir: &Path) -> Result<()> {
     let (beside, place) = (dir.join("model.partial"), dir.join("model"));
     for path in [&beside, &place] {
         if path.exists() {
@@ -258,7 +298,11 @@ fn claim_training(dir: &Path, inputs: &Value) -> Result<()> {
     }
 }
 
-fn earlier_inputs(dir: &Path) -> Result<Option<Value>> {
+/// What the stage in `dir` was begun with.
+///
+/// # Errors
+/// A damaged file.
+pub fn earlier_inputs(dir: &Path) -> Result<Option<Value>> {
     let path = dir.join("inputs.json");
     path.exists().then(|| read_json(&path)).transpose()
 }
@@ -284,7 +328,7 @@ fn other_training(dir: &Path, difference: &str) -> Error {
 }
 
 /// The first key in which two values differ, with both values.
-fn first_difference(at: &str, a: &Value, b: &Value) -> Option<String> {
+pub fn first_difference(at: &str, a: &Value, b: &Value) -> Option<String> {
     if a == b {
         return None;
     }
@@ -374,120 +418,4 @@ impl Observer for StepLog<'_> {
     fn warn(&mut self, text: &str) {
         self.reporter.warn(text);
     }
-}
-
-fn eval_plan(plan: &Plan) -> Result<&EvalPlan> {
-    plan.eval
-        .as_ref()
-        .ok_or_else(|| Error::input("the plan has an evaluation stage and no `eval`"))
-}
-
-/// The suite of a stage.
-pub fn suite<'a>(plan: &'a Plan, stage: &Stage) -> Result<&'a Suite> {
-    stage
-        .suite
-        .and_then(|i| eval_plan(plan).ok()?.suites.get(i))
-        .ok_or_else(|| Error::input(format!("stage `{}` names no suite", stage.name)))
-}
-
-/// The problems of a suite, at most `limit` of them; `file` in place of the suite's data set.
-///
-/// # Errors
-/// A data set or field that is not there.
-pub fn problems(
-    suite: &Suite,
-    file: Option<&str>,
-    limit: Option<usize>,
-    reporter: &dyn Reporter,
-) -> Result<Vec<Problem>> {
-    let mut dataset = suite.dataset.clone();
-    if let Some(file) = file {
-        dataset.source = file.to_string();
-    }
-    let (files, _) = files(
-        &dataset.source,
-        dataset.config.as_deref(),
-        dataset.split.as_deref(),
-        dataset.revision.as_deref(),
-        reporter,
-    )?;
-    data::problems(&dataset, &suite.fields, &files)?
-        .take(limit.unwrap_or(usize::MAX))
-        .map(|p| {
-            p.map(|p| Problem {
-                id: p.id,
-                problem: p.problem,
-                gold: p.gold,
-            })
-        })
-        .collect()
-}
-
-/// The problems of every suite of the plan, in its order: a mistake in one shows before the training.
-///
-/// # Errors
-/// As [`problems`]; a suite without problems.
-pub fn all_problems(plan: &Plan, reporter: &dyn Reporter) -> Result<Vec<Vec<Problem>>> {
-    let Some(eval) = &plan.eval else {
-        return Ok(Vec::new());
-    };
-    let of_suite = |suite: &Suite| {
-        let found = problems(suite, None, eval.limit, reporter)?;
-        if found.is_empty() {
-            let source = &suite.dataset.source;
-            return Err(Error::input(format!("`{source}` holds no problem")));
-        }
-        Ok(found)
-    };
-    let at = |suite: &Suite, e: Error| e.at(format!("suite `{}`", suite.name));
-    eval.suites
-        .iter()
-        .map(|suite| of_suite(suite).map_err(|e| at(suite, e)))
-        .collect()
-}
-
-/// Runs the stage's suite on `model` and leaves `eval.json` and `samples.jsonl`; returns the stage's result.
-///
-/// # Errors
-/// As [`eval::run`].
-pub fn evaluate(
-    context: &Context,
-    student: &Student,
-    model: &CausalLm,
-    problems: &[Problem],
-    key: &str,
-) -> Result<Value> {
-    let plan = context.plan;
-    let suite = suite(plan, context.stage)?;
-    let eval_plan = eval_plan(plan)?;
-    context.reporter.stage(
-        &context.stage.name,
-        &format!(
-            "{}: {} problems, {} samples each",
-            suite.name,
-            problems.len(),
-            suite.sampling.k
-        ),
-    );
-    let sampling = eval::suite_sampling(suite, student.chat(), plan.seed);
-    let job = EvalJob {
-        suite,
-        problems,
-        chat: student.chat(),
-        k: suite.sampling.k,
-        sampling: &sampling,
-        model_key: key,
-        samples: &context.dir.join("samples.jsonl"),
-    };
-    let mut engine = LocalEngine::new(model, &student.chat().tokenizer, eval_plan.batch_size);
-    let result = eval::run(&job, &mut engine, context.reporter, context.stop)?;
-    result.write(&context.dir.join("eval.json"))?;
-    context.reporter.note(&format!(
-        "{}: pass@1 {:.1}% (95% interval {:.1} to {:.1})",
-        suite.name,
-        100.0 * result.pass_at_1,
-        100.0 * result.pass_at_1_ci95[0],
-        100.0 * result.pass_at_1_ci95[1]
-    ));
-    Ok(json!(result))
 }

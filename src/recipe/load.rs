@@ -2,15 +2,25 @@
 //!
 //! What a recipe may hold is in [`super`]; what it resolves to in [`super::plan`].
 
+use super::stage::PipelineRecipe;
 use super::{Recipe, shipped};
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
+/// The two forms of a recipe.
+#[derive(Clone, Debug)]
+pub enum Document {
+    /// One student, flat.
+    Student(Box<Recipe>),
+    /// A list of `[[stage]]`.
+    Pipeline(Box<PipelineRecipe>),
+}
+
 /// A recipe with where it came from.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    pub recipe: Recipe,
+    pub recipe: Document,
     /// The text as given, for `RUN/recipe.toml`.
     pub text: String,
     /// What relative paths inside are relative to: the working directory.
@@ -23,12 +33,55 @@ pub struct Loaded {
 /// Unreadable file, invalid TOML (with its line), an unknown key (with what was probably meant), a wrong type.
 pub fn load(place: &str, sets: &[String]) -> Result<Loaded> {
     let (origin, text) = read(place)?;
-    let recipe = parse::<Recipe>(&text, &origin, sets)?;
+    let recipe = document(&text, &origin, sets)?;
     Ok(Loaded {
         recipe,
         text,
         origin,
     })
+}
+
+/// Parses a recipe of either form.
+///
+/// # Errors
+/// As [`load`].
+pub fn document(text: &str, origin: &str, sets: &[String]) -> Result<Document> {
+    let table = table(text, origin, sets)?;
+    if table.contains_key("stage") {
+        check_pipeline(&table, origin)?;
+        return typed(table, text, origin, sets).map(|r| Document::Pipeline(Box::new(r)));
+    }
+    // what stands for the list of stages, but is not called so
+    let like_stage = |key: &&String| closest(key, ["stage"].into_iter()).is_some();
+    if let Some(key) = table.keys().find(like_stage) {
+        let line = key_line(text, key).map_or_else(String::new, |l| format!(" line {l}"));
+        return Err(
+            Error::input(format!("`{origin}`{line}: unknown key `{key}`"))
+                .with_hint("did you mean `stage`?"),
+        );
+    }
+    typed(table, text, origin, sets).map(|r| Document::Student(Box::new(r)))
+}
+
+/// Tables of a student's recipe that stand beside stages.
+fn check_pipeline(table: &toml::Table, origin: &str) -> Result<()> {
+    for key in ["traces", "sft", "eval"] {
+        if table.contains_key(key) {
+            return Err(Error::input(format!(
+                "`{origin}`: a recipe of stages has no `{key}` of its own"
+            ))
+            .with_hint(format!(
+                "put it into the stage it is for: `[stage.{key}]`, after its `[[stage]]`"
+            )));
+        }
+    }
+    if !table["stage"].is_array() {
+        return Err(
+            Error::input(format!("`{origin}`: `stage` is no list of tables"))
+                .with_hint("every stage begins with `[[stage]]`, in double brackets"),
+        );
+    }
+    Ok(())
 }
 
 fn read(place: &str) -> Result<(String, String)> {
@@ -70,6 +123,11 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 /// Parses TOML `text` into `T` after applying `sets`; `origin` names the file in errors.
 pub fn parse<T: DeserializeOwned>(text: &str, origin: &str, sets: &[String]) -> Result<T> {
+    typed(table(text, origin, sets)?, text, origin, sets)
+}
+
+/// TOML with `sets` applied.
+fn table(text: &str, origin: &str, sets: &[String]) -> Result<toml::Table> {
     let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(1, |s| line_of(text, s.start));
         Error::input(format!("`{origin}` line {line}: {}", e.message()))
@@ -78,6 +136,15 @@ pub fn parse<T: DeserializeOwned>(text: &str, origin: &str, sets: &[String]) -> 
     for set in sets {
         apply_set(&mut table, set)?;
     }
+    Ok(table)
+}
+
+fn typed<T: DeserializeOwned>(
+    table: toml::Table,
+    text: &str,
+    origin: &str,
+    sets: &[String],
+) -> Result<T> {
     T::deserialize(table).map_err(|e| explain(&e, text, origin, sets))
 }
 
@@ -102,12 +169,49 @@ fn apply_set(table: &mut toml::Table, set: &str) -> Result<()> {
         Error::input(format!(
             "`--set {set}`: `{at}` is neither a table nor an entry of a list"
         ))
-        .with_hint("entries of a list are counted from 0: `--set traces.0.limit=100`")
+        .with_hint(set_hint(&root, &path))
     });
     if let toml::Value::Table(t) = root {
         *table = t;
     }
     done
+}
+
+/// What may have been meant where a `--set` goes nowhere: of a list of named tables, such as the stages, their names.
+fn set_hint(root: &toml::Value, path: &[&str]) -> String {
+    let mut node = root;
+    for key in path {
+        let next = match node {
+            toml::Value::Table(table) => table.get(*key),
+            toml::Value::Array(list) => entry_of(list, key).and_then(|i| list.get(i)),
+            _ => None,
+        };
+        match (next, node) {
+            (Some(next), _) => node = next,
+            (None, toml::Value::Array(list)) => {
+                let names: Vec<&str> = list
+                    .iter()
+                    .filter_map(|t| t.get("name")?.as_str())
+                    .collect();
+                if let Some(near) = closest(key, names.iter().copied()) {
+                    return format!("did you mean `{near}`?");
+                }
+                if !names.is_empty() {
+                    return format!("the entries are {}", names.join(", "));
+                }
+                break;
+            }
+            _ => break,
+        }
+    }
+    "entries of a list are counted from 0: `--set traces.0.limit=100`".into()
+}
+
+/// The place of an entry of a list: by its number from 0, or by its `name`.
+fn entry_of(list: &[toml::Value], key: &str) -> Option<usize> {
+    let by_number = key.parse::<usize>().ok().filter(|i| *i < list.len());
+    let is_named = |entry: &toml::Value| entry.get("name").and_then(|n| n.as_str()) == Some(key);
+    by_number.or_else(|| list.iter().position(is_named))
 }
 
 fn set_in(
@@ -123,9 +227,7 @@ fn set_in(
         toml::Value::Table(t) => t
             .entry(first.to_string())
             .or_insert_with(|| toml::Value::Table(toml::Table::new())),
-        toml::Value::Array(a) => first
-            .parse::<usize>()
-            .ok()
+        toml::Value::Array(a) => entry_of(a, first)
             .and_then(|i| a.get_mut(i))
             .ok_or_else(|| first.to_string())?,
         _ => return Err(first.to_string()),

@@ -2,13 +2,18 @@
 //!
 //! This file holds the recipe as a user writes it: one struct a table, one doc comment a field. Reading, `--set` and
 //! "did you mean" are in [`load`]; the shipped recipes, cards and suites in [`shipped`]; what a recipe means once every
-//! default is filled in, in [`plan`]; the settings of rewards in [`reward`].
+//! default is filled in, in [`plan`]; the settings of rewards in [`reward`]. A recipe of several stages is in [`stage`], and
+//! what it means in [`graph`]; what is kept of samples in [`select`].
 
 pub mod card;
+pub mod graph;
 pub mod load;
 pub mod plan;
 pub mod reward;
+pub mod select;
 pub mod shipped;
+pub mod stage;
+mod stage_check;
 pub mod suite;
 
 use serde::{Deserialize, Serialize};
@@ -39,7 +44,7 @@ pub struct Recipe {
 }
 
 /// `[student]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Student {
     /// A card's name (`qwen2.5-math-7b`), a Hub repo (`org/name` or `org/name@revision`) or a folder in the Hugging Face
@@ -151,6 +156,10 @@ pub struct Traces {
     /// in no count, not among the dropped ones either, and cannot fail.
     #[serde(default)]
     pub limit: Option<usize>,
+    /// In `[[stage.mix]]`: traces of this source for each selected one; 0.25 adds a quarter as many. In `[[stage.traces]]`:
+    /// for each one of the `@stage` sources beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
     /// A row that cannot be read stops the run (`error`) or is dropped and counted (`drop`).
     #[serde(default)]
     pub on_bad_row: OnBad,

@@ -4,8 +4,8 @@
 use super::card::Card;
 use super::suite::Suite;
 use super::{
-    Dtype, Init, Method, OnBad, OverLength, Recipe, Recompute, ScheduleKind, Sft, Traces, TrainOn,
-    load,
+    Dtype, Eval, Init, Method, OnBad, OverLength, Recipe, Recompute, ScheduleKind, Sft, Student,
+    Traces, TrainOn, load,
 };
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -122,42 +122,16 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
             .with_hint("add `[[traces]]` with `source = ...`"));
     }
     let mut notes = Vec::new();
-    let (student, card) = resolve_student(recipe, &mut notes)?;
+    if let Some(traces) = recipe.traces.iter().find(|t| t.weight.is_some()) {
+        return Err(Error::input(format!(
+            "`weight` of `[[traces]]` `{}` has nothing to be weighed against",
+            traces.source
+        ))
+        .with_hint("use `limit`; weights belong to `[[stage.mix]]`"));
+    }
+    let (student, card) = resolve_student(&recipe.student, &mut notes)?;
     let sft = resolve_sft(&recipe.sft, card.as_ref())?;
-    let eval = recipe
-        .eval
-        .as_ref()
-        .map(|e| -> Result<EvalPlan> {
-            let mut suites = Vec::new();
-            for name in &e.suites {
-                let mut suite = Suite::load(name)?;
-                if let Some(k) = e.num_samples {
-                    suite.sampling.k = k;
-                }
-                if let Some(n) = e.max_new_tokens {
-                    suite.sampling.max_new_tokens = n;
-                }
-                suite.check()?;
-                if suites.iter().any(|other: &Suite| other.name == suite.name) {
-                    return Err(
-                        Error::input(format!("two suites are called `{}`", suite.name))
-                            .with_hint("give one of them another `name`"),
-                    );
-                }
-                suites.push(suite);
-            }
-            if let Some(limit) = e.limit {
-                at_least("eval.limit", limit, 1)?;
-            }
-            at_least("eval.batch_size", e.batch_size, 1)?;
-            Ok(EvalPlan {
-                suites,
-                before: e.before,
-                limit: e.limit,
-                batch_size: e.batch_size,
-            })
-        })
-        .transpose()?;
+    let eval = recipe.eval.as_ref().map(resolve_eval).transpose()?;
     let stages = stages(eval.as_ref());
     Ok(Plan {
         name: recipe.name.clone(),
@@ -169,6 +143,38 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
         eval,
         stages,
         notes,
+    })
+}
+
+/// `[eval]` with its suites read and changed.
+pub(super) fn resolve_eval(e: &Eval) -> Result<EvalPlan> {
+    let mut suites = Vec::new();
+    for name in &e.suites {
+        let mut suite = Suite::load(name)?;
+        if let Some(k) = e.num_samples {
+            suite.sampling.k = k;
+        }
+        if let Some(n) = e.max_new_tokens {
+            suite.sampling.max_new_tokens = n;
+        }
+        suite.check()?;
+        if suites.iter().any(|other: &Suite| other.name == suite.name) {
+            return Err(
+                Error::input(format!("two suites are called `{}`", suite.name))
+                    .with_hint("give one of them another `name`"),
+            );
+        }
+        suites.push(suite);
+    }
+    if let Some(limit) = e.limit {
+        at_least("eval.limit", limit, 1)?;
+    }
+    at_least("eval.batch_size", e.batch_size, 1)?;
+    Ok(EvalPlan {
+        suites,
+        before: e.before,
+        limit: e.limit,
+        batch_size: e.batch_size,
     })
 }
 
@@ -205,11 +211,10 @@ fn stages(eval: Option<&EvalPlan>) -> Vec<Stage> {
     all
 }
 
-fn resolve_student(
-    recipe: &Recipe,
+pub(super) fn resolve_student(
+    student: &Student,
     notes: &mut Vec<String>,
 ) -> Result<(StudentPlan, Option<Card>)> {
-    let student = &recipe.student;
     if student.method != Method::Full {
         return Err(Error::input(format!(
             "`student.method = \"{}\"` is not in this version",
@@ -288,7 +293,7 @@ pub fn model_source(model: &str) -> Result<(StudentSource, Option<Card>)> {
     Ok((source, Some(card)))
 }
 
-fn resolve_sft(sft: &Sft, card: Option<&Card>) -> Result<SftPlan> {
+pub(super) fn resolve_sft(sft: &Sft, card: Option<&Card>) -> Result<SftPlan> {
     let learning_rate = sft.learning_rate.or(card.map(|c| c.learning_rate)).ok_or_else(|| {
         Error::input("`sft.learning_rate` is missing, and the student has no card that knows it")
             .with_hint("add `learning_rate = 1e-5` or so to `[sft]`; the paper's students use 1e-4 (1.5B) to 2e-5 (70B)")
@@ -358,7 +363,7 @@ pub(super) fn check_name(name: &str) -> Result<()> {
     )
 }
 
-fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
+pub(super) fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
     if value >= least {
         return Ok(());
     }
@@ -367,7 +372,7 @@ fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
     )))
 }
 
-fn in_range(key: &str, value: f64, least: f64, most: f64) -> Result<()> {
+pub(super) fn in_range(key: &str, value: f64, least: f64, most: f64) -> Result<()> {
     if value >= least && value <= most {
         return Ok(());
     }

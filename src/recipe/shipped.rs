@@ -42,8 +42,11 @@ const SUITES: &[(&str, &str)] = embedded!(
     ["arithmetic", "bilingual", "aime-2024", "math-500", "gsm8k"]
 );
 
-const TEMPLATES: &[(&str, &str)] =
-    embedded!("models/templates", ".jinja", ["r1-chatml", "r1-llama3"]);
+const TEMPLATES: &[(&str, &str)] = embedded!(
+    "models/templates",
+    ".jinja",
+    ["r1-chatml", "r1-llama3", "r1-zero"]
+);
 
 fn find(list: &'static [(&str, &str)], name: &str) -> Option<&'static str> {
     let name = name.strip_suffix(".toml").unwrap_or(name);
@@ -93,7 +96,9 @@ pub fn template_names() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{card::Card, load, plan};
+    use crate::recipe::card::Card;
+    use crate::recipe::graph::{Resolved, resolve_document};
+    use crate::recipe::load;
 
     fn stems(folder: &str, ending: &str) -> Vec<String> {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -135,9 +140,16 @@ mod tests {
         }
         for name in recipe_names() {
             let loaded = load::load(&name, &[]).unwrap();
-            let plan = plan::resolve(&loaded.recipe).unwrap();
-            assert_eq!(plan.name, name);
-            assert!(plan.sft.learning_rate > 0.0);
+            match resolve_document(&loaded.recipe).unwrap() {
+                Resolved::Student(plan) => {
+                    assert_eq!(plan.name, name);
+                    assert!(plan.sft.learning_rate > 0.0);
+                }
+                Resolved::Pipeline(plan) => {
+                    assert_eq!(plan.name, name);
+                    assert!(plan.stages.len() > 1, "{name}");
+                }
+            }
         }
     }
 }

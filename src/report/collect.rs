@@ -8,9 +8,11 @@
 //! | `STAGE/done.json` | `{result}`: facts about the stage |
 //! | `STAGE/metrics.jsonl` | one [`Step`](super::Step) a line |
 //! | `STAGE/data.json` | a [`BuildReport`](crate::data::BuildReport) |
+//! | `STAGE/select.json` | a [`Selection`](super::data::Selection) |
 //! | `STAGE/eval.json`, `STAGE/samples.jsonl` | an [`Evaluation`] and its samples |
 //! | `STAGE/checkpoint-*`, `STAGE/model` | checkpoints, the result |
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -18,7 +20,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::data::{Evaluation, ReportData, Sample, StageReport};
+use super::data::{Evaluation, ReportData, Sample, Series, StageReport};
 use crate::{Error, Result};
 
 /// Samples kept for each evaluation; the page shows fewer.
@@ -50,8 +52,16 @@ pub fn collect(run_dir: &Path) -> Result<ReportData> {
     if let Some(facts) = files.json::<Value>("run.json", false) {
         flatten("", &facts, &mut data.facts);
     }
+    let described = described(&plan);
+    data.is_pipeline = !described.is_empty();
     for (name, kind) in stages(run_dir, &plan) {
-        let stage = stage(&mut files, &name, &kind, &mut data.evaluations);
+        let mut stage = stage(&mut files, &name, &kind, &mut data.evaluations);
+        if let Some(plan) = described.get(name.as_str()) {
+            stage.inputs = named_stages(plan, &described);
+            flatten(&name, &plan["job"], &mut data.settings);
+            let from = data.evaluations.iter_mut().filter(|e| e.stage == name);
+            from.for_each(|e| e.model = Some(model_name(plan)));
+        }
         data.stages.push(stage);
     }
     if let Some(model) = data
@@ -132,6 +142,53 @@ fn num_parameters(path: &Path) -> Option<u64> {
     )
 }
 
+/// The stages of a pipeline as its plan has them, by name; none of one student's run.
+fn described(plan: &Map<String, Value>) -> BTreeMap<&str, &Value> {
+    let stages = plan.get("stages").and_then(Value::as_array);
+    let stages = stages.into_iter().flatten();
+    stages
+        .filter(|stage| stage.get("job").is_some())
+        .filter_map(|stage| Some((stage["name"].as_str()?, stage)))
+        .collect()
+}
+
+/// The earlier stages that a stage names.
+fn named_stages(stage: &Value, all: &BTreeMap<&str, &Value>) -> Vec<String> {
+    fn walk(value: &Value, out: &mut Vec<String>) {
+        match value {
+            Value::String(text) => {
+                out.extend(text.strip_prefix('@').map(String::from));
+            }
+            Value::Array(items) => items.iter().for_each(|item| walk(item, out)),
+            Value::Object(map) => map.values().for_each(|item| walk(item, out)),
+            _ => {}
+        }
+    }
+    let mut names: Vec<String> = stage["model"]
+        .as_str()
+        .map(String::from)
+        .into_iter()
+        .collect();
+    walk(&stage["job"], &mut names);
+    names.retain(|name| all.contains_key(name.as_str()));
+    names.dedup();
+    names
+}
+
+/// What the table of evaluations calls the model of a stage.
+fn model_name(stage: &Value) -> String {
+    let student = &stage["student"];
+    let source = &student["source"];
+    let names = [
+        &stage["model"],
+        &student["card"],
+        &source["hub"]["repo"],
+        &source["folder"],
+    ];
+    let name = names.iter().find_map(|name| name.as_str());
+    name.unwrap_or("random weights").to_string()
+}
+
 /// Name and kind of every stage.
 fn stages(run_dir: &Path, plan: &Map<String, Value>) -> Vec<(String, String)> {
     if let Some(stages) = plan.get("stages").and_then(Value::as_array) {
@@ -181,7 +238,13 @@ fn stage(
         }
         None => stage.facts.push(("status".into(), "not finished".into())),
     }
-    stage.steps = files.lines(&format!("{name}/metrics.jsonl"), kind == "sft", usize::MAX);
+    let metrics = format!("{name}/metrics.jsonl");
+    if ["grpo", "preference", "reward-model"].contains(&kind) {
+        stage.series = series(&files.lines(&metrics, true, usize::MAX));
+    } else {
+        stage.steps = files.lines(&metrics, kind == "sft", usize::MAX);
+    }
+    stage.selection = files.json(&format!("{name}/select.json"), kind == "select");
     stage.data = files.json(&format!("{name}/data.json"), kind == "data");
     let is_eval = kind.contains("eval");
     if let Some(result) = files.json::<Value>(&format!("{name}/eval.json"), is_eval) {
@@ -207,11 +270,49 @@ fn stage(
     stage
 }
 
+/// Every number of the steps but the steps themselves, in the order in which they first appear.
+fn series(rows: &[Map<String, Value>]) -> Vec<Series> {
+    fn numbers(prefix: &str, map: &Map<String, Value>, step: f64, all: &mut Vec<Series>) {
+        for (key, value) in map {
+            let name = match prefix {
+                "" => key.clone(),
+                prefix => format!("{prefix}.{key}"),
+            };
+            match value {
+                Value::Object(inner) => numbers(&name, inner, step, all),
+                Value::Number(number) if name != "step" => {
+                    let Some(number) = number.as_f64() else {
+                        continue;
+                    };
+                    match all.iter_mut().find(|series| series.name == name) {
+                        Some(series) => series.points.push((step, number)),
+                        None => all.push(Series {
+                            name,
+                            points: vec![(step, number)],
+                        }),
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut all = Vec::new();
+    for (i, row) in rows.iter().enumerate() {
+        let step = row.get("step").and_then(Value::as_f64);
+        numbers("", row, step.unwrap_or(i as f64 + 1.0), &mut all);
+    }
+    // what never changes needs no curve
+    let moves = |series: &Series| series.points.iter().any(|p| p.1 != series.points[0].1);
+    all.retain(moves);
+    all
+}
+
 fn evaluation(stage: &str, result: &Value) -> Evaluation {
     let number = |key: &str| result[key].as_f64();
     let ci = &result["pass@1_ci95"];
     Evaluation {
         stage: stage.into(),
+        model: None,
         suite: result["suite"].as_str().unwrap_or("suite").into(),
         version: result.get("version").filter(|v| !v.is_null()).map(scalar),
         num_problems: result["num_problems"].as_u64().unwrap_or(0),

@@ -16,6 +16,8 @@ pub struct ReportData {
     pub facts: Vec<(String, String)>,
     /// The resolved settings, keys joined with dots.
     pub settings: Vec<(String, String)>,
+    /// Several `[[stage]]`s, not one student.
+    pub is_pipeline: bool,
     /// Every stage in order.
     pub stages: Vec<StageReport>,
     /// The recipe as given.
@@ -36,14 +38,63 @@ pub struct StageReport {
     pub kind: String,
     /// Facts about how it went: status, duration, tokens, peak memory.
     pub facts: Vec<(String, String)>,
+    /// The earlier stages it starts from.
+    pub inputs: Vec<String>,
     /// Optimiser steps, ascending.
     pub steps: Vec<Step>,
+    /// What a stage that learns from something else than traces logs of each step.
+    pub series: Vec<Series>,
+    /// What became of samples.
+    pub selection: Option<Selection>,
     /// What became of the data.
     pub data: Option<BuildReport>,
     /// Checkpoint folders, relative to the run folder, with their size in bytes.
     pub checkpoints: Vec<(String, u64)>,
     /// The resulting model folder, relative to the run folder.
     pub model: Option<String>,
+}
+
+/// One number of each step.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Series {
+    /// Keys of `metrics.jsonl`, joined with dots.
+    pub name: String,
+    /// Step and value, ascending.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// `select.json`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Selection {
+    pub num_prompts: u64,
+    pub num_prompts_kept: u64,
+    pub num_samples: u64,
+    pub num_kept: u64,
+    pub pass_rate_mean: Option<f64>,
+    pub num_tokens_mean: Option<f64>,
+    pub dropped: Vec<NotKept>,
+    pub mix: Vec<Mixed>,
+    pub num_traces: u64,
+}
+
+/// Samples that were not kept for one reason.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NotKept {
+    pub reason: String,
+    pub count: u64,
+    pub examples: Vec<String>,
+}
+
+/// Traces of another source.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mixed {
+    pub source: String,
+    pub num_traces: u64,
+    pub num_dropped: u64,
 }
 
 /// One line of `metrics.jsonl`; other fields of the line are not shown.
@@ -65,6 +116,8 @@ pub struct Step {
 pub struct Evaluation {
     /// When: the stage's name, such as `before` or `eval`.
     pub stage: String,
+    /// Of a pipeline: the stage that left the model, or the model's name.
+    pub model: Option<String>,
     pub suite: String,
     pub version: Option<String>,
     pub num_problems: u64,

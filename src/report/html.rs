@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::data::{Evaluation, ReportData, StageReport};
 use super::plot::short;
-use super::sections;
+use super::{answers, sections, stages};
 use crate::{Error, Result};
 
 /// Writes `run_dir/report.html` and returns its path.
@@ -22,13 +22,16 @@ pub fn write(run_dir: &Path, data: &ReportData) -> Result<PathBuf> {
 /// The whole page.
 pub fn page(data: &ReportData) -> String {
     let sections = [
+        ("stages", "Stages", stages::overview(data)),
         ("evaluation", "Evaluation", sections::evaluation(data)),
         ("training", "Training", sections::training(data)),
+        ("learning", "Rewards and preferences", stages::series(data)),
+        ("selection", "Selection", stages::selections(data)),
         ("data", "Data", sections::data(data)),
         (
             "answers",
             "Answers before and after",
-            sections::answers(data),
+            answers::answers(data),
         ),
         ("settings", "Settings", sections::settings(data)),
         ("result", "Result and how to use it", sections::result(data)),
@@ -110,7 +113,8 @@ fn tiles(data: &ReportData) -> String {
     }
     let steps: Vec<_> = data.stages.iter().flat_map(|stage| &stage.steps).collect();
     let losses: Vec<f64> = steps.iter().filter_map(|step| step.loss).collect();
-    if let (Some(first), Some(_)) = (losses.first(), losses.last()) {
+    // the losses of several stages have nothing to do with each other
+    if let (Some(first), Some(_), false) = (losses.first(), losses.last(), data.is_pipeline) {
         // one step's loss is noise
         let tail = &losses[losses.len() - losses.len().div_ceil(20)..];
         let end = tail.iter().sum::<f64>() / tail.len() as f64;
@@ -123,7 +127,9 @@ fn tiles(data: &ReportData) -> String {
     if let Some(seen) = steps.iter().filter_map(|step| step.num_tokens).next_back() {
         tiles.push((short(seen), "tokens seen".into()));
     }
-    if let Some(report) = data.stages.iter().find_map(|stage| stage.data.as_ref()) {
+    if let Some(report) = data.stages.iter().find_map(|stage| stage.data.as_ref())
+        && !data.is_pipeline
+    {
         let dropped = report.num_dropped();
         tiles.push((
             group(report.kept),

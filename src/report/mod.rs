@@ -3,6 +3,7 @@
 //! [`MetricsLog`], [`EventWriter`] and [`RunClock`] are written while training goes on. The page is made from a [`ReportData`], which
 //! [`collect()`] rebuilds from the files of a run folder; [`html::write`] puts it beside them.
 
+mod answers;
 mod clock;
 mod collect;
 mod data;
@@ -10,10 +11,13 @@ pub mod html;
 mod metrics;
 mod plot;
 mod sections;
+mod stages;
 mod tensorboard;
 
 pub use clock::RunClock;
 pub use collect::collect;
-pub use data::{Evaluation, ReportData, Sample, StageReport, Step};
+pub use data::{
+    Evaluation, Mixed, NotKept, ReportData, Sample, Selection, Series, StageReport, Step,
+};
 pub use metrics::MetricsLog;
 pub use tensorboard::EventWriter;

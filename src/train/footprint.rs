@@ -130,6 +130,30 @@ impl Footprint {
         }
     }
 
+    /// The footprint of sampling alone: weights, and the cache of `num_slots` sequences.
+    pub fn sampling(config: &ModelConfig, load: &Load) -> Self {
+        let all = Self::new(config, load);
+        let held = Self {
+            master: 0,
+            gradients: 0,
+            optimizer: 0,
+            activations: 0,
+            block: 0,
+            attention: 0,
+            loss: 0,
+            temporaries: 0,
+            process: 0,
+            ..all
+        };
+        match load.fast_cpu {
+            true => Self {
+                process: PROCESS + held.peak() / PROCESS_SHARE,
+                ..held
+            },
+            false => held,
+        }
+    }
+
     /// The most that is held at once: training, or weights and cache of an evaluation.
     pub fn peak(&self) -> u64 {
         let held = self.weights + self.master + self.gradients + self.optimizer;

@@ -1,0 +1,134 @@
+//! What a recipe of several stages would run, as people read it.
+
+use super::options::show_count;
+use super::run::{asked, sft, student};
+use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
+use crate::recipe::load::Loaded;
+use crate::recipe::stage::Leaves;
+use std::fmt::Write;
+
+/// The plan.
+pub fn show(loaded: &Loaded, plan: &PipelinePlan) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: &str| {
+        // a String never refuses
+        let _ = writeln!(text, "{label:<10}{value}");
+    };
+    line(
+        "run",
+        &format!("{} (recipe `{}`)", plan.name, loaded.origin),
+    );
+    line("seed", &plan.seed.to_string());
+    line("device", &plan.device);
+    for note in &plan.notes {
+        line("note", note);
+    }
+    text += "stages\n";
+    let widest = plan.stages.iter().map(|s| s.name.len()).max().unwrap_or(0);
+    for (i, stage) in plan.stages.iter().enumerate() {
+        let kind = stage.kind.name();
+        let _ = writeln!(text, "{:>3}. {:<widest$}  {kind}", i + 1, stage.name);
+        for (label, value) in details(plan, stage) {
+            let _ = writeln!(text, "     {label:<10}{value}");
+        }
+    }
+    text
+}
+
+/// The folder of the last stage that leaves a model.
+pub fn last_model(plan: &PipelinePlan) -> Option<String> {
+    let mut stages = plan.stages.iter().rev();
+    let last = stages.find(|stage| stage.kind.leaves() == Some(Leaves::Model))?;
+    Some(format!("{}/model", last.name))
+}
+
+fn details(plan: &PipelinePlan, stage: &StagePlan) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    match (&stage.model, &stage.student) {
+        (Some(name), _) => lines.push(("model", format!("@{name}"))),
+        (None, Some(plan)) => lines.push(("model", student(plan))),
+        (None, None) => {}
+    }
+    match &stage.job {
+        Job::Sft {
+            traces,
+            sft: settings,
+        } => {
+            let sources = traces.iter().map(|t| with_limit(&t.source, t.limit));
+            lines.push(("traces", list(sources)));
+            lines.push(("sft", sft(settings)));
+        }
+        Job::Generate {
+            prompts,
+            sampling,
+            rewards,
+        } => {
+            let sources = prompts
+                .iter()
+                .map(|p| with_limit(&p.source, p.limit.or(p.num_problems)));
+            lines.push(("prompts", list(sources)));
+            lines.push((
+                "samples",
+                format!(
+                    "{} a prompt, temperature {}, top_p {}, at most {} tokens",
+                    sampling.num_samples,
+                    sampling.temperature,
+                    sampling.top_p,
+                    show_count(sampling.max_new_tokens as u64)
+                ),
+            ));
+            if let Some(table) = rewards {
+                let rewards = table.rewards();
+                let names = rewards.iter().map(|r| r.kind.name().to_string());
+                lines.push(("rewards", list(names)));
+            }
+        }
+        Job::Select {
+            samples,
+            select,
+            rewards,
+            mix,
+        } => {
+            lines.push(("samples", list(samples.iter().cloned())));
+            let accept = format!("{:?}", select.accept).to_lowercase();
+            let order = format!("{:?}", select.order).to_lowercase();
+            let mut value = format!(
+                "accept {accept}, at most {} a problem ({order} first)",
+                select.max_per_problem
+            );
+            if !select.drop_flags.is_empty() {
+                let flags: Vec<_> = select.drop_flags.iter().map(|f| f.name()).collect();
+                let _ = write!(value, ", drop {}", flags.join(", "));
+            }
+            lines.push(("select", value));
+            if let Some(table) = rewards {
+                let rewards = table.rewards();
+                let names = rewards.iter().map(|r| r.kind.name().to_string());
+                lines.push(("rewards", list(names)));
+            }
+            for one in mix {
+                let mut value = with_limit(&one.source, one.limit);
+                if let Some(weight) = one.weight {
+                    let _ = write!(value, ", {weight} for each selected trace");
+                }
+                lines.push(("mix", value));
+            }
+        }
+        Job::Eval(eval) => lines.extend(eval.suites.iter().map(|suite| ("suite", asked(suite)))),
+    }
+    if stage.seed != plan.seed {
+        lines.push(("seed", stage.seed.to_string()));
+    }
+    lines
+}
+
+fn with_limit(source: &str, limit: Option<usize>) -> String {
+    match limit {
+        None => source.to_string(),
+        Some(n) => format!("{source} (at most {})", show_count(n as u64)),
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(", ")
+}

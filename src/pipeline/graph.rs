@@ -1,0 +1,402 @@
+//! A pipeline from top to bottom: the keys of all stages first, so that nothing is written where something is refused, then
+//! the stages in order.
+//!
+//! A stage's key is the hash of its resolved settings and of the keys of the stages it starts from. A stage whose key is
+//! unchanged is skipped where it is finished, and goes on where it is not. Where one has changed, what it left is thrown
+//! away only if the user says so (`--rerun`), evaluations and selections aside, which cost little to make again.
+//!
+//! What a kind does is one function in a file of its own. A kind is added by its arms in [`inputs`], [`leaves`] and
+//! [`execute`].
+
+use super::folder::{RunFolder, key_of, write_atomic, write_json};
+use super::open::Student;
+use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
+use super::stages::{Place, earlier_inputs, first_difference};
+use super::{stage_eval, stage_generate, stage_select, stage_sft};
+use crate::model::CausalLm;
+use crate::progress::{Reporter, Stop};
+use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
+use crate::recipe::load::{Loaded, closest};
+use crate::recipe::stage::Kind;
+use crate::{Error, Result, report};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Instant;
+
+/// What every stage gets.
+pub struct StageContext<'a> {
+    pub plan: &'a PipelinePlan,
+    pub stage: &'a StagePlan,
+    /// The run folder.
+    pub root: &'a Path,
+    /// The stage's folder.
+    pub dir: PathBuf,
+    /// What the stage's result depends on, as a hash.
+    pub key: &'a str,
+    pub reporter: &'a dyn Reporter,
+    pub stop: &'a Stop,
+    student: Option<&'a Student>,
+}
+
+impl StageContext<'_> {
+    /// Where it works.
+    pub fn place(&self) -> Place<'_> {
+        Place {
+            name: &self.stage.name,
+            dir: &self.dir,
+            reporter: self.reporter,
+            stop: self.stop,
+        }
+    }
+
+    /// Tokenizer, template and shape of the model it works with.
+    pub fn student(&self) -> Result<&Student> {
+        self.student
+            .ok_or_else(|| Error::input(format!("stage `{}` has no model", self.stage.name)))
+    }
+
+    /// The weights it starts from: an earlier stage's, or the student's own.
+    pub fn model(&self) -> Result<CausalLm> {
+        let student = self.student()?;
+        match &self.stage.model {
+            Some(name) => student.with_weights_in(&self.root.join(name).join("model")),
+            None => student.untrained(),
+        }
+    }
+
+    /// `file` in the folder of the stage that `source` names; none where it names no stage.
+    pub fn left(&self, source: &str, file: &str) -> Option<PathBuf> {
+        let name = source.strip_prefix('@')?;
+        Some(self.root.join(name).join(file))
+    }
+}
+
+/// What is known before anything runs.
+pub struct Opening<'a> {
+    pub plan: &'a PipelinePlan,
+    pub root: &'a Path,
+    pub reporter: &'a dyn Reporter,
+    pub stop: &'a Stop,
+    /// Of the stages before.
+    keys: BTreeMap<&'a str, String>,
+}
+
+impl Opening<'_> {
+    /// What stands for an input in a key: the stage's key for `@stage`.
+    ///
+    /// # Errors
+    /// Not an earlier stage; resolving has refused that.
+    pub fn key_of(&self, source: &str) -> Result<Option<&str>> {
+        let Some(name) = source.strip_prefix('@') else {
+            return Ok(None);
+        };
+        let key = self.keys.get(name).map(String::as_str);
+        key.map(Some)
+            .ok_or_else(|| Error::input(format!("stage `{name}` does not come before")))
+    }
+}
+
+/// What a stage's result depends on besides its seed and its model: an object whose keys are those of the recipe, as the user
+/// is told the first that differs.
+fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Result<Value> {
+    match (&stage.job, student) {
+        (Job::Sft { .. }, Some(student)) => stage_sft::inputs(opening, stage, student),
+        (Job::Generate { .. }, Some(student)) => stage_generate::inputs(opening, stage, student),
+        (Job::Eval(eval), Some(student)) => stage_eval::inputs(opening, eval, student),
+        (Job::Select { .. }, _) => stage_select::inputs(opening, stage),
+        (_, None) => stage.student().map(|_| json!({})),
+    }
+}
+
+/// Files without which a finished stage is not finished.
+fn leaves(job: &Job) -> &'static [&'static str] {
+    match job {
+        Job::Sft { .. } => &["model/config.json"],
+        Job::Generate { .. } => &[stage_generate::GENERATIONS],
+        Job::Select { .. } => &[stage_select::TRACES],
+        Job::Eval(_) => &["eval.json", "samples.jsonl"],
+    }
+}
+
+/// Runs a stage, or what is left of it; returns its result.
+fn execute(context: &StageContext) -> Result<Value> {
+    match &context.stage.job {
+        Job::Sft { .. } => stage_sft::run(context),
+        Job::Generate { .. } => stage_generate::run(context),
+        Job::Select { .. } => stage_select::run(context),
+        Job::Eval(eval) => stage_eval::run(context, eval),
+    }
+}
+
+/// Runs `plan`, or what is left of it.
+///
+/// # Errors
+/// Anything a stage meets; a stage with other settings than those it was run with; [`Error::Interrupted`] after Ctrl-C, with
+/// everything saved.
+pub fn run(
+    loaded: &Loaded,
+    plan: &PipelinePlan,
+    options: &RunOptions,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<RunOutcome> {
+    let root = options
+        .run_dir
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("runs").join(&plan.name));
+    check_rerun(plan, &options.rerun)?;
+    let folder = RunFolder::open(&root)?;
+    if options.fresh {
+        let mut names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
+        names.extend(folder.earlier_stages()?);
+        folder.clear(&names)?;
+    }
+    check_owner(&root, &plan.name)?;
+    for note in &plan.notes {
+        reporter.note(note);
+    }
+    let started = Instant::now();
+    let ready = prepare(plan, &root, reporter, stop)?;
+    let states = ready
+        .iter()
+        .zip(&plan.stages)
+        .map(|(ready, stage)| state(&folder, stage, ready))
+        .collect::<Result<Vec<_>>>()?;
+    let redo = to_redo(plan, &states, &options.rerun)?;
+    let clock = report::RunClock::start(&root, &plan.device)?;
+    write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
+    write_json(&root.join("plan.json"), &saved_plan(plan, &ready)?)?;
+    for name in &redo {
+        folder.remove_stage(name)?;
+    }
+    let mut summary = Map::new();
+    for ((stage, ready), state) in plan.stages.iter().zip(&ready).zip(states) {
+        if stop.requested() {
+            return Err(interrupted(&root));
+        }
+        let result = match state {
+            State::Finished(result) if !redo.contains(stage.name.as_str()) => {
+                reporter.note(&format!("stage `{}` is finished already", stage.name));
+                result
+            }
+            _ => {
+                let dir = folder.stage(&stage.name)?;
+                write_json(&dir.join("inputs.json"), &ready.inputs)?;
+                let context = StageContext {
+                    plan,
+                    stage,
+                    root: &root,
+                    dir,
+                    key: &ready.key,
+                    reporter,
+                    stop,
+                    student: ready.student.as_deref(),
+                };
+                let result = execute(&context)?;
+                folder.finish(&stage.name, &ready.key, &result)?;
+                result
+            }
+        };
+        summary.insert(stage.name.clone(), result);
+        write_report(&root)?;
+    }
+    clock.stop()?;
+    let report = write_report(&root)?;
+    reporter.note(&format!(
+        "done in {} s: {}",
+        started.elapsed().as_secs(),
+        report.display()
+    ));
+    Ok(RunOutcome {
+        run_dir: root,
+        summary: Value::Object(summary),
+    })
+}
+
+/// A stage before it runs.
+struct Ready {
+    student: Option<Rc<Student>>,
+    inputs: Value,
+    key: String,
+}
+
+/// The students and keys of all stages.
+fn prepare(
+    plan: &PipelinePlan,
+    root: &Path,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Vec<Ready>> {
+    let mut students: BTreeMap<(String, bool), Rc<Student>> = BTreeMap::new();
+    let mut opening = Opening {
+        plan,
+        root,
+        reporter,
+        stop,
+        keys: BTreeMap::new(),
+    };
+    let mut all = Vec::new();
+    for stage in &plan.stages {
+        let at = |e: Error| e.at(format!("stage `{}`", stage.name));
+        let student = match &stage.student {
+            None => None,
+            Some(student) => {
+                let own_weights = stage.model.is_none();
+                let cached = (key_of(student)?, own_weights);
+                if !students.contains_key(&cached) {
+                    let mut opened =
+                        Student::open_as(student, plan.seed, &plan.device, reporter).map_err(at)?;
+                    if own_weights {
+                        opened = opened.with_weights(reporter).map_err(at)?;
+                    }
+                    students.insert(cached.clone(), Rc::new(opened));
+                }
+                students.get(&cached).cloned()
+            }
+        };
+        let mut model = student.as_ref().map(|student| student.identity().clone());
+        if let (Some(model), Some(name)) = (&mut model, &stage.model) {
+            model["weights"] = json!({ "stage": opening.key_of(&format!("@{name}"))? });
+        }
+        let mut inputs = inputs(&opening, stage, student.as_deref()).map_err(at)?;
+        inputs["version"] = json!(1);
+        inputs["kind"] = json!(stage.kind);
+        inputs["seed"] = json!(stage.seed);
+        inputs["model"] = json!(model);
+        // numbers as they read back from a file
+        let inputs: Value = serde_json::from_str(&inputs.to_string())
+            .map_err(|e| Error::input(format!("settings of the stage: {e}")).at(&stage.name))?;
+        let key = key_of(&inputs)?;
+        opening.keys.insert(&stage.name, key.clone());
+        all.push(Ready {
+            student,
+            inputs,
+            key,
+        });
+    }
+    Ok(all)
+}
+
+/// What a run folder holds of a stage.
+enum State {
+    New,
+    Begun,
+    Finished(Value),
+    /// Something else was run there; the first difference.
+    Changed(String),
+}
+
+fn state(folder: &RunFolder, stage: &StagePlan, ready: &Ready) -> Result<State> {
+    let dir = folder.root().join(&stage.name);
+    match earlier_inputs(&dir)? {
+        Some(earlier) if earlier == ready.inputs => {
+            let finished = folder.finished(&stage.name, &ready.key, leaves(&stage.job))?;
+            Ok(finished.map_or(State::Begun, State::Finished))
+        }
+        Some(earlier) => Ok(State::Changed(
+            first_difference("", &earlier, &ready.inputs).unwrap_or_default(),
+        )),
+        None if dir.join("done.json").exists() => {
+            Ok(State::Changed("it belongs to another recipe".into()))
+        }
+        None => Ok(State::New),
+    }
+}
+
+/// The stages whose folders are thrown away.
+fn to_redo<'a>(
+    plan: &'a PipelinePlan,
+    states: &[State],
+    rerun: &[String],
+) -> Result<BTreeSet<&'a str>> {
+    let mut redo: BTreeSet<&str> = BTreeSet::new();
+    let mut changed: BTreeMap<&str, &str> = BTreeMap::new();
+    // changes that are not asked for and cannot be made lightly: what they come from
+    let mut refused: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (stage, state) in plan.stages.iter().zip(states) {
+        let name = stage.name.as_str();
+        let is_meant = rerun.iter().any(|r| names_stage(plan, r, name));
+        if is_meant || stage.inputs().iter().any(|input| redo.contains(input)) {
+            redo.insert(name);
+            continue;
+        }
+        let State::Changed(_) = state else { continue };
+        let origin = stage.inputs().iter().find_map(|i| changed.get(i).copied());
+        changed.insert(name, origin.unwrap_or(name));
+        if !matches!(stage.kind, Kind::Eval | Kind::Select) {
+            refused
+                .entry(origin.unwrap_or(name))
+                .or_default()
+                .push(name);
+        }
+    }
+    let Some((first, _)) = refused.first_key_value() else {
+        redo.extend(changed.keys());
+        return Ok(redo);
+    };
+    let why = plan
+        .stages
+        .iter()
+        .zip(states)
+        .find_map(|(stage, state)| match state {
+            State::Changed(why) if stage.name == *first => Some(why.as_str()),
+            _ => None,
+        });
+    let mut message = format!(
+        "stage `{first}` was run with other settings: {}",
+        why.unwrap_or_default()
+    );
+    let depending: Vec<String> = refused
+        .iter()
+        .flat_map(|(origin, names)| names.iter().filter(move |name| *name != origin))
+        .map(|name| format!("`{name}`"))
+        .collect();
+    if !depending.is_empty() {
+        message += &format!("; what it left is used by {}", depending.join(", "));
+    }
+    let flags: Vec<String> = refused.keys().map(|n| format!("--rerun {n}")).collect();
+    Err(Error::input(message).with_hint(format!(
+        "`{}` throws away what {} and the stages that depend on it left, and runs them again; `--run-dir` keeps both",
+        flags.join(" "),
+        if flags.len() == 1 { "it" } else { "each" }
+    )))
+}
+
+/// Whether `--rerun text` means the stage: by its name, or by that of an evaluation with several suites or seeds.
+fn names_stage(plan: &PipelinePlan, text: &str, stage: &str) -> bool {
+    if plan.stage(text).is_some() {
+        return text == stage;
+    }
+    let rest = stage.strip_prefix(text).and_then(|r| r.strip_prefix('-'));
+    rest.is_some() && plan.stage(stage).is_some_and(|s| s.kind == Kind::Eval)
+}
+
+fn check_rerun(plan: &PipelinePlan, rerun: &[String]) -> Result<()> {
+    let names = || plan.stages.iter().map(|stage| stage.name.as_str());
+    for text in rerun {
+        if !names().any(|name| names_stage(plan, text, name)) {
+            let hint = match closest(text, names()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the stages are {}", names().collect::<Vec<_>>().join(", ")),
+            };
+            return Err(Error::input(format!("`--rerun {text}`: no such stage")).with_hint(hint));
+        }
+    }
+    Ok(())
+}
+
+/// The plan with the stages' keys and what their students turned out to be.
+fn saved_plan(plan: &PipelinePlan, ready: &[Ready]) -> Result<Value> {
+    let mut value =
+        serde_json::to_value(plan).map_err(|e| Error::input(format!("writing the plan: {e}")))?;
+    for (i, ready) in ready.iter().enumerate() {
+        let stage = &mut value["stages"][i];
+        stage["key"] = json!(ready.key);
+        if let Some(student) = &ready.student {
+            stage["student"]["num_parameters"] = json!(student.config().num_parameters());
+        }
+    }
+    Ok(value)
+}

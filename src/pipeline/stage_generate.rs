@@ -1,0 +1,495 @@
+//! The `generate` stage of a pipeline: several samples a prompt, scored where the stage names rewards, as JSON lines in the
+//! order of the prompts. Rows are those of the prompts with
+//!
+//! | field | holds |
+//! |---|---|
+//! | `id`, `question`, `messages` | which prompt, what is asked, the conversation before the answer |
+//! | `gold`, `options`, `domain`, `opening` | where there are any; `opening` is what the template wrote before the answer |
+//! | `generations` | `[{text, tokens, logprobs, finish_reason, reward?, correct?, parts?}]` |
+
+use super::graph::{Opening, StageContext};
+use super::open::Student;
+use super::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
+use super::stage_select::TRACES;
+use super::stages::{earlier_inputs, files};
+use crate::data::{self, Prompt, hash_file};
+use crate::generate::{FinishReason, LocalEngine, Sampling};
+use crate::progress::{Reporter, Stop};
+use crate::recipe::graph::{Job, StagePlan};
+use crate::recipe::reward::{RewardKind, RewardTable};
+use crate::recipe::stage::{Prompts, SamplingTable};
+use crate::reward::{Group, Rewards, Sample, Scored, Tools};
+use crate::verify::sandbox::Sandbox;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// What the stage leaves.
+pub const GENERATIONS: &str = "generations.jsonl";
+
+/// Prompts that are tokens at the same time. Between two such chunks the batch runs empty once.
+const CHUNK: usize = 4096;
+/// Prompts whose answers are scored together: a judge is asked about all of them side by side.
+const NUM_SCORED_TOGETHER: usize = 16;
+
+/// What the samples depend on besides the model.
+pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result<Value> {
+    let Job::Generate {
+        prompts,
+        sampling,
+        rewards,
+    } = &stage.job
+    else {
+        return Ok(json!({}));
+    };
+    let chat = student.chat();
+    Ok(json!({
+        "prompts": prompt_inputs(opening, stage, prompts)?,
+        // sequences side by side change nothing
+        "sampling": SamplingTable { batch_size: 0, ..sampling.clone() },
+        "rewards": rewards,
+        "template": chat.template()?.source(),
+        "tokenizer": hex(&Sha256::digest(chat.tokenizer.json())),
+    }))
+}
+
+/// What stands for sources of prompts in a stage's key, under `prompts`: how they are read, and the content of their files.
+///
+/// # Errors
+/// A source that is not there.
+pub fn prompt_inputs(opening: &Opening, stage: &StagePlan, prompts: &[Prompts]) -> Result<Value> {
+    let dir = opening.root.join(&stage.name);
+    let mut all = Vec::new();
+    for (i, spec) in prompts.iter().enumerate() {
+        if let Some(key) = opening.key_of(&spec.source)? {
+            all.push(json!({"spec": spec, "key": key}));
+            continue;
+        }
+        let (paths, commit) = prompt_files(&dir, i, spec, opening.reporter)?;
+        let hashes: Vec<String> = paths
+            .iter()
+            .map(|path| hash_file(path, opening.stop))
+            .collect::<Result<_>>()?;
+        // content counts, not where it came from
+        let mut how = spec.clone();
+        if !paths.is_empty() {
+            how.source = String::new();
+            how.revision = None;
+        }
+        all.push(json!({"spec": how, "files": hashes, "commit": commit}));
+    }
+    Ok(json!(all))
+}
+
+/// The files of a source with the commit of a Hub data set: the one that the stage was begun with, if it was.
+fn prompt_files(
+    dir: &Path,
+    number: usize,
+    spec: &Prompts,
+    reporter: &dyn Reporter,
+) -> Result<(Vec<PathBuf>, Option<String>)> {
+    let earlier = earlier_inputs(dir)?.unwrap_or_default();
+    let commit = earlier["prompts"][number]["commit"].as_str();
+    files(
+        &spec.source,
+        spec.config.as_deref(),
+        Some(&spec.split),
+        spec.revision.as_deref().or(commit),
+        reporter,
+    )
+}
+
+/// All prompts of a stage, in order; there is at least one. Of traces that an earlier stage selected, each problem is asked
+/// once.
+///
+/// # Errors
+/// A source that cannot be read; a row that is no prompt.
+pub fn read_prompts(context: &StageContext, sources: &[Prompts]) -> Result<Vec<Prompt>> {
+    let mut all = Vec::new();
+    for (i, spec) in sources.iter().enumerate() {
+        let Some(path) = context.left(&spec.source, TRACES) else {
+            let (paths, _) = prompt_files(&context.dir, i, spec, context.reporter)?;
+            for prompt in data::prompts(spec, &paths, context.stage.seed)? {
+                all.push(prompt?);
+            }
+            continue;
+        };
+        let mut seen = HashSet::new();
+        let unlimited = Prompts {
+            limit: None,
+            ..spec.clone()
+        };
+        let mut left = spec.limit.unwrap_or(usize::MAX);
+        for prompt in data::prompts(&unlimited, &[path], context.stage.seed)? {
+            let prompt = prompt?;
+            if left > 0 && seen.insert(json!(prompt.messages).to_string()) {
+                all.push(prompt);
+                left -= 1;
+            }
+        }
+    }
+    match all.is_empty() {
+        true => Err(Error::input("the sources of prompts hold no prompt")),
+        false => Ok(all),
+    }
+}
+
+/// Samples every prompt; leaves [`GENERATIONS`].
+///
+/// # Errors
+/// A prompt that the template refuses or that is too long, a reward that cannot be had, a full disk;
+/// [`Error::Interrupted`] after a stop, with all whole rows kept.
+pub fn run(context: &StageContext) -> Result<Value> {
+    let Job::Generate {
+        prompts: sources,
+        sampling: table,
+        rewards,
+    } = &context.stage.job
+    else {
+        return Err(Error::input("the stage does not generate"));
+    };
+    let rewards = match rewards {
+        Some(table) => Some(open_rewards(table, context.stop)?),
+        None => None,
+    };
+    let student = context.student()?;
+    let prompts = read_prompts(context, sources)?;
+    let n = table.num_samples;
+    context.reporter.stage(
+        &context.stage.name,
+        &format!("{} prompts, {n} samples each", prompts.len()),
+    );
+    let mut log = RowLog::open(&context.dir.join(GENERATIONS))?;
+    let mut summary = Summary::default();
+    let path = log.path().to_path_buf();
+    let num_kept = log.keep(
+        |line, number| {
+            serde_json::from_slice::<Row>(line).map_err(|e| {
+                Error::input(format!("`{}` line {number}: {e}", path.display()))
+                    .with_hint("delete the file to sample all prompts again")
+            })
+        },
+        |_, row| {
+            row.generations.iter().for_each(|one| summary.add(one));
+            Ok(())
+        },
+    )?;
+    if num_kept > 0 {
+        context.reporter.note(&format!(
+            "going on after {num_kept} of {} prompts",
+            prompts.len()
+        ));
+    }
+    let rest = prompts.get(num_kept..).unwrap_or_default();
+    if !rest.is_empty() {
+        let model = context.model()?;
+        let mut engine = LocalEngine::new(&model, &student.chat().tokenizer, table.batch_size);
+        let sampling = sampling(table, student.chat().stop_ids(), context.stage.seed)?;
+        let task = context
+            .reporter
+            .task("samples", Some((prompts.len() * n) as u64), "samples");
+        task.set_position((num_kept * n) as u64);
+        let num_positions = model.config().max_position_embeddings;
+        for (i, chunk) in rest.chunks(CHUNK).enumerate() {
+            let mut rendered = Vec::with_capacity(chunk.len());
+            let mut openings = Vec::with_capacity(chunk.len());
+            for prompt in chunk {
+                let one = prompt.render(student.chat())?;
+                check_length(one.tokens.len(), num_positions)
+                    .map_err(|e| Error::input(format!("prompt `{}`: {e}", prompt.id)))?;
+                rendered.push(one.tokens);
+                openings.push(one.opening);
+            }
+            let mut writer = Writer {
+                prompts: chunk,
+                openings: &openings,
+                rewards: rewards.as_ref(),
+                log: &mut log,
+                waiting: Vec::new(),
+                summary: &mut summary,
+            };
+            let sampled = sample_in_order(
+                &mut engine,
+                Asked {
+                    prompts: rendered,
+                    first: num_kept + i * CHUNK,
+                    n,
+                    sampling: &sampling,
+                },
+                &mut || task.advance(1),
+                &mut |at, answers| writer.row(at, answers),
+                context.stop,
+            );
+            match sampled {
+                Ok(()) => writer.flush()?,
+                Err(e @ Error::Interrupted { .. }) => {
+                    // what was sampled is kept; a judge that was stopped too is no other error
+                    writer.flush().or_else(|flushed| match flushed {
+                        Error::Interrupted { .. } => Ok(()),
+                        other => Err(other),
+                    })?;
+                    return Err(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    log.finish()?;
+    let result = summary.result(prompts.len());
+    context.reporter.note(&summary.line());
+    Ok(result)
+}
+
+/// The engine's settings.
+pub fn sampling(table: &SamplingTable, stop_ids: &[u32], seed: u64) -> Result<Sampling> {
+    let sampling = Sampling {
+        temperature: table.temperature,
+        top_p: table.top_p,
+        top_k: table.top_k,
+        min_p: table.min_p,
+        repetition_penalty: table.repetition_penalty,
+        max_new_tokens: table.max_new_tokens,
+        stop: table.stop.clone(),
+        stop_ids: stop_ids.to_vec(),
+        seed,
+    };
+    sampling.validate()?;
+    Ok(sampling)
+}
+
+/// The rewards of a stage, with what they need.
+///
+/// # Errors
+/// As [`Rewards::build`]; no sandbox where programs are run.
+pub fn open_rewards(table: &RewardTable, stop: &Stop) -> Result<Rewards> {
+    let sandbox = match table.needs_sandbox() {
+        true => Some(Sandbox::open()?),
+        false => None,
+    };
+    let tools = Tools {
+        sandbox,
+        stop: stop.clone(),
+    };
+    Rewards::build(table, tools)
+}
+
+/// Whether a sample is right: the verifier says so, or the judge does; none where neither was asked or could tell.
+pub fn is_correct(scored: &Scored) -> Option<bool> {
+    let judge = scored.parts.iter().find(|part| part.name == judge_name());
+    let judged = judge.and_then(|part| part.value).map(|value| value > 0.0);
+    let verified = scored.verdict.as_ref().filter(|v| !v.gold_unreadable);
+    match (verified.map(|v| v.is_correct()), judged) {
+        (None, judged) => judged,
+        (Some(verified), judged) => Some(verified || judged.unwrap_or(false)),
+    }
+}
+
+fn judge_name() -> &'static str {
+    RewardKind::NAMES[12]
+}
+
+/// The value of each reward, null where it does not apply.
+pub fn parts(scored: &Scored) -> Map<String, Value> {
+    let parts = scored.parts.iter();
+    parts
+        .map(|part| (part.name.to_string(), Value::from(part.value)))
+        .collect()
+}
+
+/// Scores rows when there are enough of them, and writes them.
+struct Writer<'a> {
+    prompts: &'a [Prompt],
+    openings: &'a [String],
+    rewards: Option<&'a Rewards>,
+    log: &'a mut RowLog,
+    waiting: Vec<(usize, Vec<Generation>)>,
+    summary: &'a mut Summary,
+}
+
+impl Writer<'_> {
+    fn row(&mut self, at: usize, answers: Vec<Generation>) -> Result<()> {
+        self.waiting.push((at, answers));
+        let most = match self.rewards {
+            Some(_) => NUM_SCORED_TOGETHER,
+            None => 1,
+        };
+        match self.waiting.len() < most {
+            true => Ok(()),
+            false => self.flush(),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let scored = match self.rewards {
+            None => vec![Vec::new(); waiting.len()],
+            Some(rewards) => {
+                let groups: Vec<Group<'_>> = waiting
+                    .iter()
+                    .map(|(at, answers)| group(&self.prompts[*at], &self.openings[*at], answers))
+                    .collect();
+                rewards.score_groups(&groups)?
+            }
+        };
+        for ((at, answers), scored) in waiting.into_iter().zip(scored) {
+            let (prompt, opening) = (&self.prompts[at], &self.openings[at]);
+            let row = Row::new(prompt, opening, &answers, &scored);
+            let line = serde_json::to_string(&row)
+                .map_err(|e| Error::input(format!("prompt `{}`: its samples: {e}", prompt.id)))?;
+            row.generations.iter().for_each(|one| self.summary.add(one));
+            self.log.append(&line)?;
+        }
+        Ok(())
+    }
+}
+
+fn group<'a>(prompt: &'a Prompt, opening: &'a str, answers: &'a [Generation]) -> Group<'a> {
+    Group {
+        prompt: Some(&prompt.question),
+        opening,
+        golds: &prompt.golds,
+        options: &prompt.options,
+        row: Some(&prompt.row),
+        samples: answers
+            .iter()
+            .map(|answer| Sample {
+                text: &answer.text,
+                num_tokens: Some(answer.tokens.len()),
+                truncated: answer.finish_reason == FinishReason::Length,
+            })
+            .collect(),
+    }
+}
+
+/// A row of [`GENERATIONS`].
+#[derive(Deserialize, Serialize)]
+struct Row {
+    generations: Vec<Scores>,
+    /// The prompt.
+    #[serde(flatten)]
+    fields: Map<String, Value>,
+}
+
+/// A sample with what it earned.
+#[derive(Deserialize, Serialize)]
+struct Scores {
+    #[serde(flatten)]
+    answer: Generation,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reward: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correct: Option<bool>,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    parts: Map<String, Value>,
+}
+
+impl Row {
+    fn new(prompt: &Prompt, opening: &str, answers: &[Generation], scored: &[Scored]) -> Self {
+        let mut fields = prompt.row.clone();
+        fields.remove("generations");
+        fields.insert("id".into(), json!(prompt.id));
+        fields.insert("question".into(), json!(prompt.question));
+        fields.insert("messages".into(), json!(prompt.messages));
+        match &prompt.golds[..] {
+            [] => {}
+            [only] => _ = fields.insert("gold".into(), json!(only)),
+            all => _ = fields.insert("gold".into(), json!(all)),
+        }
+        if !prompt.options.is_empty() {
+            fields.insert("options".into(), json!(prompt.options));
+        }
+        if let Some(domain) = &prompt.domain {
+            fields.insert("domain".into(), json!(domain));
+        }
+        if !opening.is_empty() {
+            fields.insert("opening".into(), json!(opening));
+        }
+        let with_scores = |(i, answer): (usize, &Generation)| {
+            let scored = scored.get(i);
+            Scores {
+                answer: answer.clone(),
+                reward: scored.map(|s| s.total),
+                correct: scored.and_then(is_correct),
+                parts: scored.map(parts).unwrap_or_default(),
+            }
+        };
+        Self {
+            generations: answers.iter().enumerate().map(with_scores).collect(),
+            fields,
+        }
+    }
+}
+
+/// Counts over the rows.
+#[derive(Default)]
+struct Summary {
+    num_samples: u64,
+    num_tokens: u64,
+    num_truncated: u64,
+    num_judged: u64,
+    num_correct: u64,
+    num_scored: u64,
+    reward_sum: f64,
+    /// Value and number by reward.
+    parts: std::collections::BTreeMap<String, (f64, u64)>,
+}
+
+impl Summary {
+    fn add(&mut self, one: &Scores) {
+        self.num_samples += 1;
+        self.num_tokens += one.answer.tokens.len() as u64;
+        self.num_truncated += u64::from(one.answer.finish_reason == FinishReason::Length);
+        if let Some(correct) = one.correct {
+            self.num_judged += 1;
+            self.num_correct += u64::from(correct);
+        }
+        if let Some(reward) = one.reward {
+            self.num_scored += 1;
+            self.reward_sum += reward;
+        }
+        for (name, value) in &one.parts {
+            if let Some(value) = value.as_f64() {
+                let (sum, num) = self.parts.entry(name.clone()).or_default();
+                *sum += value;
+                *num += 1;
+            }
+        }
+    }
+
+    fn result(&self, num_prompts: usize) -> Value {
+        let share = |n: u64, of: u64| (of > 0).then(|| n as f64 / of as f64);
+        let means: Map<String, Value> = self
+            .parts
+            .iter()
+            .map(|(name, (sum, num))| (name.clone(), json!(sum / *num as f64)))
+            .collect();
+        json!({
+            "num_prompts": num_prompts,
+            "num_samples": self.num_samples,
+            "num_tokens_mean": share(self.num_tokens, self.num_samples),
+            "truncated_share": share(self.num_truncated, self.num_samples),
+            "correct_share": share(self.num_correct, self.num_judged),
+            "reward_mean": (self.num_scored > 0).then(|| self.reward_sum / self.num_scored as f64),
+            "reward_parts_mean": means,
+        })
+    }
+
+    fn line(&self) -> String {
+        let mut text = format!("{} samples, {} tokens", self.num_samples, self.num_tokens);
+        if self.num_judged > 0 {
+            let share = 100.0 * self.num_correct as f64 / self.num_judged as f64;
+            text += &format!(", {share:.1}% correct");
+        }
+        if self.num_truncated > 0 {
+            text += &format!(", {} cut off", self.num_truncated);
+        }
+        text
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

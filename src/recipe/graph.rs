@@ -1,0 +1,464 @@
+//! What a recipe of `[[stage]]`s means: every stage with its defaults, its student and the earlier stages it starts from.
+//!
+//! A stage may only name earlier ones, so there are no cycles, and running them in order is enough. The form resolved here
+//! is saved as `plan.json` and hashed into the stages' keys.
+//!
+//! A kind is added in four places: its settings in [`StageRecipe`], its variant of [`Job`] and its arm in [`Resolver::jobs`] here, and
+//! its function in `pipeline/`, with its arms in `pipeline::graph`. What is checked of a stage by itself is in
+//! [`super::stage_check`].
+
+use super::Traces;
+use super::card::Card;
+use super::load::{Document, closest};
+use super::plan::{self, EvalPlan, Plan, SftPlan, StageKind, StudentPlan, in_range};
+use super::reward::RewardTable;
+use super::select::Select;
+use super::stage::{Kind, Leaves, PipelineRecipe, Prompts, SamplingTable, StageRecipe};
+use super::stage_check::{check_prompts, check_sampling, check_tables, evaluations, needed};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// What a recipe turned out to be.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Resolved {
+    /// One student: data, training, evaluation.
+    Student(Box<Plan>),
+    /// A list of stages.
+    Pipeline(Box<PipelinePlan>),
+}
+
+/// What a pipeline will do.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct PipelinePlan {
+    pub name: String,
+    pub seed: u64,
+    pub device: String,
+    /// What runs, in order.
+    pub stages: Vec<StagePlan>,
+    /// What the user should know about choices made for him.
+    pub notes: Vec<String>,
+}
+
+/// One stage; its files are in `RUN/<name>/`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct StagePlan {
+    pub name: String,
+    pub kind: Kind,
+    pub seed: u64,
+    /// The model it works with, where it needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student: Option<StudentPlan>,
+    /// The earlier stage whose weights it starts from; else those of `student`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    pub job: Job,
+}
+
+/// What a stage does, resolved.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Job {
+    Sft {
+        /// `source = "@stage"` is what that stage left.
+        traces: Vec<Traces>,
+        sft: SftPlan,
+    },
+    Generate {
+        prompts: Vec<Prompts>,
+        sampling: SamplingTable,
+        rewards: Option<RewardTable>,
+    },
+    Select {
+        /// `@stage` or files.
+        samples: Vec<String>,
+        select: Select,
+        rewards: Option<RewardTable>,
+        mix: Vec<Traces>,
+    },
+    /// One suite with one seed.
+    Eval(EvalPlan),
+}
+
+impl StagePlan {
+    /// The earlier stages it starts from, in no particular order.
+    pub fn inputs(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = self.model.as_deref().into_iter().collect();
+        let named: Vec<&str> = match &self.job {
+            Job::Sft { traces, .. } => traces.iter().map(|t| t.source.as_str()).collect(),
+            Job::Select { samples, mix, .. } => {
+                let mixed = mix.iter().map(|t| t.source.as_str());
+                samples.iter().map(String::as_str).chain(mixed).collect()
+            }
+            Job::Generate { prompts, .. } => prompts.iter().map(|p| p.source.as_str()).collect(),
+            Job::Eval(_) => Vec::new(),
+        };
+        all.extend(
+            named
+                .into_iter()
+                .filter_map(|source| source.strip_prefix('@')),
+        );
+        all
+    }
+
+    /// The student of a stage that works with a model.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn student(&self) -> Result<&StudentPlan> {
+        let none = || Error::input(format!("stage `{}` has no model", self.name));
+        self.student.as_ref().ok_or_else(none)
+    }
+}
+
+impl PipelinePlan {
+    /// The stage called `name`.
+    pub fn stage(&self, name: &str) -> Option<&StagePlan> {
+        self.stages.iter().find(|stage| stage.name == name)
+    }
+
+    /// An SFT stage as the plan of a run of its own.
+    ///
+    /// # Errors
+    /// A stage of another kind.
+    pub fn sft(&self, stage: &StagePlan) -> Result<Plan> {
+        let Job::Sft { traces, sft } = &stage.job else {
+            return Err(Error::input(format!(
+                "stage `{}` is of kind `{}` and learns from no traces",
+                stage.name,
+                stage.kind.name()
+            )));
+        };
+        Ok(Plan {
+            name: stage.name.clone(),
+            seed: stage.seed,
+            device: self.device.clone(),
+            student: stage.student()?.clone(),
+            traces: traces.clone(),
+            sft: sft.clone(),
+            eval: None,
+            stages: vec![plan::Stage {
+                name: stage.name.clone(),
+                kind: StageKind::Sft,
+                suite: None,
+            }],
+            notes: Vec::new(),
+        })
+    }
+}
+
+/// Resolves either form of recipe.
+///
+/// # Errors
+/// As [`plan::resolve`] and [`resolve`].
+pub fn resolve_document(document: &Document) -> Result<Resolved> {
+    match document {
+        Document::Student(recipe) => {
+            plan::resolve(recipe).map(|plan| Resolved::Student(Box::new(plan)))
+        }
+        Document::Pipeline(recipe) => {
+            resolve(recipe).map(|plan| Resolved::Pipeline(Box::new(plan)))
+        }
+    }
+}
+
+/// Applies cards, defaults and checks, and resolves what stages start from.
+///
+/// # Errors
+/// A value out of range, a name that is taken or unknown, a table that the stage's kind does not have, a card or suite that
+/// does not exist, a feature this version does not have.
+pub fn resolve(recipe: &PipelineRecipe) -> Result<PipelinePlan> {
+    plan::check_name(&recipe.name)?;
+    if recipe.stages.is_empty() {
+        return Err(Error::input("the recipe has no `[[stage]]`")
+            .with_hint("add `[[stage]]` with `name = ...` and `kind = ...`"));
+    }
+    for (i, stage) in recipe.stages.iter().enumerate() {
+        check_stage_name(&stage.name)?;
+        if recipe.stages[..i].iter().any(|s| s.name == stage.name) {
+            return Err(
+                Error::input(format!("two stages are called `{}`", stage.name))
+                    .with_hint("the name is the stage's folder: give one of them another"),
+            );
+        }
+    }
+    let mut resolver = Resolver {
+        recipe,
+        done: Vec::new(),
+        notes: Vec::new(),
+    };
+    for (i, stage) in recipe.stages.iter().enumerate() {
+        let at = |e: Error| e.at(format!("stage `{}`", stage.name));
+        resolver.stage(i, stage).map_err(at)?;
+    }
+    let Resolver {
+        done, mut notes, ..
+    } = resolver;
+    let mut seen = std::collections::HashSet::new();
+    notes.retain(|note| seen.insert(note.clone()));
+    let stages: Vec<StagePlan> = done.into_iter().map(|(stage, _)| stage).collect();
+    for (i, stage) in stages.iter().enumerate() {
+        if stages[..i].iter().any(|other| other.name == stage.name) {
+            return Err(Error::input(format!(
+                "two stages are called `{}`, as an evaluation of several suites or seeds has one stage for each",
+                stage.name
+            ))
+            .with_hint("give one of them another name"));
+        }
+    }
+    Ok(PipelinePlan {
+        name: recipe.name.clone(),
+        seed: recipe.seed,
+        device: recipe.device.clone(),
+        stages,
+        notes,
+    })
+}
+
+fn check_stage_name(name: &str) -> Result<()> {
+    plan::check_name(name)?;
+    // `--set stage.NAME.key=value` must not mean something else
+    if name.contains('.') || name.chars().all(|c| c.is_ascii_digit()) {
+        return Err(Error::input(format!("`{name}` cannot name a stage"))
+            .with_hint("use letters, digits, `-` and `_`, and not only digits"));
+    }
+    Ok(())
+}
+
+/// The stages while they are resolved, one after the other.
+struct Resolver<'a> {
+    recipe: &'a PipelineRecipe,
+    /// With the card of the student.
+    done: Vec<(StagePlan, Option<Card>)>,
+    notes: Vec<String>,
+}
+
+impl Resolver<'_> {
+    fn stage(&mut self, number: usize, stage: &StageRecipe) -> Result<()> {
+        check_tables(stage)?;
+        let (student, model, card) = match stage.kind {
+            Kind::Select => (None, None, None),
+            _ => {
+                let (student, model, card) = self.student(number, stage)?;
+                (Some(student), model, card)
+            }
+        };
+        let jobs = self.jobs(number, stage, card.as_ref())?;
+        for (suffix, seed, job) in jobs {
+            self.done.push((
+                StagePlan {
+                    name: format!("{}{suffix}", stage.name),
+                    kind: stage.kind,
+                    seed,
+                    student: student.clone(),
+                    model: model.clone(),
+                    job,
+                },
+                card.clone(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What the stage does; an evaluation of several suites or seeds is a stage for each, told apart by a suffix.
+    fn jobs(
+        &self,
+        number: usize,
+        stage: &StageRecipe,
+        card: Option<&Card>,
+    ) -> Result<Vec<(String, u64, Job)>> {
+        let seed = stage.seed.unwrap_or(self.recipe.seed);
+        let one = |job| Ok(vec![(String::new(), seed, job)]);
+        match stage.kind {
+            Kind::Sft => {
+                let traces = self.traces(number, stage)?;
+                let sft = plan::resolve_sft(&stage.sft.clone().unwrap_or_default(), card)?;
+                one(Job::Sft { traces, sft })
+            }
+            Kind::Generate => one(self.generate(number, stage)?),
+            Kind::Select => one(self.select(number, stage)?),
+            Kind::Eval => evaluations(stage, seed),
+            Kind::Grpo | Kind::RewardModel | Kind::Preference => Err(Error::input(format!(
+                "stages of kind `{}` are not in this version",
+                stage.kind.name()
+            ))
+            .with_hint("the kinds are `sft`, `generate`, `select` and `eval`")),
+        }
+    }
+
+    /// The student with its weights: an earlier stage's, those that `model` names, or the recipe's student.
+    fn student(
+        &mut self,
+        number: usize,
+        stage: &StageRecipe,
+    ) -> Result<(StudentPlan, Option<String>, Option<Card>)> {
+        let table = stage.student.as_ref().or(self.recipe.student.as_ref());
+        let own = stage.student.as_ref();
+        if stage.model.is_some()
+            && own.is_some_and(|student| student.model.is_some() || student.init.is_some())
+        {
+            return Err(
+                Error::input("the stage has `model`, and `[stage.student]` a model too")
+                    .with_hint("keep one of them"),
+            );
+        }
+        let Some(model) = &stage.model else {
+            let Some(table) = table else {
+                return Err(
+                    Error::input("no `model`, and the recipe has no `[student]`").with_hint(
+                        "add `model = \"@stage\"`, or `[student]` with `model = ...` to the recipe",
+                    ),
+                );
+            };
+            let (student, card) = plan::resolve_student(table, &mut self.notes)?;
+            return Ok((student, None, card));
+        };
+        if let Some((base, card)) = self.earlier(number, "model", model, Leaves::Model)? {
+            let mut student = base.student()?.clone();
+            if let Some(own) = own {
+                student.method = own.method;
+                student.dtype = own.dtype;
+                student.chat_template = own.chat_template.clone().or(student.chat_template);
+                student.rope_theta = own.rope_theta.or(student.rope_theta);
+                let positions = own.max_position_embeddings;
+                student.max_position_embeddings = positions.or(student.max_position_embeddings);
+            }
+            return Ok((student, Some(base.name.clone()), card.clone()));
+        }
+        let mut table = match (own, &self.recipe.student) {
+            (Some(own), _) => own.clone(),
+            // only how it is computed; what belongs to another checkpoint does not come along
+            (None, student) => super::Student {
+                method: student.as_ref().map(|s| s.method).unwrap_or_default(),
+                dtype: student.as_ref().map(|s| s.dtype).unwrap_or_default(),
+                ..super::Student::default()
+            },
+        };
+        table.model = Some(model.clone());
+        table.init = None;
+        let (student, card) = plan::resolve_student(&table, &mut self.notes)?;
+        Ok((student, None, card))
+    }
+
+    /// The earlier stage that `text` names, which must leave `wanted`; none where it names no stage.
+    fn earlier(
+        &self,
+        number: usize,
+        key: &str,
+        text: &str,
+        wanted: Leaves,
+    ) -> Result<Option<&(StagePlan, Option<Card>)>> {
+        let Some(name) = text.strip_prefix('@') else {
+            return Ok(None);
+        };
+        let stages = &self.recipe.stages;
+        let Some(at) = stages.iter().position(|stage| stage.name == name) else {
+            let names = stages[..number].iter().map(|stage| stage.name.as_str());
+            let hint = match (closest(name, names.clone()), names.clone().next()) {
+                (Some(near), _) => format!("did you mean `@{near}`?"),
+                (None, None) => "it is the first stage: there is nothing to start from".into(),
+                (None, Some(_)) => format!(
+                    "the stages before it are {}",
+                    names
+                        .map(|n| format!("`@{n}`"))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
+            };
+            return Err(
+                Error::input(format!("`{key} = \"@{name}\"`: no such stage")).with_hint(hint),
+            );
+        };
+        if at >= number {
+            let what = match at == number {
+                true => "is the stage itself",
+                false => "comes later",
+            };
+            return Err(Error::input(format!("`{key} = \"@{name}\"` {what}")).with_hint(
+                "a stage may only start from earlier ones, so that there are no cycles: change the order of the stages",
+            ));
+        }
+        let kind = stages[at].kind;
+        if kind.leaves() != Some(wanted) {
+            let leaves = match kind.leaves() {
+                Some(leaves) => format!("leaves {}, not {}", leaves.name(), wanted.name()),
+                None => format!("leaves no {}", wanted.name()),
+            };
+            let hint = match (kind, wanted) {
+                (Kind::Generate, Leaves::Traces) => {
+                    "put a `select` stage between, which says what of the samples is learnt".into()
+                }
+                _ => format!("name a stage of kind {}", wanted.kinds()),
+            };
+            return Err(Error::input(format!(
+                "`{key} = \"@{name}\"`: stage `{name}` is of kind `{}` and {leaves}",
+                kind.name()
+            ))
+            .with_hint(hint));
+        }
+        Ok(self.done.iter().find(|(stage, _)| stage.name == name))
+    }
+
+    fn traces(&self, number: usize, stage: &StageRecipe) -> Result<Vec<Traces>> {
+        let traces = needed(&stage.traces, "traces", stage)?;
+        let of_stages = traces.0.iter().any(|t| t.source.starts_with('@'));
+        for one in &traces.0 {
+            self.earlier(number, "traces", &one.source, Leaves::Traces)?;
+            let Some(weight) = one.weight else { continue };
+            in_range("traces.weight", weight, f64::MIN_POSITIVE, f64::MAX)?;
+            if !of_stages || one.source.starts_with('@') {
+                return Err(Error::input(format!(
+                    "`traces`: `weight` of `{}` has nothing to be weighed against",
+                    one.source
+                ))
+                .with_hint("a weight is the number of traces for each one of `@stage`; use `limit` for a number"));
+            }
+        }
+        Ok(traces.0.clone())
+    }
+
+    /// What `generate` and `grpo` ask.
+    fn prompts(&self, number: usize, stage: &StageRecipe) -> Result<Vec<Prompts>> {
+        let prompts = needed(&stage.prompts, "prompts", stage)?;
+        for one in &prompts.0 {
+            check_prompts(one)?;
+            self.earlier(number, "prompts", &one.source, Leaves::Traces)?;
+        }
+        Ok(prompts.0.clone())
+    }
+
+    fn generate(&self, number: usize, stage: &StageRecipe) -> Result<Job> {
+        let prompts = self.prompts(number, stage)?;
+        let sampling = stage.sampling.clone().unwrap_or_default();
+        check_sampling(&sampling)?;
+        Ok(Job::Generate {
+            prompts,
+            sampling,
+            rewards: stage.rewards.clone(),
+        })
+    }
+
+    fn select(&self, number: usize, stage: &StageRecipe) -> Result<Job> {
+        let samples = needed(&stage.samples, "samples", stage)?.0.clone();
+        for one in &samples {
+            self.earlier(number, "samples", one, Leaves::Samples)?;
+        }
+        let select = stage.select.clone().unwrap_or_default();
+        select.check()?;
+        let mix = stage.mix.clone().map(|mix| mix.0).unwrap_or_default();
+        for one in &mix {
+            if let Some(weight) = one.weight {
+                in_range("mix.weight", weight, f64::MIN_POSITIVE, f64::MAX)?;
+            }
+            if one.source.starts_with('@') {
+                self.earlier(number, "mix", &one.source, Leaves::Traces)?;
+            }
+        }
+        Ok(Job::Select {
+            samples,
+            select,
+            rewards: stage.rewards.clone(),
+            mix,
+        })
+    }
+}
