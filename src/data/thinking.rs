@@ -256,21 +256,21 @@ mod tests {
     #[test]
     fn two_texts_are_cut_at_the_marks_left_in_them() {
         #[rustfmt::skip]
-        let table: [(&str, &str, Option<&str>, Option<&str>, bool); 8] = [
-            ("ab", "c", Some("ab"), Some("c"), true),
-            ("<think>\nab\n</think>", "<answer>c</answer>", Some("ab"), Some("c"), true),
-            ("Okay.\n<think>ab</think>", "c", Some("Okay.\nab"), Some("c"), true),
-            ("ab", "<think>ab</think>c", Some("ab"), Some("c"), true),
-            ("ab", "<think>\n\n</think>\n\nc", Some("ab"), Some("c"), true),
-            ("", "<think>ab</think>c", Some("ab"), Some("c"), true),
-            ("", "<think>ab", Some("ab"), None, false),
-            ("ab", "<think>other</think>c", Some("ab"), Some("<think>other</think>c"), true),
+        let table: [(&str, &str, Option<&str>, Option<&str>); 8] = [
+            ("ab", "c", Some("ab"), Some("c")),
+            ("<think>\nab\n</think>", "<answer>c</answer>", Some("ab"), Some("c")),
+            ("Okay.\n<think>ab</think>", "c", Some("Okay.\nab"), Some("c")),
+            ("ab", "<think>ab</think>c", Some("ab"), Some("c")),
+            ("ab", "<think>\n\n</think>\n\nc", Some("ab"), Some("c")),
+            ("", "<think>ab</think>c", Some("ab"), Some("c")),
+            ("", "<think>ab", Some("ab"), None),
+            ("ab", "<think>other</think>c", Some("ab"), Some("<think>other</think>c")),
         ];
-        for (thought, said, reasoning, answer, complete) in table {
+        for (thought, said, reasoning, answer) in table {
             let expected = Parts {
                 reasoning: reasoning.map(String::from),
                 answer: answer.map(String::from),
-                complete,
+                complete: answer.is_some(),
             };
             let found = pair(Some(thought), Some(said));
             assert_eq!(found, expected, "{thought} | {said}");
