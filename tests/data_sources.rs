@@ -536,11 +536,13 @@ fn of_rows(spec: &Traces, rows: &str) -> Result<Vec<Item>, String> {
 
 /// Each item in short: its answer, or why it was dropped.
 fn short(items: &[Item]) -> Vec<&str> {
-    let said = |item| match item {
-        &Item::Trace(ref trace) => trace.answer.as_deref().unwrap_or("-"),
-        Item::Dropped { reason, .. } => reason.as_str(),
-    };
-    items.iter().map(said).collect()
+    items
+        .iter()
+        .map(|item| match item {
+            Item::Trace(trace) => trace.answer.as_deref().unwrap_or("-"),
+            Item::Dropped { reason, .. } => reason.as_str(),
+        })
+        .collect()
 }
 
 const UNFINISHED: &str = "incomplete: the reasoning does not end";
