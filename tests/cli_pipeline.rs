@@ -396,6 +396,12 @@ fn mistakes_are_told_before_anything_runs() {
             "did you mean `limit`?",
         ),
         (
+            "learning_rate = 2e-3",
+            "learning_rate = \"high\"",
+            "`wrong.toml` line 63: invalid type: string \"high\", expected a number in `stage.sft.learning_rate`",
+            "",
+        ),
+        (
             "[stage.eval]",
             "[stage.sft]\nepochs = 2\n[stage.eval]",
             "stage `judged`: `sft` means nothing to a stage of kind `eval`",
@@ -405,7 +411,7 @@ fn mistakes_are_told_before_anything_runs() {
             "samples = \"@samples\"\n",
             "",
             "stage `chosen`: a stage of kind `select` needs `samples`",
-            "add `samples = \"@stage\"`, a file or a Hub data set",
+            "add `samples = \"@stage\"`, or a file",
         ),
         (
             "[[stage]]\nname = \"cold\"",
