@@ -65,9 +65,10 @@ pub(super) fn needed<'a, T>(value: &'a Option<T>, key: &str, stage: &StageRecipe
             "a stage of kind `{}` needs `{key}`",
             stage.kind.name()
         ))
-        .with_hint(format!(
-            "add `{key} = \"@stage\"`, a file or a Hub data set"
-        ))
+        .with_hint(match key {
+            "samples" | "pairs" => format!("add `{key} = \"@stage\"`, or a file"),
+            _ => format!("add `{key} = \"@stage\"`, a file or a Hub data set"),
+        })
     })
 }
 
