@@ -46,6 +46,7 @@ pub mod terminal;
 use crate::Result;
 use crate::progress::Stop;
 use clap::{Args as _, FromArgMatches as _, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 use terminal::{Terminal, Verbosity};
 
@@ -125,10 +126,23 @@ fn command_line() -> clap::Command {
         .arg_required_else_help(true)
 }
 
+/// `distill -q eval` as `distill eval -q`: what stands before a command would otherwise belong to a run.
+fn with_general_flags_last(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is_general = |arg: &&OsString| *arg == "-q" || *arg == "--quiet" || *arg == "--no-progress";
+    let num_flags = args.iter().skip(1).take_while(is_general).count();
+    let command = args.get(1 + num_flags);
+    if command.is_some_and(|arg| !arg.to_string_lossy().starts_with('-')) {
+        args[1..=1 + num_flags].rotate_right(1);
+    }
+    args
+}
+
 /// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {
     let mut line = command_line();
-    let matches = line.get_matches_mut();
+    let matches = line
+        .try_get_matches_from_mut(with_general_flags_last(std::env::args_os().collect()))
+        .unwrap_or_else(|e| e.exit());
     let output = Output::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut line).exit());
     let session = Session {
         terminal: Terminal::new(Verbosity::from_options(output.quiet, output.no_progress)),

@@ -245,7 +245,23 @@ impl Build<'_> {
 
     fn check_some_left(&self) -> Result<()> {
         if self.report.kept > 0 {
-            return Ok(());
+            // a label file of other rows, say
+            let empty = self.report.sources.iter().find(|source| source.kept == 0);
+            return match empty {
+                None => Ok(()),
+                Some(source) if source.dropped == 0 => {
+                    Err(Error::input(format!("`{}` holds no row", source.name)))
+                }
+                Some(source) => Err(Error::input(format!(
+                    "no row of `{}` is left to train on; of all sources: {}",
+                    source.name,
+                    self.report.reasons()
+                ))
+                .with_hint("mend it, or take it out of `[[traces]]`")),
+            };
+        }
+        if self.report.num_dropped() == 0 {
+            return Err(Error::input("the traces hold no row"));
         }
         let error = Error::input(format!(
             "no row is left to train on: {}",

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct RunFolder {
     root: PathBuf,
     _lock: File,
+    /// It was not there before.
+    is_new: bool,
 }
 
 /// What says that a stage is finished.
@@ -25,13 +27,22 @@ struct Done {
 }
 
 impl RunFolder {
-    /// Opens or creates `root` for the run called `name`.
+    /// Opens or creates the run folder `root`.
     ///
     /// # Errors
-    /// Another process runs in it; it cannot be created or written.
+    /// It holds files and is no run folder, so that they would be overwritten; another process runs in it; it cannot be
+    /// created or written.
     pub fn open(root: &Path) -> Result<Self> {
-        fs::create_dir_all(root).map_err(|e| Error::io("creating", root, e))?;
         let path = root.join(".lock");
+        let is_new = !path.exists();
+        if is_new && !root.join("plan.json").exists() && holds_anything(root)? {
+            return Err(Error::input(format!(
+                "`{}` holds files and is not the folder of a run",
+                root.display()
+            ))
+            .with_hint("give the run a folder of its own with `--run-dir`"));
+        }
+        fs::create_dir_all(root).map_err(|e| Error::io("creating", root, e))?;
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -52,6 +63,7 @@ impl RunFolder {
         Ok(Self {
             root: root.to_path_buf(),
             _lock: lock,
+            is_new,
         })
     }
 
@@ -119,13 +131,9 @@ impl RunFolder {
         remove(&aside)
     }
 
-    /// The stages of the plan that this folder holds.
+    /// The stages of the plan that this folder holds; none where it cannot be read.
     pub fn earlier_stages(&self) -> Result<Vec<String>> {
-        let path = self.root.join("plan.json");
-        if !path.exists() {
-            return Ok(Vec::new());
-        }
-        let plan: Value = read_json(&path)?;
+        let plan: Value = read_json(&self.root.join("plan.json")).unwrap_or_default();
         let stages = plan["stages"].as_array().into_iter().flatten();
         let names = stages.filter_map(|stage| stage["name"].as_str());
         // a name is one folder of this one, whatever the file says
@@ -151,6 +159,29 @@ impl RunFolder {
             result: result.clone(),
         };
         write_json(&self.stage(stage)?.join("done.json"), &done)
+    }
+}
+
+impl Drop for RunFolder {
+    /// A run that was refused leaves no empty folder behind.
+    fn drop(&mut self) {
+        let only_lock = || {
+            let mut entries = fs::read_dir(&self.root).ok()?;
+            let first = entries.next()?.ok()?.file_name();
+            (entries.next().is_none() && first == ".lock").then_some(())
+        };
+        if self.is_new && only_lock().is_some() {
+            let _ = fs::remove_file(self.root.join(".lock"));
+            let _ = fs::remove_dir(&self.root);
+        }
+    }
+}
+
+fn holds_anything(folder: &Path) -> Result<bool> {
+    match fs::read_dir(folder) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io("reading", folder, e)),
     }
 }
 
@@ -235,6 +266,26 @@ mod tests {
         assert!(second.to_string().contains("another `distill` is running"));
         drop(first);
         RunFolder::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_folder_with_other_files_is_no_run_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (other, new) = (dir.path().join("other"), dir.path().join("new"));
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("mine.txt"), "x").unwrap();
+        let refused = RunFolder::open(&other).err().unwrap().to_string();
+        assert!(refused.ends_with("holds files and is not the folder of a run"));
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+        // refused later on: nothing stays
+        drop(RunFolder::open(&new).unwrap());
+        assert!(!new.exists());
+        let run = RunFolder::open(&new).unwrap();
+        fs::write(new.join("plan.json"), "{").unwrap();
+        assert!(run.earlier_stages().unwrap().is_empty());
+        drop(run);
+        RunFolder::open(&new).unwrap();
+        assert!(new.exists());
     }
 
     #[test]

@@ -287,6 +287,14 @@ impl Chat {
             }
         }
         files.generation_config = Some(generation);
+        // without it transformers takes its own class's, which is another one for Qwen2
+        if let (false, Some(&id)) = (
+            files.special_tokens().contains_key("eos_token"),
+            self.eos_ids.first(),
+        ) && let Some(token) = self.tokenizer.id_to_token(id)
+        {
+            files.config.insert("eos_token".into(), json!(token));
+        }
         self.tokenizer.save_with(folder, &files)
     }
 

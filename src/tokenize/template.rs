@@ -28,6 +28,9 @@ const NAME: &str = "chat template";
 /// Fields of a message that hold its reasoning apart from its text, the first one with a text in it counts.
 pub const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
+/// A template that loops for longer than this, a second or two, loops for ever as far as anybody is concerned.
+const MAX_INSTRUCTIONS: u64 = 20_000_000;
+
 /// What `raise_exception` of a template said, to tell it from an error in the template.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -37,6 +40,7 @@ impl ChatTemplate {
     /// Compiles a template; `special` maps `bos_token`, `eos_token` and so on to their text.
     pub fn new(source: &str, special: &BTreeMap<String, String>) -> Result<Self> {
         let mut environment = Environment::new();
+        environment.set_fuel(Some(MAX_INSTRUCTIONS));
         let syntax = environment
             .syntax()
             .to_builder()
