@@ -34,6 +34,7 @@ mod fixed;
 pub mod format;
 pub mod language;
 mod latex;
+mod latex_number;
 mod latex_tables;
 pub mod math;
 mod matrix;
