@@ -54,9 +54,7 @@ impl Row {
     pub fn with(&self, added: &[(&str, String)]) -> String {
         let is_added = |name: &str| added.iter().any(|(other, _)| *other == name);
         let mut line = if self.fields.keys().any(|name| is_added(name)) {
-            let mut kept = self.fields.clone();
-            kept.retain(|name, _| !is_added(name));
-            Value::Object(kept).to_string()
+            self.without(&is_added)
         } else {
             self.raw.clone()
         };
@@ -73,13 +71,28 @@ impl Row {
         line
     }
 
-    /// The field `name` as `T`.
+    /// The row as it was written, without some of its fields.
+    fn without(&self, is_left_out: &impl Fn(&str) -> bool) -> String {
+        let kept: Vec<&str> = fields(&self.raw)
+            .into_iter()
+            .filter(|(name, _)| !is_left_out(name))
+            .map(|(_, text)| text)
+            .collect();
+        format!("{{{}}}", kept.join(","))
+    }
+
+    /// Whether the field is there; null is as good as absent, as tables write it.
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// The field `name` as `T`; none where it is absent or null.
     ///
     /// # Errors
     /// It is something else; the message names `place`, line and field.
     pub fn get<T: for<'a> Deserialize<'a>>(&self, name: &str, place: &Path) -> Result<Option<T>> {
         match self.fields.get(name) {
-            None => Ok(None),
+            None | Some(Value::Null) => Ok(None),
             Some(value) => T::deserialize(value)
                 .map(Some)
                 .map_err(|e| self.error(place, &format!("`{name}`: {e}"))),
@@ -93,7 +106,11 @@ impl Row {
 
     /// None of the fields that a command reads is there.
     pub fn no_field_of(&self, wanted: &str, place: &Path) -> Error {
-        let names: Vec<_> = self.fields.keys().map(|k| format!("`{k}`")).collect();
+        let name = |(name, value): (&String, &Value)| match value.is_null() {
+            true => format!("`{name}` (null)"),
+            false => format!("`{name}`"),
+        };
+        let names: Vec<_> = self.fields.iter().map(name).collect();
         let found = match names.is_empty() {
             true => "nothing".to_string(),
             false => names.join(", "),
@@ -105,6 +122,37 @@ impl Row {
     pub fn error(&self, place: &Path, what: &str) -> Error {
         Error::input(format!("`{}` line {}: {what}", place.display(), self.line))
     }
+}
+
+/// The fields of a JSON object: name, and the text `"name": value` as it was written.
+fn fields(object: &str) -> Vec<(String, &str)> {
+    let inside = object.trim();
+    let inside = inside.strip_prefix('{').unwrap_or(inside);
+    let inside = inside.strip_suffix('}').unwrap_or(inside);
+    let (mut fields, mut start, mut colon) = (Vec::new(), 0, None);
+    let (mut depth, mut in_string, mut is_escaped) = (0, false, false);
+    let ends = inside.bytes().map(Some).chain([None]).enumerate();
+    for (at, byte) in ends {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            Some(b'\\') if in_string => is_escaped = true,
+            Some(b'"') => in_string = !in_string,
+            Some(_) if in_string => {}
+            Some(b'{' | b'[') => depth += 1,
+            Some(b'}' | b']') => depth -= 1,
+            Some(b':') if depth == 0 => colon = colon.or(Some(at)),
+            Some(b',') | None if depth == 0 => {
+                if let Some(colon) = colon.take()
+                    && let Ok(name) = serde_json::from_str(&inside[start..colon])
+                {
+                    fields.push((name, inside[start..at].trim()));
+                }
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    fields
 }
 
 /// The rows of a file, one after the other; blank lines are passed over.
@@ -334,6 +382,18 @@ mod tests {
             rows[1].with(&added),
             "{\"o\":{\"k\":{}},\"x\":1,\"y\":null}"
         );
+    }
+
+    #[test]
+    fn fields_are_cut_as_they_were_written() {
+        let row = r#"{"a" : 1.50, "b\"\u00e9,{": [1,{"c":","}] ,"d":"}\\","e":{"f":[]},"g":12345678901234567890123}"#;
+        let found = fields(row);
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a", "b\"é,{", "d", "e", "g"]);
+        assert_eq!(found[0].1, r#""a" : 1.50"#);
+        assert_eq!(found[2].1, r#""d":"}\\""#);
+        assert_eq!(found[4].1, r#""g":12345678901234567890123"#);
+        assert!(fields("{ }").is_empty());
     }
 
     #[test]
