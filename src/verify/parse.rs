@@ -15,6 +15,10 @@ const MAX_DEPTH: usize = 60;
 pub struct Parsed {
     pub expr: Expr,
     pub units: Vec<String>,
+    /// currencies before values, and scales of temperature
+    pub signs: Vec<String>,
+    /// whether "and" and "or" stand between its parts
+    pub joined: (bool, bool),
 }
 
 /// Reads a whole answer; None where some of it cannot be read.
@@ -22,7 +26,7 @@ pub fn parse(text: &str, commas: Commas) -> Option<Parsed> {
     if text.len() > MAX_ANSWER_BYTES {
         return None;
     }
-    let mut tokens = tokenize(text, commas)?;
+    let (mut tokens, signs) = tokenize(text, commas)?;
     let is_table = |name: &str| name.contains("matrix") || matches!(name, "array" | "cases");
     let tables = tokens
         .iter()
@@ -40,11 +44,21 @@ pub fn parse(text: &str, commas: Commas) -> Option<Parsed> {
         colons: true,
         bound: Vec::new(),
         units: Vec::new(),
+        signs,
     };
+    let word = |lexeme: &Lexeme, word: &str, sign: char| {
+        matches!(&lexeme.token, Token::Word(w) if w == word) || lexeme.token == Token::Sign(sign)
+    };
+    let joined = (
+        parser.tokens.iter().any(|t| word(t, "and", '∧')),
+        parser.tokens.iter().any(|t| word(t, "or", '∨')),
+    );
     let expr = parser.whole()?;
     Some(Parsed {
         expr,
         units: parser.units,
+        signs: parser.signs,
+        joined,
     })
 }
 
@@ -59,6 +73,7 @@ pub(super) struct Parser {
     /// letters bound by a sum
     pub(super) bound: Vec<String>,
     pub(super) units: Vec<String>,
+    pub(super) signs: Vec<String>,
 }
 
 impl Parser {
@@ -367,7 +382,15 @@ impl Parser {
                 let factor = self.power()?;
                 let proper = matches!(&factor, Expr::Div(n, d)
                     if matches!((&**n, &**d), (Expr::Number(n), Expr::Number(d)) if n.is_integer() && !n.is_negative() && n < d));
-                if fresh && is_fraction && proper && above.len() == 1 && below.is_empty() {
+                // `33\frac13\%`
+                let percent = match &factor {
+                    Expr::Percent(inner) if fresh && is_fraction => Some((**inner).clone()),
+                    _ => None,
+                };
+                if let (Some(part), true) = (percent, above.len() == 1 && below.is_empty()) {
+                    let whole = above.pop()?;
+                    above.push(Expr::Percent(Box::new(Expr::Add(vec![whole, part]))));
+                } else if fresh && is_fraction && proper && above.len() == 1 && below.is_empty() {
                     let whole = above.pop()?;
                     above.push(Expr::Add(vec![whole, factor]));
                 } else if units::is_unit_fraction(&factor) {
@@ -484,10 +507,7 @@ impl Parser {
                 }
                 Some(Token::Sign('°')) => {
                     self.at += 1;
-                    // `20°C` and `20° F` are temperatures
-                    if self.is_word("C") || self.is_word("F") {
-                        self.at += 1;
-                    }
+                    self.temperature();
                     value = Expr::Degree(Box::new(value));
                 }
                 Some(Token::Sign('\'')) => {
@@ -510,9 +530,7 @@ impl Parser {
                 Some(Token::Sign('^')) => {
                     self.at += 1;
                     if self.degree_sign() {
-                        if self.is_word("C") || self.is_word("F") {
-                            self.at += 1;
-                        }
+                        self.temperature();
                         value = Expr::Degree(Box::new(value));
                         continue;
                     }
@@ -526,18 +544,6 @@ impl Parser {
             }
         }
         None
-    }
-
-    /// `\circ` after `^`, braced or not.
-    fn degree_sign(&mut self) -> bool {
-        if self.eat('°') {
-            return true;
-        }
-        let braced = self.is_sign('{')
-            && self.peek_at(1) == Some(&Token::Sign('°'))
-            && self.peek_at(2) == Some(&Token::Sign('}'));
-        self.at += if braced { 3 } else { 0 };
-        braced
     }
 
     /// What stands after `^` or `_`.
