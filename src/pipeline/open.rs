@@ -2,7 +2,7 @@
 //! standard cache; local folders and files need no network.
 
 use crate::data::builtin;
-use crate::model::{Architecture, CausalLm, LoadOptions, ModelConfig, family};
+use crate::model::{Architecture, CausalLm, Head, LoadOptions, ModelConfig, family};
 use crate::progress::Reporter;
 use crate::recipe::plan::{Plan, StudentPlan, StudentSource, model_source};
 use crate::recipe::{Dtype, Init, shipped};
@@ -395,7 +395,7 @@ fn random_config(init: &Init, vocab_of_tokenizer: usize) -> Result<ModelConfig> 
     let architecture = Architecture::parse(&init.architecture)?;
     ModelConfig::from_json(
         &json!({
-            "architectures": [architecture.class_name()],
+            "architectures": [architecture.class_name(Head::Vocabulary)],
             "model_type": init.architecture,
             "hidden_size": init.hidden_size,
             "intermediate_size": init.intermediate_size,
