@@ -325,10 +325,8 @@ impl Fields<'_> {
             return Ok(Head::Vocabulary);
         }
         let labels = self.get("id2label").and_then(Value::as_object);
-        let num_labels = labels.map_or_else(
-            || self.size_or("num_labels", 2),
-            |labels| Ok(labels.len()),
-        )?;
+        let num_labels =
+            labels.map_or_else(|| self.size_or("num_labels", 2), |labels| Ok(labels.len()))?;
         match num_labels {
             1 => Ok(Head::Score),
             n => Err(self.input(&format!(

@@ -94,7 +94,11 @@ impl RewardModel {
         let rows = self.last_tokens(tokens, seq_lens)?;
         let x = ops::in_pool(|| self.lm.residual(tokens, seq_lens))?;
         let picked = x.index_select(&Tensor::new(rows, &self.lm.device)?, 0)?; // [B, C]
-        let h = ops::rms_norm(&picked, self.lm.w(self.lm.norm), self.lm.config.rms_norm_eps)?;
+        let h = ops::rms_norm(
+            &picked,
+            self.lm.w(self.lm.norm),
+            self.lm.config.rms_norm_eps,
+        )?;
         self.head(&h)
     }
 

@@ -269,13 +269,31 @@ mod tests {
     fn mistakes_are_named() {
         for (text, message) in [
             ("beta = 0.0", "`preference.beta = 0.0` must be above 0"),
-            ("label_smoothing = 0.6", "`preference.label_smoothing = 0.6` must"),
-            ("batch_size = 0", "`preference.batch_size = 0` must be at least 1"),
+            (
+                "label_smoothing = 0.6",
+                "`preference.label_smoothing = 0.6` must",
+            ),
+            (
+                "batch_size = 0",
+                "`preference.batch_size = 0` must be at least 1",
+            ),
             ("held_out = 1.0", "`preference.held_out = 1.0` must"),
-            ("max_length = 10\npack_length = 9", "`preference.pack_length = 9` must be at least 10"),
-            ("over_length = \"truncate\"", "`preference.over_length = \"truncate\"`: the end"),
-            ("[build]\nmin_delta = -1.0", "`preference.build.min_delta = -1.0` must"),
-            ("[build]\nby = \"judge\"", "`preference.build.by = \"judge\"` needs `preference.build.judge`"),
+            (
+                "max_length = 10\npack_length = 9",
+                "`preference.pack_length = 9` must be at least 10",
+            ),
+            (
+                "over_length = \"truncate\"",
+                "`preference.over_length = \"truncate\"`: the end",
+            ),
+            (
+                "[build]\nmin_delta = -1.0",
+                "`preference.build.min_delta = -1.0` must",
+            ),
+            (
+                "[build]\nby = \"judge\"",
+                "`preference.build.by = \"judge\"` needs `preference.build.judge`",
+            ),
         ] {
             let e = read(text).unwrap().check().unwrap_err().to_string();
             assert!(e.starts_with(message), "{text}: {e}");

@@ -179,7 +179,12 @@ mod tests {
         let table: RewardModelTable = toml::from_str("").unwrap();
         table.check().unwrap();
         assert_eq!(
-            (table.batch_size, table.learning_rate, table.epochs, table.max_length),
+            (
+                table.batch_size,
+                table.learning_rate,
+                table.epochs,
+                table.max_length
+            ),
             (256, 6e-6, 1, 8192)
         );
     }
@@ -187,13 +192,22 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (text, message) in [
-            ("learning_rate = 0.0", "`reward_model.learning_rate = 0.0` must be above 0"),
-            ("center_coefficient = -1.0", "`reward_model.center_coefficient = -1.0` must"),
+            (
+                "learning_rate = 0.0",
+                "`reward_model.learning_rate = 0.0` must be above 0",
+            ),
+            (
+                "center_coefficient = -1.0",
+                "`reward_model.center_coefficient = -1.0` must",
+            ),
             (
                 "loss = \"pointwise\"\ncenter_coefficient = 0.01",
                 "`reward_model.center_coefficient` means nothing",
             ),
-            ("[build]\nnum_judgements = 3", "`reward_model.build.num_judgements = 3` must be an even"),
+            (
+                "[build]\nnum_judgements = 3",
+                "`reward_model.build.num_judgements = 3` must be an even",
+            ),
             (
                 "[build]\nby = \"shortest\"\nlength_gap = 0.1",
                 "`reward_model.build.length_gap` and `reward_model.build.by = \"shortest\"` contradict",

@@ -1,7 +1,8 @@
 //! Samples to numbers: the weighted sum of rewards, with the part of each.
 //!
 //! This file holds what is scored and the sum; the formulas are in [`shape`], the tags in [`crate::verify::format`], the
-//! model that judges in [`judge`]. Which rewards a run has is [`crate::recipe::reward`].
+//! model that judges in [`judge`], pairs of samples to learn preferences from in [`pairs`]. Which rewards a run has is
+//! [`crate::recipe::reward`].
 //!
 //! A reward that does not apply to a sample (a gold answer nobody can read, a row without tests, a prompt without a
 //! language) has no value: it adds nothing to the sum, says why, and is counted. It is never a 0 or a 1 that looks earned.
@@ -9,6 +10,7 @@
 mod endpoint;
 pub mod judge;
 mod judged;
+pub mod pairs;
 mod retry_after;
 pub mod shape;
 

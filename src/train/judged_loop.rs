@@ -157,7 +157,13 @@ pub fn run(
     while cursor.step < total_steps {
         if job.stop.requested() {
             if cursor.step > saved_step {
-                save(&checkpoints, cursor, learner.weights(), &optimizer, observer)?;
+                save(
+                    &checkpoints,
+                    cursor,
+                    learner.weights(),
+                    &optimizer,
+                    observer,
+                )?;
             }
             return Err(Error::Interrupted {
                 message: format!(
@@ -245,7 +251,13 @@ pub fn run(
             .is_multiple_of(settings.checkpoint_every_steps.max(1))
             || cursor.step == total_steps;
         if due {
-            save(&checkpoints, cursor, learner.weights(), &optimizer, observer)?;
+            save(
+                &checkpoints,
+                cursor,
+                learner.weights(),
+                &optimizer,
+                observer,
+            )?;
             saved_step = cursor.step;
         }
     }
@@ -300,11 +312,7 @@ pub(super) fn group<'a>(
 }
 
 /// Cuts off the rows that are measured: a share of them by the seed, at least one and never all. Order is kept.
-pub fn split(
-    rows: Vec<JudgedRow>,
-    held_out: f64,
-    seed: u64,
-) -> (Vec<JudgedRow>, Vec<JudgedRow>) {
+pub fn split(rows: Vec<JudgedRow>, held_out: f64, seed: u64) -> (Vec<JudgedRow>, Vec<JudgedRow>) {
     let n = rows.len();
     let wanted = (held_out * n as f64).round() as usize;
     let num_held_out = match held_out > 0.0 {

@@ -134,13 +134,8 @@ impl Learner for Policy<'_> {
             batch: &batch,
             tally: Tally::default(),
         };
-        self.model.policy_backward(
-            &batch.batch,
-            1.0,
-            recompute,
-            &mut coefficients,
-            gradients,
-        )?;
+        self.model
+            .policy_backward(&batch.batch, 1.0, recompute, &mut coefficients, gradients)?;
         Ok(coefficients.tally)
     }
 

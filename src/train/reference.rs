@@ -1,9 +1,9 @@
 //! Log-probabilities of the reference: computed once, kept in a file by the content of the sequence, so that a resumed run
 //! reads the same numbers and a second copy of the model is never needed.
 
+use super::SftSettings;
 use super::judged_loop;
 use super::preference::{PairBatch, sums};
-use super::SftSettings;
 use crate::data::JudgedRow;
 use crate::model::CausalLm;
 use crate::progress::Stop;

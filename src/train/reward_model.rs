@@ -78,11 +78,7 @@ fn end_to_end(rows: &[&JudgedRow]) -> (Vec<u32>, Vec<usize>) {
 }
 
 /// Sums over rows, and the derivative by each score.
-fn losses(
-    rows: &[&JudgedRow],
-    scores: &[f32],
-    objective: RewardObjective,
-) -> (Tally, Vec<f32>) {
+fn losses(rows: &[&JudgedRow], scores: &[f32], objective: RewardObjective) -> (Tally, Vec<f32>) {
     let mut tally = Tally {
         num_rows: rows.len(),
         num_trained: scores.len(),
