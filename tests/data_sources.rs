@@ -85,6 +85,9 @@ fn every_schema_is_told_by_its_columns() {
         r#"{"problem":"P","response":"think\nR\nanswer\nA","gold":"G"}"#,
         r#"{"question":"P","reasoning":"R","answer":"A"}"#,
         r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","content":"A","reasoning_content":"R"}]}"#,
+        r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","thinking":"R","content":"A"}]}"#,
+        r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","reasoning_content":"","reasoning":"R","content":"A"}]}"#,
+        r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","reasoning_content":"R","content":"<think>R</think>A"}]}"#,
     ];
     for row in rows {
         let trace = of_row(row);
@@ -521,4 +524,308 @@ fn generations_without_their_mark_can_be_unfinished() {
             "{items:?}"
         );
     }
+}
+
+/// The items of rows in a file of their own.
+fn of_rows(spec: &Traces, rows: &str) -> Result<Vec<Item>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    std::fs::write(&path, rows).unwrap();
+    read(spec, &path)
+}
+
+/// Each item in short: its answer, or why it was dropped.
+fn short(items: &[Item]) -> Vec<&str> {
+    items
+        .iter()
+        .map(|item| match item {
+            Item::Trace(trace) => trace.answer.as_deref().unwrap_or("-"),
+            Item::Dropped { reason, .. } => reason.as_str(),
+        })
+        .collect()
+}
+
+const UNFINISHED: &str = "incomplete: the reasoning does not end";
+const MARKS: &str = "marks such as `<think>` within the reasoning or the answer";
+
+#[test]
+fn reasoning_that_is_no_text_is_not_lost_in_silence() {
+    let row = r#"{"messages":[{"role":"user","content":"P"},{"role":"assistant","content":"A","thinking":[{"text":"R"}]}]}"#;
+    let error = of_rows(&spec(), row).unwrap_err();
+    assert!(
+        error.starts_with(
+            "`a.jsonl:1`: `thinking` of an assistant turn holds a list, expected text"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn labels_judge_each_trace_of_a_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = folder.path().join("labels.jsonl");
+    std::fs::write(
+        &labels,
+        r#"{"id":1,"ok":[true,false,null]}
+{"id":2,"ok":true}
+{"id":3,"ok":[true]}
+{"id":4,"ok":null}
+{"id":5,"ok":[true]}
+"#,
+    )
+    .unwrap();
+    let labelled = |on_bad_row| Traces {
+        labels: Some(Labels {
+            file: labels.to_str().unwrap().into(),
+            key: "id".into(),
+            column: "ok".into(),
+        }),
+        keep: Keep::Correct,
+        on_bad_row,
+        ..spec()
+    };
+    let row = |id: u32, num: usize| {
+        let texts: Vec<String> = (0..num)
+            .map(|n| format!("\"<think>r</think>{n}\""))
+            .collect();
+        let judged: Vec<bool> = (0..num).map(|n| n == 2).collect();
+        format!(
+            "{{\"id\":{id},\"problem\":\"P\",\"generations\":[{}],\"correctness_math_verify\":{judged:?}}}\n",
+            texts.join(",")
+        )
+    };
+    let lenient = labelled(OnBad::Drop);
+    let wrong = "wrong by its verdict";
+    // one by one; where the label says nothing, what the row says
+    let items = of_rows(&lenient, &row(1, 3)).unwrap();
+    assert_eq!(short(&items), ["0", wrong, "2"]);
+    for other in [4, 9] {
+        let items = of_rows(&lenient, &row(other, 3)).unwrap();
+        assert_eq!(short(&items), [wrong, wrong, "2"], "{other}");
+    }
+    assert_eq!(short(&of_rows(&lenient, &row(5, 1)).unwrap()), ["0"]);
+    assert_eq!(short(&of_rows(&lenient, &row(2, 1)).unwrap()), ["0"]);
+
+    let strict = labelled(OnBad::Error);
+    for (id, says) in [
+        (
+            2,
+            "`a.jsonl:1`: the label of `2` has one verdict for 3 traces | a row of several traces takes a list",
+        ),
+        (
+            3,
+            "`a.jsonl:1`: the label of `3` has 1 verdicts for 3 traces | a list of verdicts has one a trace",
+        ),
+    ] {
+        let error = of_rows(&strict, &row(id, 3)).unwrap_err();
+        assert!(error.starts_with(says), "{error}");
+        let items = of_rows(&lenient, &row(id, 3)).unwrap();
+        assert_eq!(short(&items), ["its label cannot be joined"]);
+    }
+}
+
+#[test]
+fn one_verdict_of_a_row_says_nothing_of_its_several_traces() {
+    let correct = Traces {
+        keep: Keep::Correct,
+        ..spec()
+    };
+    let texts = r#""problem":"P","generations":["<think>r</think>A","<think>r</think>B"]"#;
+    let items = of_rows(&correct, &format!(r#"{{{texts},"correct":true}}"#)).unwrap();
+    assert_eq!(short(&items), ["no verdict", "no verdict"]);
+    let items = of_rows(&correct, &format!(r#"{{{texts},"correct":[false,true]}}"#)).unwrap();
+    assert_eq!(short(&items), ["wrong by its verdict", "B"]);
+    let error = of_rows(&correct, &format!(r#"{{{texts},"correct":[true]}}"#)).unwrap_err();
+    assert!(
+        error.starts_with("`a.jsonl:1`: column `correct` has 1 verdicts for 2 traces"),
+        "{error}"
+    );
+
+    let mapped = Traces {
+        columns: columns(&[
+            ("problem", "problem"),
+            ("generation", "generations"),
+            ("correct", "right"),
+        ]),
+        ..correct
+    };
+    let items = of_rows(&mapped, &format!(r#"{{{texts},"right":[false,true]}}"#)).unwrap();
+    assert_eq!(short(&items), ["wrong by its verdict", "B"]);
+    let error = of_rows(&mapped, &format!(r#"{{{texts},"right":true}}"#)).unwrap_err();
+    assert!(
+        error.starts_with("`a.jsonl:1`: column `right` has one verdict for 2 traces | "),
+        "{error}"
+    );
+}
+
+#[test]
+fn conversations_without_their_mark_can_be_unfinished() {
+    let turns = |role: &str, content: &str, text: &str| {
+        format!(
+            r#"[{{"{role}":"user","{content}":"P"}},{{"{role}":"assistant","{content}":"{text}"}}]"#
+        )
+    };
+    let openai = |text: &str| turns("role", "content", text);
+    let mapped = Traces {
+        columns: columns(&[("messages", "turns")]),
+        ..spec()
+    };
+    type Write<'a> = Box<dyn Fn(&str) -> String + 'a>;
+    let schemas: [(Traces, Write); 5] = [
+        (
+            spec(),
+            Box::new(|text| format!(r#"{{"messages":{}}}"#, openai(text))),
+        ),
+        (
+            spec(),
+            Box::new(|text| format!(r#"{{"conversations":{}}}"#, turns("from", "value", text))),
+        ),
+        (
+            spec(),
+            Box::new(|text| format!(r#"{{"reannotated_messages":{}}}"#, openai(text))),
+        ),
+        (
+            spec(),
+            Box::new(|text| {
+                format!(r#"{{"problem":"P","reannotated_assistant_content":"{text}"}}"#)
+            }),
+        ),
+        (
+            mapped,
+            Box::new(|text| format!(r#"{{"turns":{}}}"#, openai(text))),
+        ),
+    ];
+    for (spec, row) in schemas {
+        let rows = format!("{}\n{}\n", row("on and on"), row("r</think>A"));
+        let items = of_rows(&spec, &rows).unwrap();
+        assert_eq!(short(&items), [UNFINISHED, "A"], "{rows}");
+        let rows = format!("{}\n{}\n", row("plain"), row("<think>r</think>A"));
+        let items = of_rows(&spec, &rows).unwrap();
+        assert_eq!(short(&items), ["plain", "A"], "{rows}");
+    }
+    // the thoughts of earlier answers are left out as a rule
+    let several = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"P"},{"role":"assistant","content":"r</think>A"}]}"#;
+    assert_eq!(short(&of_rows(&spec(), several).unwrap()), ["A"]);
+}
+
+#[test]
+fn a_prompt_of_several_turns_is_whole_in_every_schema() {
+    let turns = r#"[{"role":"user","content":"a"},{"role":"assistant","content":"r</think>b"},{"role":"user","content":"P"}]"#;
+    for rest in [
+        r#""problem":TURNS,"generations":["<think>R</think>A"]"#,
+        r#""prompt":TURNS,"generation":"<think>R</think>A""#,
+        r#""problem":TURNS,"reannotated_assistant_content":"<think>R</think>A""#,
+        r#""input":TURNS,"output":"<think>R</think>A""#,
+        r#""problem":TURNS,"response":"<think>R</think>A""#,
+        r#""problem":TURNS,"reasoning":"R","answer":"A""#,
+        r#""problem":TURNS,"solution":"<think>R</think>A","answer":"7""#,
+        r#""messages":TURNS,"reasoning":"R","answer":"A""#,
+    ] {
+        let row = format!("{{{}}}", rest.replace("TURNS", turns));
+        let trace = of_row(&row);
+        let messages = trace.messages();
+        let said: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+        let expected = [
+            "a",
+            "<think>\nr\n</think>\n\nb",
+            "P",
+            "<think>\nR\n</think>\n\nA",
+        ];
+        assert_eq!(said, expected, "{row}");
+    }
+}
+
+#[test]
+fn traces_with_marks_inside_are_dropped() {
+    let rows = r#"{"problem":"P","response":"<think>a</think>b<think>c</think>d"}
+{"question":"P","reasoning":"a</think>b<think>c","answer":"A"}
+{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"<think>a</think>b</think>c"},{"role":"user","content":"P"},{"role":"assistant","content":"A"}]}
+{"problem":"P","response":"<think>a</think><answer>A</answer>\nDone."}
+{"problem":"What is <think> for?","response":"<think>a</think>B"}
+"#;
+    let items = of_rows(&spec(), rows).unwrap();
+    assert_eq!(short(&items), [MARKS, MARKS, MARKS, "A", "B"]);
+}
+
+#[test]
+fn every_system_prompt_is_kept_but_those_that_ask_for_other_marks() {
+    let said = |row: &str| -> Vec<String> {
+        let messages = of_row(row).messages();
+        messages.into_iter().map(|m| m.content).collect()
+    };
+    let system = |text: &str| format!(r#"{{"role":"system","content":"{text}"}}"#);
+    let user = r#"{"role":"user","content":"P"}"#;
+    let (one, two) = (system("S"), system("T"));
+    let other = system("Use <|begin_of_thought|> and so on");
+    for row in [
+        r#"{"messages":[TURNS,{"role":"assistant","content":"A"}]}"#,
+        r#"{"input":[TURNS],"output":"A"}"#,
+        r#"{"problem":[TURNS],"generations":["A"]}"#,
+    ] {
+        let of = |turns: &[&str]| said(&row.replace("TURNS", &turns.join(",")));
+        assert_eq!(of(&[&one, &two, user]), ["S", "T", "P", "A"], "{row}");
+        assert_eq!(of(&[&other, &one, user]), ["S", "P", "A"], "{row}");
+        assert_eq!(of(&[&other, user]), ["P", "A"], "{row}");
+        let earlier = [&other, user, r#"{"role":"assistant","content":"b"}"#, user];
+        assert_eq!(of(&earlier), ["P", "b", "P", "A"], "{row}");
+    }
+    assert_eq!(
+        said(r#"{"input":"P","output":"A","system_prompt":"Use <|begin_of_thought|>"}"#),
+        ["P", "A"]
+    );
+}
+
+#[test]
+fn a_mapped_id_names_the_row() {
+    let mapped = Traces {
+        columns: columns(&[("problem", "p"), ("generation", "out"), ("id", "meta.id")]),
+        ..spec()
+    };
+    let long = "x".repeat(300);
+    let rows = format!(
+        r#"{{"p":"P","out":["A","B"],"meta":{{"id":"q\n1"}}}}
+{{"p":"P","out":"A","meta":{{"id":7}}}}
+{{"p":"P","out":"A","meta":{{"id":null}}}}
+{{"p":"P","out":"","meta":{{"id":"{long}"}}}}
+"#
+    );
+    let items = of_rows(&mapped, &rows).unwrap();
+    let names: Vec<&str> = items
+        .iter()
+        .map(|item| match item {
+            Item::Trace(trace) => trace.name.as_str(),
+            Item::Dropped { name, .. } => name.as_str(),
+        })
+        .collect();
+    let cut = format!("a.jsonl:4 ({})", &long[..100]);
+    let expected = [
+        "a.jsonl:1 (q 1) trace 1",
+        "a.jsonl:1 (q 1) trace 2",
+        "a.jsonl:2 (7)",
+        "a.jsonl:3",
+        &cut,
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn files_of_one_name_are_told_apart_by_their_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["en/a.jsonl", "de/a.jsonl"].map(|name| folder.path().join(name));
+    for path in &files {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, r#"{"problem":"P","response":"A"}"#).unwrap();
+    }
+    let items: Vec<Item> = open(&spec(), &files, 0)
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let names: Vec<&str> = items
+        .iter()
+        .map(|item| match item {
+            Item::Trace(trace) => trace.name.as_str(),
+            Item::Dropped { name, .. } => name.as_str(),
+        })
+        .collect();
+    assert_eq!(names, ["en/a.jsonl:1", "de/a.jsonl:1"]);
 }

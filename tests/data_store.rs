@@ -229,3 +229,89 @@ fn a_wish_to_stop_leaves_no_store() {
     assert!(Store::build(&options(), &sources, &chat(), dir.path(), &Silent, &stop).is_err());
     assert!(Store::open(dir.path()).is_err());
 }
+
+#[test]
+fn what_stands_behind_the_limit_cannot_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    let good = "{\"problem\":\"1\",\"response\":\"2\"}\n";
+    std::fs::write(&path, format!("{good}{{\"problem\":}}\n")).unwrap();
+    let broken = dir.path().join("broken.parquet");
+    std::fs::write(&broken, "PAR1").unwrap();
+    let mut rows = source("rows", &[path, broken]);
+    for limit in [1, 2] {
+        rows.spec.limit = Some(limit);
+        let built = build(&options(), &[rows.clone()], &dir.path().join("store"));
+        match limit {
+            1 => {
+                let (store, report) = built.unwrap();
+                assert_eq!((store.len(), report.num_dropped()), (1, 0));
+                assert!(report.sources[0].limit_reached);
+            }
+            _ => assert!(
+                built
+                    .err()
+                    .unwrap()
+                    .starts_with("`rows.jsonl:2`: invalid JSON")
+            ),
+        }
+    }
+}
+
+#[test]
+fn dropped_rows_are_named_with_their_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = ["a", "b"].map(|name| {
+        let path = dir.path().join(name).join("train.jsonl");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let good = "{\"problem\":\"1\",\"response\":\"2\"}\n";
+        std::fs::write(&path, format!("{good}{}", good.replace('2', ""))).unwrap();
+        source(&format!("{name}/train.jsonl"), &[path])
+    });
+    let at = dir.path().join("store");
+    let (_, report) = build(&options(), &sources, &at).unwrap();
+    assert!(!report.sources[0].limit_reached);
+    let text = std::fs::read_to_string(at.join("dropped.jsonl")).unwrap();
+    let named: Vec<(String, String)> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|line| {
+            let part = |key: &str| line[key].as_str().unwrap().to_string();
+            (part("source"), part("row"))
+        })
+        .collect();
+    let expected = ["a/train.jsonl", "b/train.jsonl"]
+        .map(|source| (source.to_string(), "train.jsonl:2".to_string()));
+    assert_eq!(named, expected);
+}
+
+#[test]
+fn a_conversation_is_one_problem_with_all_its_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    let row = |system: &str, first: &str| {
+        format!(
+            "{{\"messages\":[{system}{{\"role\":\"user\",\"content\":\"{first}\"}},{{\"role\":\"assistant\",\"content\":\"2\"}},{{\"role\":\"user\",\"content\":\"3\"}},{{\"role\":\"assistant\",\"content\":\"4\"}}]}}\n"
+        )
+    };
+    let system = "{\"role\":\"system\",\"content\":\"9\"},";
+    // the third one asks the same as the first; the last two are of one turn, one of them with two system prompts
+    let text = row("", "1")
+        + &row("", "5")
+        + &row(system, "1")
+        + "{\"problem\":\"3\",\"response\":\"4\"}\n"
+        + &format!(
+            "{{\"messages\":[{system}{system}{{\"role\":\"user\",\"content\":\"3\"}},{{\"role\":\"assistant\",\"content\":\"4\"}}]}}\n"
+        );
+    std::fs::write(&path, text).unwrap();
+    let mut rows = source("rows", &[path]);
+    rows.spec.max_per_problem = Some(1);
+    let (store, report) = build(&options(), &[rows], &dir.path().join("store")).unwrap();
+    let names: Vec<String> = (0..store.len()).map(|i| store.name(i)).collect();
+    assert_eq!(names, ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:4"]);
+    assert_eq!(
+        report.dropped[0].reason,
+        "more than 1 traces of its problem"
+    );
+    assert_eq!(report.num_dropped(), 2);
+}

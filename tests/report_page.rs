@@ -170,6 +170,104 @@ fn a_finished_run_is_told_in_full() {
     assert!(html::page(&copy) == page);
 }
 
+/// A pipeline: cold start, rewards, samples, a selection, two evaluations.
+fn pipeline_folder(root: &Path) {
+    let student =
+        json!({"source": {"hub": {"repo": "org/base", "revision": "main"}}, "card": null});
+    let stage = |name: &str, kind: &str, model: Option<&str>, job: Value| json!({"name": name, "kind": kind, "seed": 1, "student": student, "model": model, "job": {kind: job}});
+    let plan = json!({
+        "name": "r1 <2>", "seed": 1, "device": "cpu", "notes": [],
+        "stages": [
+            stage("cold", "sft", None, json!({"traces": [{"source": "t.jsonl"}], "sft": {"epochs": 2}})),
+            stage("rl", "grpo", Some("cold"), json!({"grpo": {"beta": 0.001}})),
+            stage("samples", "generate", Some("rl"), json!({"sampling": {"num_samples": 4}})),
+            stage("chosen", "select", None, json!({"samples": ["@samples"]})),
+            stage("eval-base", "eval", None, json!({"suites": []})),
+            stage("eval-rl", "eval", Some("rl"), json!({"suites": []})),
+        ]
+    });
+    write(root.join("plan.json"), plan.to_string());
+    let done = |stage: &str, result: Value| {
+        write(
+            root.join(stage).join("done.json"),
+            json!({"key": "k", "result": result}).to_string(),
+        );
+    };
+    done(
+        "cold",
+        json!({"num_steps": 3, "num_tokens": 900, "loss": 0.5}),
+    );
+    let line = |step: u64| {
+        json!({"step": step, "loss": 1.0 / step as f64, "learning_rate": 1e-3, "num_tokens": step * 300}).to_string() + "\n"
+    };
+    write(
+        root.join("cold/metrics.jsonl"),
+        (1..=3).map(line).collect::<String>(),
+    );
+    let line = |step: u64| {
+        json!({"step": step, "reward": 0.1 * step as f64, "parts": {"accuracy": 0.05 * step as f64, "format": 1.0 / step as f64}, "entropy": 2.0 / step as f64, "num_prompts": 8}).to_string() + "\n"
+    };
+    write(
+        root.join("rl/metrics.jsonl"),
+        (1..=9).map(line).collect::<String>(),
+    );
+    done(
+        "samples",
+        json!({"num_prompts": 1000, "num_samples": 4000, "correct_share": 0.25, "num_tokens_mean": 81.5, "truncated_share": 0.02}),
+    );
+    done("chosen", json!({"num_kept": 900, "num_traces": 1200}));
+    let counts = json!({
+        "num_prompts": 1000, "num_prompts_kept": 700, "num_samples": 4000, "num_kept": 900, "pass_rate_mean": 0.25, "num_tokens_mean": 70.0,
+        "dropped": [{"reason": "wrong", "count": 3000, "examples": ["p1 sample 2"]}, {"reason": "mixed_language", "count": 100, "examples": ["<p9> sample 1"]}],
+        "mix": [{"source": "general.jsonl", "wanted": 300, "num_traces": 300, "num_dropped": 2}], "num_traces": 1200});
+    write(root.join("chosen/select.json"), counts.to_string());
+    for (stage, pass, ci) in [
+        ("eval-base", 0.1, [0.05, 0.2]),
+        ("eval-rl", 0.4, [0.3, 0.5]),
+    ] {
+        let result = json!({"suite": "arithmetic", "version": "1", "num_problems": 100, "k": 1, "pass@1": pass, "pass@1_ci95": ci});
+        write(root.join(stage).join("eval.json"), result.to_string());
+        let sample = json!({"problem": "p1", "question": "1+1?", "gold": "2", "text": "2", "verdict": "correct", "finish_reason": "stop"});
+        write(
+            root.join(stage).join("samples.jsonl"),
+            format!("{sample}\n"),
+        );
+        done(stage, json!({}));
+    }
+}
+
+#[test]
+fn a_pipeline_shows_every_stage() {
+    let folder = tempfile::tempdir().unwrap();
+    pipeline_folder(folder.path());
+    let data = collect(folder.path()).unwrap();
+    assert_eq!(data.missing, Vec::<String>::new());
+    assert!(data.is_pipeline);
+    let page = html::page(&data);
+    assert_well_formed(&page);
+    for text in [
+        "<td>rl</td><td>grpo</td><td>cold</td><td>not finished</td>",
+        "<td>4,000 samples, 25.0% correct, 81.5 tokens on average, 2.0% cut off</td>",
+        "<td>900 samples kept, 1,200 traces</td>",
+        // the table of evaluations by the stage that left the model
+        "<tr><td>org/base</td><td class=\"n\">10.0% <span class=\"soft\">(5.0% – 20.0%)</span></td></tr>",
+        "<tr><td>rl</td><td class=\"n\">40.0%",
+        "<b>Reward</b> – mean over the samples of a step",
+        "<b>parts accuracy</b>",
+        "<b>Entropy</b>",
+        "900 of 4,000 samples are kept, for 700 of 1,000 prompts",
+        "<tr><td>mixed language</td><td class=\"n\">100</td><td class=\"n\">2.5%</td><td>&lt;p9&gt; sample 1</td></tr>",
+        "Mixed in: 300 traces of general.jsonl, 2 rows passed over.",
+        "Plan: cold",
+    ] {
+        assert!(page.contains(text), "`{text}` is not on the page");
+    }
+    // a number that never changes has no curve
+    assert!(!page.contains("num prompts</b>"));
+    let copy = serde_json::from_str(&serde_json::to_string(&data).unwrap()).unwrap();
+    assert!(html::page(&copy) == page);
+}
+
 #[test]
 fn what_is_missing_is_named() {
     let folder = tempfile::tempdir().unwrap();

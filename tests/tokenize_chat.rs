@@ -497,3 +497,30 @@ fn tokens_of_the_config_are_added() {
         next + 2
     );
 }
+
+#[test]
+fn r1_zero_asks_as_the_paper_prints_it() {
+    let template = include_str!("../models/templates/r1-zero.jinja");
+    let chat = Chat::new(tokenizer(), Some(template)).unwrap();
+    let asked = [Message::new("user", "1+1?")];
+    let text = chat.prompt_text(&asked).unwrap();
+    assert!(
+        text.contains("A conversation between User and Assistant. The user asks"),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("<answer> answer here </answer>. User: 1+1? Assistant:"),
+        "{text}"
+    );
+    // without a token that begins texts, as in Qwen's tokenizers
+    let none: BTreeMap<String, String> =
+        BTreeMap::from([("eos_token".to_string(), "<end>".to_string())]);
+    let bare = distill::tokenize::ChatTemplate::new(template, &none).unwrap();
+    let told = [asked[0].clone(), Message::new("assistant", " <think>")];
+    let text = bare.render(&told, false, &serde_json::Map::new()).unwrap();
+    assert!(text.starts_with("A conversation"), "{text}");
+    assert!(
+        text.ends_with(" User: 1+1? Assistant: <think><end>"),
+        "{text}"
+    );
+}

@@ -7,7 +7,7 @@ use super::store::{Store, Writer};
 use super::{Trace, builtin};
 use crate::progress::{Reporter, Stop};
 use crate::recipe::{OnBad, OverLength, Traces, TrainOn};
-use crate::tokenize::{self, Chat};
+use crate::tokenize::{self, Chat, Message};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Changes whenever the same rows would give another store.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// A batch is full at so many traces or so many bytes of text, whichever comes first.
 const BATCH_TRACES: usize = 512;
 const BATCH_BYTES: usize = 4 << 20;
@@ -160,6 +160,7 @@ impl Build<'_> {
     ) -> Result<()> {
         let mut of_problem: HashMap<u64, usize> = HashMap::new();
         let mut kept = 0;
+        let reached = |kept: usize| spec.limit.is_some_and(|limit| kept >= limit);
         for batch in batches {
             if stop.requested() {
                 return Err(Error::Interrupted {
@@ -172,10 +173,16 @@ impl Build<'_> {
             let num_rows = batch.len() as u64;
             let prepared: Vec<Result<Prepared>> = batch.into_par_iter().map(prepare).collect();
             for row in prepared {
-                if spec.limit.is_some_and(|limit| kept >= limit) {
-                    return Ok(());
+                if !reached(kept) {
+                    kept += usize::from(self.add(row?, spec, &mut of_problem)?);
                 }
-                kept += usize::from(self.add(row?, spec, &mut of_problem)?);
+            }
+            // before the next batch: what stands behind the limit cannot fail
+            if reached(kept) {
+                if let Some(source) = self.report.sources.last_mut() {
+                    source.limit_reached = true;
+                }
+                return Ok(());
             }
             advance(num_rows);
         }
@@ -196,7 +203,7 @@ impl Build<'_> {
                 correct,
             } => {
                 self.report.count_verdict(correct);
-                self.dropped.write(&reason, &name)?;
+                self.dropped.write(&spec.source, &name, &reason)?;
                 self.report.drop_row(&reason, name);
                 return Ok(false);
             }
@@ -217,7 +224,7 @@ impl Build<'_> {
             let used = of_problem.entry(problem).or_default();
             if *used >= most {
                 let reason = format!("more than {most} traces of its problem");
-                self.dropped.write(&reason, &name)?;
+                self.dropped.write(&spec.source, &name, &reason)?;
                 self.report.drop_row(&reason, name);
                 return Ok(false);
             }
@@ -367,7 +374,7 @@ fn prepare(item: Item, chat: &Chat, options: &BuildOptions) -> Result<Prepared> 
         return Ok(dropped(reason.into()));
     }
     Ok(Prepared::Row {
-        problem: hash(trace.problem.trim()),
+        problem: hash_problem(&trace),
         name: trace.name,
         tokens,
         trained,
@@ -381,8 +388,22 @@ fn over_length(max_length: usize) -> String {
     format!("longer than `max_length = {max_length}`")
 }
 
-fn hash(text: &str) -> u64 {
-    let digest = Sha256::digest(text.as_bytes());
+/// What `max_per_problem` counts by: the problem, of a conversation every turn before the answer. System prompts ask nothing.
+fn hash_problem(trace: &Trace) -> u64 {
+    let mut hasher = Sha256::new();
+    let turns = trace.messages.as_deref().unwrap_or_default();
+    let asked = turns.iter().rposition(|m| m.role == "assistant");
+    let turns = &turns[..asked.unwrap_or(0)];
+    let said = |m: &&Message| m.role != "system";
+    if turns.iter().filter(said).count() > 1 {
+        for turn in turns.iter().filter(said) {
+            // as JSON, so that the turns cannot run into each other
+            hasher.update(json!([turn.role, turn.content.trim(), turn.extra]).to_string());
+        }
+    } else {
+        hasher.update(trace.problem.trim());
+    }
+    let digest = hasher.finalize();
     u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
 }
 
@@ -403,11 +424,7 @@ pub fn key(
             .par_iter()
             .map(|path| hash_file(path, stop))
             .collect::<Result<_>>()?;
-        let names: Vec<String> = source
-            .files
-            .iter()
-            .map(|path| super::rows::short_name(path))
-            .collect();
+        let names = super::rows::names(&source.files);
         let labels = source.spec.labels.as_ref();
         let labels = labels
             .map(|labels| hash_file(Path::new(&labels.file), stop))

@@ -99,6 +99,45 @@ pub fn verdict(value: &Value) -> Option<bool> {
     }
 }
 
+/// What a value says about the answers of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judged {
+    One(Option<bool>),
+    /// A list: one a trace.
+    Each(Vec<Option<bool>>),
+}
+
+impl Judged {
+    pub fn of(value: &Value) -> Self {
+        match value {
+            Value::Array(list) => Self::Each(list.iter().map(verdict).collect()),
+            value => Self::One(verdict(value)),
+        }
+    }
+
+    /// A verdict for each of `num_traces`, as `by` gives them.
+    ///
+    /// # Errors
+    /// One verdict for several traces, of which it does not say which one it means; a list of another length.
+    pub fn each(&self, num_traces: usize, by: &str) -> Result<Vec<Option<bool>>> {
+        match self {
+            Self::One(Some(_)) if num_traces > 1 => Err(Error::input(format!(
+                "{by} has one verdict for {num_traces} traces"
+            ))
+            .with_hint(
+                "a row of several traces takes a list of verdicts, one a trace in their order",
+            )),
+            Self::One(verdict) => Ok(vec![*verdict; num_traces]),
+            Self::Each(list) if list.len() != num_traces => Err(Error::input(format!(
+                "{by} has {} verdicts for {num_traces} traces",
+                list.len()
+            ))
+            .with_hint("a list of verdicts has one a trace, in their order")),
+            Self::Each(list) => Ok(list.clone()),
+        }
+    }
+}
+
 /// A conversation: a list of `{role, content}` or `{from, value}`, with the roles of ShareGPT translated.
 pub fn messages(row: &Values, path: &str) -> Result<Vec<Message>> {
     let Some(list) = list(row, path)? else {
@@ -147,6 +186,7 @@ fn message(value: &Value, path: &str) -> Result<Message> {
 
 /// A prompt that is a text or a conversation: system prompt and last user turn where it is no more than that, else also
 /// the whole conversation.
+#[derive(Clone)]
 pub struct Prompt {
     pub system: Option<String>,
     pub problem: String,
@@ -165,15 +205,22 @@ pub fn prompt(row: &Values, path: &str) -> Result<Prompt> {
     })
 }
 
-/// The same of a conversation that ends before the assistant's turn.
-pub fn prompt_of(turns: Vec<Message>) -> Prompt {
+/// The same of a conversation that ends before the assistant's turn. System prompts that ask for other marks go.
+pub fn prompt_of(mut turns: Vec<Message>) -> Prompt {
+    turns.retain(|m| m.role != "system" || !thinking::asks_for_other_marks(&m.content));
     let of = |role: &str| turns.iter().rfind(|m| m.role == role);
     let system = of("system")
         .map(|m| m.content.clone())
-        .filter(|s| !s.trim().is_empty() && !thinking::asks_for_other_marks(s));
+        .filter(|s| !s.trim().is_empty());
     let problem = of("user").map(|m| m.content.clone()).unwrap_or_default();
-    let simple = turns.iter().filter(|m| m.role == "user").count() <= 1
-        && turns.iter().all(|m| m.role == "user" || m.role == "system");
+    let mut roles = turns
+        .iter()
+        .filter(|m| m.role != "system" || !m.content.trim().is_empty())
+        .map(|m| m.role.as_str())
+        .peekable();
+    roles.next_if_eq(&"system");
+    roles.next_if_eq(&"user");
+    let simple = roles.next().is_none();
     Prompt {
         system,
         problem,

@@ -1,6 +1,6 @@
 //! Verdicts that stand in a file of their own, joined to the rows by a key (`[traces.labels]`).
 
-use super::columns::{self, Values, get, missing};
+use super::columns::{self, Judged, Values, get, missing};
 use super::rows;
 use super::trace::Verdict;
 use crate::recipe;
@@ -15,11 +15,11 @@ use std::path::Path;
 pub struct Labels {
     by: String,
     key: String,
-    verdicts: HashMap<String, Option<bool>>,
+    verdicts: HashMap<String, Judged>,
 }
 
 impl Labels {
-    /// Reads the file; one verdict a key.
+    /// Reads the file; one verdict a key, or a list of them.
     ///
     /// # Errors
     /// A row that cannot be read or lacks a column, a key with two different verdicts.
@@ -33,7 +33,7 @@ impl Labels {
             if !columns::has(&row.values, &spec.column) {
                 return Err(place(missing(&row.values, &spec.column)));
             }
-            let verdict = get(&row.values, &spec.column).and_then(columns::verdict);
+            let verdict = get(&row.values, &spec.column).map_or(Judged::One(None), Judged::of);
             match verdicts.entry(key) {
                 Entry::Vacant(entry) => {
                     entry.insert(verdict);
@@ -54,16 +54,21 @@ impl Labels {
         })
     }
 
-    /// What the file says about a row; a row that it does not name is unknown.
+    /// What the file says about each of a row's traces; a row that it does not name is unknown.
     ///
     /// # Errors
-    /// The row has no key.
-    pub fn verdict(&self, row: &Values) -> Result<Verdict> {
+    /// The row has no key, or the file does not have one verdict a trace.
+    pub fn verdicts(&self, row: &Values, num_traces: usize) -> Result<Vec<Verdict>> {
         let key = key(row, &self.key)?;
-        Ok(Verdict {
+        let verdicts = match self.verdicts.get(&key) {
+            Some(judged) => judged.each(num_traces, &format!("the label of `{key}`"))?,
+            None => vec![None; num_traces],
+        };
+        let by = |correct| Verdict {
             by: self.by.clone(),
-            correct: self.verdicts.get(&key).copied().flatten(),
-        })
+            correct,
+        };
+        Ok(verdicts.into_iter().map(by).collect())
     }
 }
 

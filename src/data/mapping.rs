@@ -1,6 +1,6 @@
 //! Rows to traces where the recipe says itself which column holds what (`[traces.columns]`).
 
-use super::columns::{self, Prompt, Values, missing, text};
+use super::columns::{self, Judged, Prompt, Values, missing, text};
 use super::schema::{answer, conversation, halves, place_system};
 use super::thinking::{self, Parts};
 use super::trace::{Trace, Verdict};
@@ -23,6 +23,9 @@ pub const PARTS: [&str; 11] = [
     "finish_reason",
     "id",
 ];
+
+/// Of a longer id, so many characters name its row.
+const MAX_ID_CHARS: usize = 100;
 
 /// Part to column; dots go into objects and lists.
 #[derive(Clone, Debug)]
@@ -65,7 +68,7 @@ impl Mapping {
 
     /// The column whose texts carry the marks of thinking.
     pub fn marked(&self) -> Option<&str> {
-        self.column("generation")
+        self.column("messages").or(self.column("generation"))
     }
 
     /// That every mapped column is there, by the first row of a file.
@@ -88,8 +91,12 @@ impl Mapping {
     /// # Errors
     /// A column that holds something else than its part.
     pub fn traces(&self, row: &Values, place: &str, opened: bool) -> Result<Vec<Trace>> {
+        let place = match self.text(row, "id")? {
+            Some(id) => format!("{place} ({})", shown(&id)),
+            None => place.to_string(),
+        };
         let mut base = Trace {
-            name: place.to_string(),
+            name: place.clone(),
             gold: self.text(row, "gold")?,
             domain: self.text(row, "domain")?,
             finish_reason: self.text(row, "finish_reason")?,
@@ -98,7 +105,7 @@ impl Mapping {
         };
         let system = self
             .text(row, "system")?
-            .filter(|system| !system.trim().is_empty());
+            .filter(|system| thinking::is_usable(system));
         let correct = self
             .column("correct")
             .and_then(|path| columns::get(row, path));
@@ -112,8 +119,7 @@ impl Mapping {
                 }
                 base.system = Some(system);
             }
-            self.judge(&mut base, correct, None);
-            return Ok(vec![base]);
+            return self.judged(vec![base], correct);
         }
         let generations = match self.column("generation") {
             None => None,
@@ -125,9 +131,8 @@ impl Mapping {
         let Some(generations) = generations else {
             let parts = halves(self.text(row, "reasoning")?, self.text(row, "answer")?);
             let mut trace = base;
-            answer(&mut trace, self.prompt(row, system)?, parts);
-            self.judge(&mut trace, correct, None);
-            return Ok(vec![trace]);
+            answer(&mut trace, self.prompt(row, system)?, parts)?;
+            return self.judged(vec![trace], correct);
         };
         let several = generations.len() > 1;
         let mut traces = Vec::with_capacity(generations.len());
@@ -137,11 +142,10 @@ impl Mapping {
                 trace.name = format!("{place} trace {}", index + 1);
             }
             let parts: Parts = thinking::split(generation, opened);
-            answer(&mut trace, self.prompt(row, system.clone())?, parts);
-            self.judge(&mut trace, correct, Some(index));
+            answer(&mut trace, self.prompt(row, system.clone())?, parts)?;
             traces.push(trace);
         }
-        Ok(traces)
+        self.judged(traces, correct)
     }
 
     fn prompt(&self, row: &Values, system: Option<String>) -> Result<Prompt> {
@@ -151,20 +155,28 @@ impl Mapping {
         Ok(prompt)
     }
 
-    /// Adds the verdict of the mapped column, of a list the entry of this generation.
-    fn judge(&self, trace: &mut Trace, correct: Option<&Value>, index: Option<usize>) {
+    /// The traces with the verdicts of the mapped column.
+    fn judged(&self, mut traces: Vec<Trace>, correct: Option<&Value>) -> Result<Vec<Trace>> {
         let Some(by) = self.column("correct") else {
-            return;
+            return Ok(traces);
         };
-        let value = match (correct, index) {
-            (Some(Value::Array(list)), index) => list.get(index.unwrap_or(0)),
-            (value, _) => value,
-        };
-        trace.verdicts.push(Verdict {
-            by: by.to_string(),
-            correct: value.and_then(columns::verdict),
-        });
+        let judged = correct.map_or(Judged::One(None), Judged::of);
+        let verdicts = judged.each(traces.len(), &format!("column `{by}`"))?;
+        for (trace, correct) in traces.iter_mut().zip(verdicts) {
+            trace.verdicts.push(Verdict {
+                by: by.to_string(),
+                correct,
+            });
+        }
+        Ok(traces)
     }
+}
+
+/// An id within a name: one short line.
+fn shown(id: &str) -> String {
+    let line = id.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let line: String = line.take(MAX_ID_CHARS).collect();
+    line.trim().to_string()
 }
 
 fn texts(list: &[Value], path: &str) -> Result<Vec<String>> {

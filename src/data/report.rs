@@ -65,6 +65,9 @@ pub struct SourceReport {
     pub kept: u64,
     pub dropped: u64,
     pub tokens: u64,
+    /// Whether so many rows were kept as its `limit` allows: what stands behind the last of them is in no count.
+    #[serde(default)]
+    pub limit_reached: bool,
 }
 
 /// Rows by verdict.
@@ -143,7 +146,7 @@ impl BuildReport {
     }
 }
 
-/// Writes [`DROPPED`]: one line `{"row": ..., "reason": ...}` for every row left out, in their order. It takes its name when
+/// Writes [`DROPPED`]: one line `{"source": ..., "row": ..., "reason": ...}` for every row left out, in their order. It takes its name when
 /// the store is done.
 pub(super) struct DropLog {
     file: BufWriter<File>,
@@ -162,9 +165,9 @@ impl DropLog {
         })
     }
 
-    pub fn write(&mut self, reason: &str, name: &str) -> Result<()> {
-        writeln!(self.file, "{}", json!({"row": name, "reason": reason}))
-            .map_err(|e| Error::io("writing", &self.beside, e))
+    pub fn write(&mut self, source: &str, name: &str, reason: &str) -> Result<()> {
+        let line = json!({"source": source, "row": name, "reason": reason});
+        writeln!(self.file, "{line}").map_err(|e| Error::io("writing", &self.beside, e))
     }
 
     pub fn finish(self) -> Result<()> {
@@ -231,14 +234,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut log = DropLog::create(dir.path()).unwrap();
         for n in 0..7 {
-            log.write("no answer", &format!("f:{n}")).unwrap();
+            log.write("a", &format!("f:{n}"), "no answer").unwrap();
         }
         assert!(!dir.path().join(DROPPED).exists());
         log.finish().unwrap();
         let text = fs::read_to_string(dir.path().join(DROPPED)).unwrap();
         assert_eq!(text.lines().count(), 7);
         let row: serde_json::Value = serde_json::from_str(text.lines().nth(6).unwrap()).unwrap();
-        assert_eq!(row, json!({"row": "f:6", "reason": "no answer"}));
+        assert_eq!(
+            row,
+            json!({"source": "a", "row": "f:6", "reason": "no answer"})
+        );
     }
 
     #[test]

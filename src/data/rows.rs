@@ -5,9 +5,10 @@ use super::columns::{Values, kind};
 use super::parquet::ParquetRows;
 use crate::{Error, Result};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A row and where it stands: `file.jsonl:17` or `file.parquet row 17`.
 #[derive(Clone, Debug)]
@@ -42,8 +43,15 @@ enum Format {
 /// # Errors
 /// A file that cannot be opened, is empty, or whose name does not say what it holds.
 pub fn open(path: &Path) -> Result<Rows> {
-    let name = short_name(path);
-    let (format, packed) = format(&name)?;
+    open_as(path, short_name(path))
+}
+
+/// The same where the places of the rows begin with `name`.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_as(path: &Path, name: String) -> Result<Rows> {
+    let (format, packed) = format(&short_name(path))?;
     let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
     let size = file
         .metadata()
@@ -75,6 +83,30 @@ pub fn short_name(path: &Path) -> String {
         Some(name) => name.to_string_lossy().into_owned(),
         None => path.display().to_string(),
     }
+}
+
+/// Names that tell the files of a source apart: the last parts of their paths, as few as that takes.
+pub fn names(paths: &[PathBuf]) -> Vec<String> {
+    let parts: Vec<Vec<String>> = paths
+        .iter()
+        .map(|path| {
+            let parts = path.components();
+            parts.map(|part| part.as_os_str().to_string_lossy().into_owned())
+        })
+        .map(Iterator::collect)
+        .collect();
+    let deepest = parts.iter().map(Vec::len).max().unwrap_or(0);
+    let named = |depth: usize| -> Vec<String> {
+        parts
+            .iter()
+            .map(|parts| parts[parts.len().saturating_sub(depth)..].join("/"))
+            .collect()
+    };
+    let distinct = |names: &[String]| names.iter().collect::<HashSet<_>>().len() == names.len();
+    (1..=deepest)
+        .map(named)
+        .find(|names| distinct(names))
+        .unwrap_or_else(|| paths.iter().map(|path| short_name(path)).collect())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

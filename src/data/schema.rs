@@ -1,10 +1,11 @@
 //! The schemas of the published trace data sets, told apart by their columns, and each one's way to [`Trace`]s.
 //! What a recipe maps itself is read in [`super::mapping`].
 
-use super::columns::{self, Prompt, Values, required, text};
+use super::columns::{self, Judged, Prompt, Values, required, text};
 use super::thinking::{self, Parts};
 use super::trace::{Trace, Verdict};
 use crate::tokenize::Message;
+use crate::tokenize::template::REASONING_FIELDS;
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -79,6 +80,22 @@ pub fn detect(row: &Values) -> Option<Schema> {
     })
 }
 
+/// The column of a row whose texts carry the marks of thinking: a text, a list of texts, or a conversation.
+pub(super) fn marked(schema: Schema, row: &Values) -> Option<&'static str> {
+    Some(match schema {
+        Schema::Generations => "generations",
+        Schema::Generation => "generation",
+        Schema::ReannotatedMessages => "reannotated_messages",
+        Schema::ReannotatedContent => "reannotated_assistant_content",
+        Schema::Messages | Schema::SplitAfterMessages => "messages",
+        Schema::Conversations => "conversations",
+        Schema::InputOutput => "output",
+        Schema::Response => response_column(row),
+        Schema::Solution => "solution",
+        Schema::SplitDeepseek | Schema::S1k | Schema::Split => return None,
+    })
+}
+
 /// That no schema fits: which columns there are, and the way out.
 pub fn unknown(row: &Values) -> Error {
     let names: Vec<&str> = row.keys().map(String::as_str).collect();
@@ -129,9 +146,12 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
             trace.gold = text(row, "solution")?;
         }
         Schema::ReannotatedContent => {
-            ask(&mut trace, columns::prompt(row, problem_column(row))?)?;
             let content = required(row, "reannotated_assistant_content")?;
-            trace.set_parts(thinking::split(&content, opened));
+            answer(
+                &mut trace,
+                columns::prompt(row, problem_column(row))?,
+                thinking::split(&content, opened),
+            )?;
             trace.gold = text(row, "solution")?;
         }
         Schema::Generation => {
@@ -140,8 +160,8 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
             } else {
                 problem_column(row)
             };
-            ask(&mut trace, columns::prompt(row, prompt)?)?;
-            trace.set_parts(thinking::split(&required(row, "generation")?, opened));
+            let parts = thinking::split(&required(row, "generation")?, opened);
+            answer(&mut trace, columns::prompt(row, prompt)?, parts)?;
             trace.gold = gold(row);
         }
         Schema::SplitAfterMessages => {
@@ -151,10 +171,10 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
                 last.filter(|m| m.role == "assistant" && !m.content.trim().is_empty())
             {
                 // the turn is what was said; `answer` beside it is the short form to check it by
-                if turn(last, false).reasoning.is_none()
+                if turn(last, false)?.reasoning.is_none()
                     && let Some(reasoning) = text(row, "reasoning")?
                 {
-                    let key = "reasoning_content".to_string();
+                    let key = REASONING_FIELDS[0].to_string();
                     last.extra.insert(key, Value::String(reasoning));
                 }
                 whole(turns, row, &mut trace, opened)?;
@@ -166,7 +186,7 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
                         .map_or(0, |at| at + 1),
                 );
                 let parts = halves(text(row, "reasoning")?, text(row, "answer")?);
-                answer(&mut trace, columns::prompt_of(turns), parts);
+                answer(&mut trace, columns::prompt_of(turns), parts)?;
             }
         }
         Schema::Messages | Schema::Conversations => {
@@ -178,15 +198,14 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
         }
         Schema::InputOutput => {
             let mut prompt = columns::prompt(row, "input")?;
-            if let Some(system) = text(row, "system_prompt")?.filter(|s| !s.trim().is_empty()) {
+            if let Some(system) = text(row, "system_prompt")?.filter(|s| thinking::is_usable(s)) {
                 prompt.system.get_or_insert(system);
             }
             let parts = thinking::split(&required(row, "output")?, opened);
-            answer(&mut trace, prompt, parts);
+            answer(&mut trace, prompt, parts)?;
         }
         Schema::Response => {
-            let column = RESPONSE.iter().find(|name| row.contains_key(**name));
-            let column = column.copied().unwrap_or(RESPONSE[0]);
+            let column = response_column(row);
             let prompt = columns::prompt(row, problem_column(row))?;
             let parts = match columns::get(row, column) {
                 Some(Value::Array(_)) => {
@@ -196,7 +215,7 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
                 }
                 _ => thinking::split(&required(row, column)?, opened),
             };
-            answer(&mut trace, prompt, parts);
+            answer(&mut trace, prompt, parts)?;
             trace.gold = gold(row);
         }
         Schema::Split => {
@@ -205,14 +224,18 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
                 &mut trace,
                 columns::prompt(row, problem_column(row))?,
                 parts,
-            );
+            )?;
             trace.gold = text(row, "gold")?;
         }
         Schema::Solution => {
-            ask(&mut trace, columns::prompt(row, problem_column(row))?)?;
             trace.gold = text(row, "answer")?;
             let solution = required(row, "solution")?;
-            trace.set_parts(worked(&solution, trace.gold.as_deref(), opened));
+            let parts = worked(&solution, trace.gold.as_deref(), opened);
+            answer(
+                &mut trace,
+                columns::prompt(row, problem_column(row))?,
+                parts,
+            )?;
         }
     }
     for column in VERDICTS {
@@ -221,7 +244,8 @@ pub fn traces(schema: Schema, row: &Values, place: &str, opened: bool) -> Result
     Ok(vec![trace])
 }
 
-/// One trace a generation, with what the lists beside say of it.
+/// One trace a generation, with what the lists beside say of it. One verdict for a row of several generations says nothing
+/// of any of them.
 fn generations(row: &Values, base: Trace, opened: bool) -> Result<Vec<Trace>> {
     let prompt = columns::prompt(row, problem_column(row))?;
     let generations =
@@ -245,6 +269,16 @@ fn generations(row: &Values, base: Trace, opened: bool) -> Result<Vec<Trace>> {
             )));
         }
     }
+    let mut of_columns = Vec::new();
+    for column in VERDICTS {
+        if let Some(value) = row.get(column) {
+            let verdicts = match Judged::of(value) {
+                Judged::One(_) if generations.len() > 1 => vec![None; generations.len()],
+                judged => judged.each(generations.len(), &format!("column `{column}`"))?,
+            };
+            of_columns.push((column, verdicts));
+        }
+    }
     let mut traces = Vec::with_capacity(generations.len());
     for (index, generation) in generations.iter().enumerate() {
         let Value::String(generation) = generation else {
@@ -254,8 +288,6 @@ fn generations(row: &Values, base: Trace, opened: bool) -> Result<Vec<Trace>> {
         let at = |which: usize| of_each[which].map(|values| &values[index]);
         let mut trace = Trace {
             name: format!("{} trace {}", base.name, index + 1),
-            problem: prompt.problem.clone(),
-            system: prompt.system.clone(),
             gold: text(row, "answer")?.or(text(row, "solution")?),
             complete: at(0).and_then(Value::as_bool),
             finish_reason: at(1).and_then(Value::as_str).map(String::from),
@@ -269,17 +301,14 @@ fn generations(row: &Values, base: Trace, opened: bool) -> Result<Vec<Trace>> {
                 });
             }
         }
-        for column in VERDICTS {
-            // one for the row, or one a generation
-            match row.get(column) {
-                Some(Value::Array(list)) => trace.verdicts.push(Verdict {
-                    by: column.into(),
-                    correct: list.get(index).and_then(columns::verdict),
-                }),
-                _ => add_verdict(&mut trace, row, column),
-            }
+        for (column, verdicts) in &of_columns {
+            trace.verdicts.push(Verdict {
+                by: (*column).into(),
+                correct: verdicts[index],
+            });
         }
-        trace.set_parts(thinking::split(generation, opened));
+        let parts = thinking::split(generation, opened);
+        answer(&mut trace, prompt.clone(), parts)?;
         traces.push(trace);
     }
     Ok(traces)
@@ -299,62 +328,52 @@ fn whole(mut messages: Vec<Message>, row: &Values, trace: &mut Trace, opened: bo
     Ok(())
 }
 
-/// A whole conversation: the common one-turn form, or the messages as they are with every assistant's text in the form
-/// that is trained.
+/// A whole conversation up to its last answer. `opened` is of that answer: what earlier answers thought is often left out.
 pub(super) fn conversation(
     mut messages: Vec<Message>,
     trace: &mut Trace,
     opened: bool,
 ) -> Result<()> {
-    messages.retain(|m| m.role != "system" || !thinking::asks_for_other_marks(&m.content));
-    let last = messages
-        .iter()
-        .rposition(|m| m.role == "assistant")
-        .ok_or_else(|| Error::input("the conversation has no assistant turn"))?;
-    messages.truncate(last + 1);
-    if let Some(answer) = messages
+    let Some(last) = messages.iter().rposition(|m| m.role == "assistant") else {
+        return Err(Error::input("the conversation has no assistant turn"));
+    };
+    if let Some(answer) = messages[..=last]
         .iter()
         .find_map(|m| info(m, "reference_answer").filter(|answer| !answer.is_empty()))
     {
         trace.gold = Some(answer);
     }
-    for message in messages.iter_mut().filter(|m| m.role == "assistant") {
-        let parts = turn(message, opened);
-        message.content = thinking::join(
-            parts.reasoning.as_deref(),
-            parts.answer.as_deref().unwrap_or_default(),
-        );
-        for key in ["info", "reasoning_content", "reasoning"] {
-            message.extra.remove(key);
-        }
-        trace.set_parts(parts);
-    }
-    messages.pop();
-    let prompt = columns::prompt_of(messages);
-    let parts = Parts {
-        reasoning: trace.reasoning.take(),
-        answer: trace.answer.take(),
-        complete: true,
-    };
-    answer(trace, prompt, parts);
-    Ok(())
+    let parts = turn(&messages[last], opened)?;
+    messages.truncate(last);
+    answer(trace, columns::prompt_of(messages), parts)
 }
 
 /// Reasoning and answer of an assistant's turn: beside the text where it is kept there, else inside it.
-fn turn(message: &Message, opened: bool) -> Parts {
+fn turn(message: &Message, opened: bool) -> Result<Parts> {
     if let (Some(think), Some(answer)) = (
         info(message, "think_content").filter(|t| !t.trim().is_empty()),
         info(message, "answer_content"),
     ) {
-        return halves(Some(think), Some(answer));
+        return Ok(halves(Some(think), Some(answer)));
     }
-    let beside = ["reasoning_content", "reasoning"]
-        .iter()
-        .find_map(|key| message.extra.get(*key)?.as_str());
-    match beside.filter(|text| !text.trim().is_empty()) {
-        Some(reasoning) => halves(Some(reasoning.to_string()), Some(message.content.clone())),
-        None => thinking::split(&message.content, opened),
+    for field in REASONING_FIELDS {
+        match message.extra.get(field) {
+            Some(Value::String(reasoning)) if !reasoning.trim().is_empty() => {
+                return Ok(halves(
+                    Some(reasoning.clone()),
+                    Some(message.content.clone()),
+                ));
+            }
+            Some(other @ (Value::Array(_) | Value::Object(_))) => {
+                let kind = columns::kind(other);
+                return Err(Error::input(format!(
+                    "`{field}` of an assistant turn holds {kind}, expected text"
+                )));
+            }
+            _ => {}
+        }
     }
+    Ok(thinking::split(&message.content, opened))
 }
 
 /// A text in a message's `info` (AM-DeepSeek-R1-Distilled).
@@ -362,30 +381,33 @@ fn info(message: &Message, key: &str) -> Option<String> {
     Some(message.extra.get("info")?.get(key)?.as_str()?.to_string())
 }
 
-/// Puts in the prompt; one of several turns has no place in schemas of one problem.
-fn ask(trace: &mut Trace, prompt: Prompt) -> Result<()> {
-    if prompt.turns.is_some() {
-        return Err(Error::input("the prompt has several turns"));
-    }
-    trace.problem = prompt.problem;
-    trace.system = prompt.system;
-    Ok(())
-}
-
-/// Puts in a prompt, of one turn or several, and what was answered.
-pub(super) fn answer(trace: &mut Trace, prompt: Prompt, parts: Parts) {
+/// Puts in a prompt, of one turn or several, and what was answered. Earlier answers get the form that is trained.
+pub(super) fn answer(trace: &mut Trace, prompt: Prompt, parts: Parts) -> Result<()> {
     trace.problem = prompt.problem;
     trace.system = prompt.system;
     trace.set_parts(parts);
-    trace.messages = prompt.turns.map(|mut turns| {
-        if let Some(system) = &trace.system {
-            place_system(&mut turns, system);
+    let Some(mut turns) = prompt.turns else {
+        return Ok(());
+    };
+    for message in turns.iter_mut().filter(|m| m.role == "assistant") {
+        let parts = turn(message, false)?;
+        if !parts.complete {
+            trace.complete = Some(false);
         }
-        let answer = trace.answer.as_deref().unwrap_or_default();
-        let content = thinking::join(trace.reasoning.as_deref(), answer);
-        turns.push(Message::new("assistant", content));
-        turns
-    });
+        let answer = parts.answer.as_deref().unwrap_or_default();
+        message.content = thinking::join(parts.reasoning.as_deref(), answer);
+        message
+            .extra
+            .retain(|name, _| name != "info" && !REASONING_FIELDS.contains(&name.as_str()));
+    }
+    if let Some(system) = &trace.system {
+        place_system(&mut turns, system);
+    }
+    let answer = trace.answer.as_deref().unwrap_or_default();
+    let content = thinking::join(trace.reasoning.as_deref(), answer);
+    turns.push(Message::new("assistant", content));
+    trace.messages = Some(turns);
+    Ok(())
 }
 
 /// Puts a system prompt that stands beside a conversation into it, in place of the one with which it begins.
@@ -400,19 +422,9 @@ pub(super) fn place_system(turns: &mut Vec<Message>, system: &str) {
     }
 }
 
-/// Reasoning and answer from two columns; marks that were left in fall away.
+/// Reasoning and answer from two columns.
 pub(super) fn halves(reasoning: Option<String>, answer: Option<String>) -> Parts {
-    let filled = |text: String| (!text.trim().is_empty()).then(|| text.trim().to_string());
-    let reasoning = reasoning.map(|text| {
-        let text = text.trim();
-        let text = text.strip_prefix("<think>").unwrap_or(text);
-        text.strip_suffix("</think>").unwrap_or(text).to_string()
-    });
-    Parts {
-        reasoning: reasoning.and_then(filled),
-        answer: answer.and_then(filled),
-        complete: true,
-    }
+    thinking::pair(reasoning.as_deref(), answer.as_deref())
 }
 
 /// A worked solution without marks: it reasons up to its final answer.
@@ -437,6 +449,11 @@ fn problem_column(row: &Values) -> &'static str {
         .iter()
         .find(|name| columns::get(row, name).is_some());
     found.copied().unwrap_or(PROBLEM[0])
+}
+
+fn response_column(row: &Values) -> &'static str {
+    let found = RESPONSE.iter().find(|name| row.contains_key(**name));
+    found.copied().unwrap_or(RESPONSE[0])
 }
 
 fn gold(row: &Values) -> Option<String> {

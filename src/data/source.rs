@@ -2,12 +2,13 @@
 //! verdicts joined, and rows that cannot be used named with the reason. How many of them are used is decided in
 //! [`super::build`].
 
+use super::columns::Values;
 use super::labels::Labels;
 use super::mapping::Mapping;
 use super::rows::{self, BadRow, Row, Rows};
 use super::schema;
 use super::trace::Trace;
-use super::{builtin, thinking};
+use super::{builtin, columns, thinking};
 use crate::recipe::{Keep, OnBad, Traces};
 use crate::{Error, Result};
 use serde_json::Value;
@@ -63,7 +64,7 @@ pub fn open(
         labels: spec.labels.as_ref().map(Labels::load).transpose()?,
         keep: spec.keep,
         on_bad_row: spec.on_bad_row,
-        files: files.to_vec().into(),
+        files: files.iter().cloned().zip(rows::names(files)).collect(),
         rows: None,
         opened: false,
         ready: VecDeque::new(),
@@ -76,7 +77,8 @@ struct Source {
     labels: Option<Labels>,
     keep: Keep,
     on_bad_row: OnBad,
-    files: VecDeque<PathBuf>,
+    /// With the names that begin the places of their rows.
+    files: VecDeque<(PathBuf, String)>,
     /// Rows of the file being read.
     rows: Option<Rows>,
     /// Whether the prompts of this file's teacher ended with `<think>`.
@@ -88,10 +90,10 @@ struct Source {
 impl Source {
     /// The next file; its first rows are looked at and put back.
     fn next_file(&mut self) -> Result<bool> {
-        let Some(path) = self.files.pop_front() else {
+        let Some((path, name)) = self.files.pop_front() else {
             return Ok(false);
         };
-        let mut rows = rows::open(&path)?;
+        let mut rows = rows::open_as(&path, name)?;
         let mut first = Vec::with_capacity(NUM_PEEKED);
         while first.len() < NUM_PEEKED
             && let Some(row) = rows.next()
@@ -117,49 +119,41 @@ impl Source {
     }
 
     fn closes_unopened(&self, row: &Row) -> bool {
-        let traces = match &self.mapping {
-            Some(mapping) if mapping.marked().is_none() => return false,
-            Some(mapping) => {
-                let column = mapping.marked().unwrap_or_default();
-                return super::columns::get(&row.values, column).is_some_and(any_closes_unopened);
-            }
-            None => &row.values,
+        let column = match &self.mapping {
+            Some(mapping) => mapping.marked(),
+            None => schema::detect(&row.values).and_then(|s| schema::marked(s, &row.values)),
         };
-        [
-            "response",
-            "completion",
-            "output",
-            "generation",
-            "generations",
-        ]
-        .iter()
-        .filter_map(|name| traces.get(*name))
-        .any(any_closes_unopened)
+        column.is_some_and(|column| any_closes_unopened(&row.values, column))
     }
 
-    /// The traces of a row with their verdicts.
+    /// The traces of a row.
     fn traces(&self, row: &Row) -> Result<Vec<Trace>> {
-        let mut traces = match &self.mapping {
+        match &self.mapping {
             Some(mapping) => mapping.traces(&row.values, &row.place, self.opened),
             None => match schema::detect(&row.values) {
                 Some(schema) => schema::traces(schema, &row.values, &row.place, self.opened),
                 None => Err(schema::unknown(&row.values)),
             },
         }
-        .map_err(|e| e.at(format!("`{}`", row.place)))?;
-        if let Some(labels) = &self.labels {
-            let verdict = labels
-                .verdict(&row.values)
-                .map_err(|e| e.at(format!("`{}`", row.place)))?;
-            for trace in &mut traces {
-                // who joins a label file means it to overrule what the rows say
-                if verdict.correct.is_some() {
-                    trace.verdicts.clear();
-                }
-                trace.verdicts.push(verdict.clone());
+        .map_err(|e| e.at(format!("`{}`", row.place)))
+    }
+
+    /// Joins the verdicts of the label file.
+    fn label(&self, row: &Row, traces: &mut [Trace]) -> Result<()> {
+        let Some(labels) = self.labels.as_ref().filter(|_| !traces.is_empty()) else {
+            return Ok(());
+        };
+        let verdicts = labels
+            .verdicts(&row.values, traces.len())
+            .map_err(|e| e.at(format!("`{}`", row.place)))?;
+        for (trace, verdict) in traces.iter_mut().zip(verdicts) {
+            // who joins a label file means it to overrule what the rows say
+            if verdict.correct.is_some() {
+                trace.verdicts.clear();
             }
+            trace.verdicts.push(verdict);
         }
-        Ok(traces)
+        Ok(())
     }
 
     fn read(&mut self, row: std::result::Result<Row, BadRow>) -> Result<()> {
@@ -175,11 +169,14 @@ impl Source {
                     });
                     return Ok(());
                 }
-                Ok(traces) => {
-                    self.ready
-                        .extend(traces.into_iter().map(|trace| sift(trace, self.keep)));
-                    return Ok(());
-                }
+                Ok(mut traces) => match self.label(&row, &mut traces) {
+                    Ok(()) => {
+                        self.ready
+                            .extend(traces.into_iter().map(|trace| sift(trace, self.keep)));
+                        return Ok(());
+                    }
+                    Err(error) => (row.place, error, "its label cannot be joined"),
+                },
                 Err(error) => (
                     row.place,
                     error,
@@ -230,15 +227,32 @@ impl Iterator for Source {
     }
 }
 
-/// Whether a text, or one of a list of texts, closes a `<think>` that it does not open.
-fn any_closes_unopened(value: &Value) -> bool {
-    match value {
-        Value::String(text) => thinking::closes_unopened(text),
-        Value::Array(list) => list
+/// Whether a text, one of a list of texts, or the last answer of a conversation closes a `<think>` that it does not open.
+fn any_closes_unopened(row: &Values, column: &str) -> bool {
+    match columns::get(row, column) {
+        Some(Value::String(text)) => thinking::closes_unopened(text),
+        Some(Value::Array(list)) if list.iter().any(Value::is_string) => list
             .iter()
             .filter_map(Value::as_str)
             .any(thinking::closes_unopened),
+        Some(Value::Array(_)) => columns::messages(row, column).is_ok_and(|turns| {
+            let last = turns.iter().rfind(|m| m.role == "assistant");
+            last.is_some_and(|m| thinking::closes_unopened(&m.content))
+        }),
         _ => false,
+    }
+}
+
+/// Whether a part of what is trained still holds a mark that the trained form does not have there.
+fn holds_marks(trace: &Trace) -> bool {
+    match &trace.messages {
+        Some(turns) => turns
+            .iter()
+            .any(|m| m.role == "assistant" && thinking::has_stray_mark(&m.content)),
+        None => [&trace.reasoning, &trace.answer]
+            .into_iter()
+            .flatten()
+            .any(|text| thinking::has_mark(text)),
     }
 }
 
@@ -253,6 +267,8 @@ fn sift(trace: Trace, keep: Keep) -> Item {
         "no answer"
     } else if trace.problem.trim().is_empty() {
         "no problem"
+    } else if holds_marks(&trace) {
+        "marks such as `<think>` within the reasoning or the answer"
     } else {
         match (keep, correct) {
             (Keep::Correct, Some(false)) => "wrong by its verdict",

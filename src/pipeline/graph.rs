@@ -11,6 +11,7 @@
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
 use super::open::Student;
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
+use super::stage_generate::open_rewards;
 use super::stages::{Place, earlier_inputs, first_difference};
 use super::{stage_eval, stage_generate, stage_select, stage_sft};
 use crate::model::CausalLm;
@@ -165,6 +166,11 @@ pub fn run(
         .map(|(ready, stage)| state(&folder, stage, ready))
         .collect::<Result<Vec<_>>>()?;
     let redo = to_redo(plan, &states, &options.rerun)?;
+    for (stage, state) in plan.stages.iter().zip(&states) {
+        if redo.contains(stage.name.as_str()) || !matches!(state, State::Finished(_)) {
+            check_rewards(stage, stop)?;
+        }
+    }
     let clock = report::RunClock::start(&root, &plan.device)?;
     write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
     write_json(&root.join("plan.json"), &saved_plan(plan, &ready)?)?;
@@ -213,6 +219,19 @@ pub fn run(
         run_dir: root,
         summary: Value::Object(summary),
     })
+}
+
+/// That the rewards of a stage can be had: no sandbox or no key for the judge shows before hours of training, not after.
+fn check_rewards(stage: &StagePlan, stop: &Stop) -> Result<()> {
+    let table = match &stage.job {
+        Job::Generate { rewards, .. } | Job::Select { rewards, .. } => rewards.as_ref(),
+        Job::Sft { .. } | Job::Eval(_) => None,
+    };
+    let at = |e: Error| e.at(format!("stage `{}`", stage.name));
+    match table {
+        Some(table) => open_rewards(table, stop).map(|_| ()).map_err(at),
+        None => Ok(()),
+    }
 }
 
 /// A stage before it runs.

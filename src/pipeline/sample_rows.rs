@@ -314,3 +314,145 @@ pub fn read_rows(path: &Path) -> Result<impl Iterator<Item = Result<SampleRow>>>
     });
     Ok(rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::readability::Flag;
+
+    fn row(generations: Value, more: Value) -> SampleRow {
+        let mut row = json!({"id": "p", "question": "6*7?", "messages": [{"role": "user", "content": "6*7?"}], "gold": "42"});
+        for (key, value) in more.as_object().unwrap() {
+            row[key] = value.clone();
+        }
+        row["generations"] = generations;
+        SampleRow::parse(&row.to_string(), 1).unwrap()
+    }
+
+    fn reasons(row: &SampleRow, select: &Select) -> Vec<&'static str> {
+        let all = row.candidates(select, None);
+        all.iter().map(|c| c.reason.unwrap_or("kept")).collect()
+    }
+
+    #[test]
+    fn every_sample_has_the_first_reason_that_applies() {
+        let right = "<think>\nSix sevens.\n</think>\n\nThe answer is \\boxed{42}.";
+        let generations = json!([
+            {"text": right, "tokens": [1, 2], "finish_reason": "stop"},
+            {"text": right, "tokens": [1, 2], "finish_reason": "length"},
+            {"text": right.replace("42", "41"), "finish_reason": "stop"},
+            {"text": right.replace("Six sevens.", "We multiply 六乘以七等于四十二 and get it."), "finish_reason": "stop"},
+            {"text": right.replace("Six sevens.", "Run it:\n```python\n6*7\n```\nDone."), "finish_reason": "stop"},
+            {"text": right.replace("Six", &"x".repeat(2600)), "finish_reason": "stop"},
+            {"text": right.replace("Six sevens.", &"Six sevens are what? ".repeat(20)), "finish_reason": "stop"},
+        ]);
+        let row = row(generations, json!({}));
+        let select = Select::default();
+        let want = [
+            "kept",
+            "truncated",
+            "wrong",
+            "mixed_language",
+            "code_block",
+            "overlong_paragraph",
+            "repetition",
+        ];
+        assert_eq!(reasons(&row, &select), want);
+        let loose = Select {
+            drop_truncated: false,
+            drop_flags: vec![Flag::CodeBlock],
+            ..Select::default()
+        };
+        assert_eq!(
+            reasons(&row, &loose),
+            [
+                "kept",
+                "kept",
+                "wrong",
+                "kept",
+                "code_block",
+                "kept",
+                "kept"
+            ]
+        );
+        // 6 of 7 are right
+        for (least, most, reason) in [
+            (Some(0.9), None, "pass_rate_below_min"),
+            (None, Some(0.8), "pass_rate_above_max"),
+        ] {
+            let hard = Select {
+                min_pass_rate: least,
+                max_pass_rate: most,
+                ..Select::default()
+            };
+            assert_eq!(reasons(&row, &hard), [reason; 7]);
+        }
+    }
+
+    #[test]
+    fn verdicts_and_rewards_of_the_file_count() {
+        let generations = json!([
+            {"text": "a", "correct": true, "reward": 1.0},
+            {"text": "b", "correct": false, "reward": 1.0},
+            {"text": "c", "correct": true, "reward": 0.4},
+            {"text": "d", "correct": true},
+        ]);
+        let row = row(generations.clone(), json!({"gold": "not asked"}));
+        let select = Select {
+            min_reward: Some(0.5),
+            ..Select::default()
+        };
+        assert_eq!(
+            reasons(&row, &select),
+            ["kept", "wrong", "low_reward", "no_reward"]
+        );
+        // `distill reward` writes a list beside; a prompt without an answer has no verdict
+        let texts = json!([{"text": "a"}, {"text": "b"}]);
+        let bare = json!({"messages": [{"role": "user", "content": "hi"}], "reward": [0.9, 0.1], "generations": texts});
+        let row = SampleRow::parse(&bare.to_string(), 7).unwrap();
+        assert_eq!(row.id, "7");
+        assert_eq!(reasons(&row, &select), ["no_verdict", "no_verdict"]);
+        let any = Select {
+            accept: Accept::Any,
+            ..select
+        };
+        assert_eq!(reasons(&row, &any), ["kept", "low_reward"]);
+    }
+
+    #[test]
+    fn a_trace_begins_with_what_the_template_wrote() {
+        let texts =
+            json!([{"text": "Six sevens.\n</think>\n\n42", "tokens": 9, "finish_reason": "stop"}]);
+        let row = row(texts, json!({"opening": "<think>\n", "domain": "math"}));
+        let all = row.candidates(&Select::default(), None);
+        assert_eq!(all[0].reason, None);
+        let trace = row.trace(&all[0]);
+        assert_eq!(
+            trace["messages"][1]["content"],
+            "<think>\nSix sevens.\n</think>\n\n42"
+        );
+        assert_eq!(
+            (&trace["gold"], &trace["num_tokens"], &trace["correct"]),
+            (&json!("42"), &json!(9), &json!(true))
+        );
+    }
+
+    #[test]
+    fn rows_that_are_none_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("g.jsonl");
+        std::fs::write(&path, "\n{\"prompt\": \"a\"}\n").unwrap();
+        let e = read_rows(&path).unwrap().next().unwrap().err().unwrap();
+        assert!(
+            e.to_string().ends_with("g.jsonl` line 2: no `generations`"),
+            "{e}"
+        );
+        std::fs::write(&path, "{\"prompt\": \"a\", \"generations\": [{}]}\n").unwrap();
+        let e = read_rows(&path).unwrap().next().unwrap().err().unwrap();
+        assert!(
+            e.to_string()
+                .ends_with("`generations`: missing field `text`"),
+            "{e}"
+        );
+    }
+}

@@ -10,7 +10,9 @@
 use super::graph::{Opening, StageContext};
 use super::open::Student;
 use super::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
-use super::stages::files;
+use super::run::interrupted;
+use super::stage_select::TRACES;
+use super::stages::{earlier_inputs, files};
 use crate::data::{self, Prompt, hash_file};
 use crate::generate::{FinishReason, LocalEngine, Sampling};
 use crate::progress::{Reporter, Stop};
@@ -23,6 +25,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// What the stage leaves.
@@ -61,11 +64,12 @@ pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result
 pub fn prompt_inputs(opening: &Opening, stage: &StagePlan, prompts: &[Prompts]) -> Result<Value> {
     let dir = opening.root.join(&stage.name);
     let mut all = Vec::new();
-    for (spec, (paths, commit)) in
-        prompts
-            .iter()
-            .zip(prompt_files(&dir, prompts, opening.reporter)?)
-    {
+    for (i, spec) in prompts.iter().enumerate() {
+        if let Some(key) = opening.key_of(&spec.source)? {
+            all.push(json!({"spec": spec, "key": key}));
+            continue;
+        }
+        let (paths, commit) = prompt_files(&dir, i, spec, opening.reporter)?;
         let hashes: Vec<String> = paths
             .iter()
             .map(|path| hash_file(path, opening.stop))
@@ -81,45 +85,51 @@ pub fn prompt_inputs(opening: &Opening, stage: &StagePlan, prompts: &[Prompts]) 
     Ok(json!(all))
 }
 
-/// The files of each source with the commit of a Hub data set: the one that the stage was begun with, if it was.
+/// The files of a source with the commit of a Hub data set: the one that the stage was begun with, if it was.
 fn prompt_files(
     dir: &Path,
-    prompts: &[Prompts],
+    number: usize,
+    spec: &Prompts,
     reporter: &dyn Reporter,
-) -> Result<Vec<(Vec<PathBuf>, Option<String>)>> {
-    let earlier = super::stages::earlier_inputs(dir)?.unwrap_or_default();
-    let commit = |i: usize| {
-        let kind = earlier["kind"].as_str()?;
-        earlier[kind]["prompts"][i]["commit"]
-            .as_str()
-            .map(String::from)
-    };
-    prompts
-        .iter()
-        .enumerate()
-        .map(|(i, spec)| {
-            let revision = spec.revision.clone().or_else(|| commit(i));
-            files(
-                &spec.source,
-                spec.config.as_deref(),
-                Some(&spec.split),
-                revision.as_deref(),
-                reporter,
-            )
-        })
-        .collect()
+) -> Result<(Vec<PathBuf>, Option<String>)> {
+    let earlier = earlier_inputs(dir)?.unwrap_or_default();
+    let commit = earlier["prompts"][number]["commit"].as_str();
+    files(
+        &spec.source,
+        spec.config.as_deref(),
+        Some(&spec.split),
+        spec.revision.as_deref().or(commit),
+        reporter,
+    )
 }
 
-/// All prompts of a stage, in order; there is at least one.
+/// All prompts of a stage, in order; there is at least one. Of traces that an earlier stage selected, each problem is asked
+/// once.
 ///
 /// # Errors
 /// A source that cannot be read; a row that is no prompt.
 pub fn read_prompts(context: &StageContext, sources: &[Prompts]) -> Result<Vec<Prompt>> {
     let mut all = Vec::new();
-    let found = prompt_files(&context.dir, sources, context.reporter)?;
-    for (spec, (paths, _)) in sources.iter().zip(found) {
-        for prompt in data::prompts(spec, &paths, context.stage.seed)? {
-            all.push(prompt?);
+    for (i, spec) in sources.iter().enumerate() {
+        let Some(path) = context.left(&spec.source, TRACES) else {
+            let (paths, _) = prompt_files(&context.dir, i, spec, context.reporter)?;
+            for prompt in data::prompts(spec, &paths, context.stage.seed)? {
+                all.push(prompt?);
+            }
+            continue;
+        };
+        let mut seen = HashSet::new();
+        let unlimited = Prompts {
+            limit: None,
+            ..spec.clone()
+        };
+        let mut left = spec.limit.unwrap_or(usize::MAX);
+        for prompt in data::prompts(&unlimited, &[path], context.stage.seed)? {
+            let prompt = prompt?;
+            if left > 0 && seen.insert(json!(prompt.messages).to_string()) {
+                all.push(prompt);
+                left -= 1;
+            }
         }
     }
     match all.is_empty() {
@@ -216,13 +226,13 @@ pub fn run(context: &StageContext) -> Result<Value> {
             );
             match sampled {
                 Ok(()) => writer.flush()?,
-                Err(e @ Error::Interrupted { .. }) => {
+                Err(Error::Interrupted { .. }) => {
                     // what was sampled is kept; a judge that was stopped too is no other error
                     writer.flush().or_else(|flushed| match flushed {
                         Error::Interrupted { .. } => Ok(()),
                         other => Err(other),
                     })?;
-                    return Err(e);
+                    return Err(interrupted(context.root));
                 }
                 Err(e) => return Err(e),
             }

@@ -6,6 +6,7 @@
 
 use super::folder::write_json;
 use super::graph::{Opening, StageContext};
+use super::run::interrupted;
 use super::sample_rows::{Candidate, SampleRow, judge, read_rows};
 use super::stage_generate::{GENERATIONS, open_rewards};
 use super::stages::{earlier_inputs, files};
@@ -159,17 +160,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
         Some(table) => Some(open_rewards(table, context.stop)?),
         None => None,
     };
-    let mut selection = Selection {
-        select,
-        seed: context.stage.seed,
-        out: Output::create(&context.dir)?,
-        counts: Counts::default(),
-        reasons: BTreeMap::new(),
-        seen: HashSet::new(),
-        per_problem: HashMap::new(),
-        pass_rates: (0.0, 0),
-        num_tokens: 0,
-    };
+    let mut selection = Selection::new(select, context.stage.seed, &context.dir)?;
     let task = context.reporter.task("select", None, "prompts");
     for source in samples {
         let path = context
@@ -178,7 +169,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
         let mut rows = read_rows(&path)?;
         loop {
             if context.stop.requested() {
-                return Err(super::run::interrupted(context.root));
+                return Err(interrupted(context.root));
             }
             let chunk: Vec<SampleRow> = rows.by_ref().take(CHUNK).collect::<Result<_>>()?;
             if chunk.is_empty() {
@@ -259,7 +250,21 @@ struct Selection<'a> {
     num_tokens: u64,
 }
 
-impl Selection<'_> {
+impl<'a> Selection<'a> {
+    fn new(select: &'a Select, seed: u64, dir: &Path) -> Result<Self> {
+        Ok(Self {
+            select,
+            seed,
+            out: Output::create(dir)?,
+            counts: Counts::default(),
+            reasons: BTreeMap::new(),
+            seen: HashSet::new(),
+            per_problem: HashMap::new(),
+            pass_rates: (0.0, 0),
+            num_tokens: 0,
+        })
+    }
+
     /// One prompt with its samples, each with the reason why it is not fit.
     fn row(&mut self, row: &SampleRow, mut candidates: Vec<Candidate>) -> Result<()> {
         self.counts.num_prompts += 1;
@@ -382,7 +387,7 @@ fn mix_in(
             break;
         }
         if context.stop.requested() {
-            return Err(super::run::interrupted(context.root));
+            return Err(interrupted(context.root));
         }
         match item? {
             Item::Dropped { .. } => mixed.num_dropped += 1,
@@ -462,4 +467,96 @@ fn hash(parts: &[&str]) -> [u8; 16] {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample_rows;
+    use super::*;
+
+    /// The texts that are kept of these rows, and the counts.
+    fn kept(select: &Select, rows: &[Value]) -> (Vec<String>, Counts) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("g.jsonl");
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(&path, lines).unwrap();
+        let rows: Vec<SampleRow> = read_rows(&path).unwrap().map(|r| r.unwrap()).collect();
+        let judged = sample_rows::judge(&rows, select, None).unwrap();
+        let mut selection = Selection::new(select, 1, dir.path()).unwrap();
+        for (row, candidates) in rows.iter().zip(judged) {
+            selection.row(row, candidates).unwrap();
+        }
+        let counts = selection.finish().unwrap();
+        selection.out.finish().unwrap();
+        let text = std::fs::read_to_string(dir.path().join(TRACES)).unwrap();
+        let answer = |line: &str| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            row["messages"][1]["content"].as_str().unwrap().to_string()
+        };
+        (text.lines().map(answer).collect(), counts)
+    }
+
+    fn row(question: &str, samples: &[(&str, usize, f64)]) -> Value {
+        let generations: Vec<Value> = samples
+            .iter()
+            .map(|(text, tokens, reward)| {
+                json!({"text": text, "tokens": tokens, "reward": reward, "correct": true})
+            })
+            .collect();
+        json!({"problem": question, "generations": generations})
+    }
+
+    #[test]
+    fn orders_limits_and_duplicates() {
+        let rows = [
+            row(
+                "a?",
+                &[("a", 3, 0.1), ("b", 1, 0.2), ("a", 3, 0.1), ("c", 2, 0.9)],
+            ),
+            row("b?", &[("a", 5, 0.5)]),
+            // the first problem again
+            row("a?", &[("d", 1, 1.0), ("b", 1, 0.2)]),
+        ];
+        for (order, max, want) in [
+            (Order::First, 2, vec!["a", "b", "a"]),
+            (Order::Shortest, 2, vec!["b", "c", "a"]),
+            (Order::Reward, 1, vec!["c", "a"]),
+            (Order::Shortest, 4, vec!["b", "c", "a", "a", "d"]),
+        ] {
+            let select = Select {
+                order,
+                max_per_problem: max,
+                ..Select::default()
+            };
+            let (texts, counts) = kept(&select, &rows);
+            assert_eq!(texts, want, "{order:?} {max}");
+            assert_eq!((counts.num_samples, counts.num_prompts), (7, 3));
+            let dropped: u64 = counts.dropped.iter().map(|d| d.count).sum();
+            assert_eq!(dropped + counts.num_kept, 7);
+            let of = |reason: &str| counts.dropped.iter().find(|d| d.reason == reason);
+            assert_eq!(of("duplicate").unwrap().count, 2);
+        }
+        // by the seed: the same each time, and not always the first
+        let select = Select {
+            order: Order::Random,
+            ..Select::default()
+        };
+        let many: Vec<Value> = (0..20)
+            .map(|i| row(&format!("{i}?"), &[("a", 1, 0.0), ("b", 1, 0.0)]))
+            .collect();
+        let (first, _) = kept(&select, &many);
+        assert_eq!(first, kept(&select, &many).0);
+        let num_a = first.iter().filter(|t| *t == "a").count();
+        assert!((3..=17).contains(&num_a), "{num_a} of 20");
+    }
+
+    #[test]
+    fn a_pass_rate_is_counted_over_prompts() {
+        let mut mixed = row("a?", &[("a", 1, 0.0), ("b", 1, 0.0)]);
+        mixed["generations"][1]["correct"] = json!(false);
+        let (_, counts) = kept(&Select::default(), &[mixed, row("b?", &[("c", 3, 0.0)])]);
+        assert_eq!(counts.pass_rate_mean, Some(0.75));
+        assert_eq!((counts.num_kept, counts.num_tokens_mean), (2, Some(2.0)));
+        assert_eq!(counts.dropped[0].examples, ["1 sample 2"]);
+    }
 }

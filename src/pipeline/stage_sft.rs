@@ -7,8 +7,11 @@ use super::stage_select::TRACES;
 use super::stages::{self, Context};
 use crate::recipe::graph::StagePlan;
 use crate::recipe::plan::Plan;
-use crate::{Result, data};
+use crate::{Error, Result, data};
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
 
 /// What the training depends on besides its model: the content of the traces, how they become rows, the settings.
 pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result<Value> {
@@ -57,13 +60,31 @@ pub fn run(context: &StageContext) -> Result<Value> {
     stages::train_rows(&job, student, &model, &store, context.key)
 }
 
-/// The stage as a plan of its own, with the files that earlier stages left in place of their names.
+/// The stage as a plan of its own, with the files that earlier stages left in place of their names, and weights as numbers.
 fn with_paths(context: &StageContext) -> Result<Plan> {
     let mut plan = context.plan.sft(context.stage)?;
+    let mut num_of_stages = 0;
     for traces in &mut plan.traces {
         if let Some(path) = context.left(&traces.source, TRACES) {
+            let num = num_rows(&path)?;
+            num_of_stages += traces.limit.map_or(num, |limit| num.min(limit));
             traces.source = path.display().to_string();
         }
     }
+    for traces in &mut plan.traces {
+        if let Some(weight) = traces.weight.take() {
+            let most = (weight * num_of_stages as f64).round() as usize;
+            traces.limit = Some(traces.limit.map_or(most, |limit| limit.min(most)));
+        }
+    }
     Ok(plan)
+}
+
+fn num_rows(path: &Path) -> Result<usize> {
+    let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
+    let mut num = 0;
+    for line in BufReader::new(file).split(b'\n') {
+        num += usize::from(!line.map_err(|e| Error::io("reading", path, e))?.is_empty());
+    }
+    Ok(num)
 }

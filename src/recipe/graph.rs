@@ -90,7 +90,8 @@ impl StagePlan {
                 let mixed = mix.iter().map(|t| t.source.as_str());
                 samples.iter().map(String::as_str).chain(mixed).collect()
             }
-            Job::Generate { .. } | Job::Eval(_) => Vec::new(),
+            Job::Generate { prompts, .. } => prompts.iter().map(|p| p.source.as_str()).collect(),
+            Job::Eval(_) => Vec::new(),
         };
         all.extend(
             named
@@ -270,11 +271,11 @@ impl Resolver<'_> {
         let one = |job| Ok(vec![(String::new(), seed, job)]);
         match stage.kind {
             Kind::Sft => {
-                let traces = self.traces(number, "traces", stage)?;
+                let traces = self.traces(number, stage)?;
                 let sft = plan::resolve_sft(&stage.sft.clone().unwrap_or_default(), card)?;
                 one(Job::Sft { traces, sft })
             }
-            Kind::Generate => one(self.generate(stage)?),
+            Kind::Generate => one(self.generate(number, stage)?),
             Kind::Select => one(self.select(number, stage)?),
             Kind::Eval => evaluations(stage, seed),
             Kind::Grpo | Kind::RewardModel | Kind::Preference => Err(Error::input(format!(
@@ -398,26 +399,36 @@ impl Resolver<'_> {
         Ok(self.done.iter().find(|(stage, _)| stage.name == name))
     }
 
-    fn traces(&self, number: usize, key: &str, stage: &StageRecipe) -> Result<Vec<Traces>> {
-        let traces = needed(&stage.traces, key, stage)?;
+    fn traces(&self, number: usize, stage: &StageRecipe) -> Result<Vec<Traces>> {
+        let traces = needed(&stage.traces, "traces", stage)?;
+        let of_stages = traces.0.iter().any(|t| t.source.starts_with('@'));
         for one in &traces.0 {
-            if one.weight.is_some() {
+            self.earlier(number, "traces", &one.source, Leaves::Traces)?;
+            let Some(weight) = one.weight else { continue };
+            in_range("traces.weight", weight, f64::MIN_POSITIVE, f64::MAX)?;
+            if !of_stages || one.source.starts_with('@') {
                 return Err(Error::input(format!(
-                    "`{key}`: `weight` of `{}` has nothing to be weighed against",
+                    "`traces`: `weight` of `{}` has nothing to be weighed against",
                     one.source
                 ))
-                .with_hint("use `limit`, or mix in a `select` stage: `[[stage.mix]]`"));
+                .with_hint("a weight is the number of traces for each one of `@stage`; use `limit` for a number"));
             }
-            self.earlier(number, key, &one.source, Leaves::Traces)?;
         }
         Ok(traces.0.clone())
     }
 
-    fn generate(&self, stage: &StageRecipe) -> Result<Job> {
-        let prompts = needed(&stage.prompts, "prompts", stage)?.0.clone();
-        for one in &prompts {
+    /// What `generate` and `grpo` ask.
+    fn prompts(&self, number: usize, stage: &StageRecipe) -> Result<Vec<Prompts>> {
+        let prompts = needed(&stage.prompts, "prompts", stage)?;
+        for one in &prompts.0 {
             check_prompts(one)?;
+            self.earlier(number, "prompts", &one.source, Leaves::Traces)?;
         }
+        Ok(prompts.0.clone())
+    }
+
+    fn generate(&self, number: usize, stage: &StageRecipe) -> Result<Job> {
+        let prompts = self.prompts(number, stage)?;
         let sampling = stage.sampling.clone().unwrap_or_default();
         check_sampling(&sampling)?;
         Ok(Job::Generate {

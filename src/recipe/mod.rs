@@ -143,7 +143,8 @@ pub struct Traces {
     #[serde(default)]
     pub num_problems: Option<usize>,
     /// Where the parts of a trace stand, for a file whose columns are not told apart by themselves: part to column, dots
-    /// going into objects. Parts: problem, reasoning, answer, gold, system, messages, generation, correct, domain, id.
+    /// going into objects. Parts: problem, reasoning, answer, generation (a text, or a list of several), messages, gold,
+    /// system, correct (of several generations a list), domain, finish_reason, id (names the row beside its place).
     #[serde(default)]
     pub columns: BTreeMap<String, String>,
     /// Verdicts kept in a file of their own.
@@ -152,13 +153,15 @@ pub struct Traces {
     /// Which traces are used: `all`, or only those with a verdict that says `correct`.
     #[serde(default)]
     pub keep: Keep,
-    /// Use at most so many traces a problem.
+    /// Use at most so many traces a problem; a conversation's problem is all that was said before its last answer.
     #[serde(default)]
     pub max_per_problem: Option<usize>,
-    /// Use at most so many traces of this source, the first ones that pass.
+    /// Use at most so many traces of this source, the first ones that pass. What stands behind them is not looked at: it is
+    /// in no count, not among the dropped ones either, and cannot fail.
     #[serde(default)]
     pub limit: Option<usize>,
-    /// In `[[stage.mix]]`: traces of this source for each selected one; 0.25 adds a quarter as many.
+    /// In `[[stage.mix]]`: traces of this source for each selected one; 0.25 adds a quarter as many. In `[[stage.traces]]`:
+    /// for each one of the `@stage` sources beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
     /// A row that cannot be read stops the run (`error`) or is dropped and counted (`drop`).
@@ -174,7 +177,8 @@ pub struct Labels {
     pub file: String,
     /// Column of the key in both files.
     pub key: String,
-    /// Column of the verdict in the label file: a bool, or a string such as `correct`.
+    /// Column of the verdict in the label file: a bool, or a string such as `correct`; for a row of several traces a list,
+    /// one a trace. A single verdict for several traces is an error of the row.
     pub column: String,
 }
 

@@ -14,6 +14,7 @@ const RECIPES: &[(&str, &str)] = embedded!(
     [
         "quickstart",
         "own-traces",
+        "rejection",
         "qwen-1.5b",
         "qwen-7b",
         "qwen-14b",
@@ -42,8 +43,11 @@ const SUITES: &[(&str, &str)] = embedded!(
     ["arithmetic", "bilingual", "aime-2024", "math-500", "gsm8k"]
 );
 
-const TEMPLATES: &[(&str, &str)] =
-    embedded!("models/templates", ".jinja", ["r1-chatml", "r1-llama3"]);
+const TEMPLATES: &[(&str, &str)] = embedded!(
+    "models/templates",
+    ".jinja",
+    ["r1-chatml", "r1-llama3", "r1-zero"]
+);
 
 fn find(list: &'static [(&str, &str)], name: &str) -> Option<&'static str> {
     let name = name.strip_suffix(".toml").unwrap_or(name);

@@ -65,7 +65,7 @@ pub struct StageRecipe {
     /// What `sft` learns from: `@stage`, a source, or a list of both.
     #[serde(default)]
     pub traces: Option<Sources<Traces>>,
-    /// What `generate` and `grpo` ask: a source, or a list.
+    /// What `generate` and `grpo` ask: a source, the problems of the traces that `@stage` selected, or a list of both.
     #[serde(default)]
     pub prompts: Option<Sources<Prompts>>,
     /// What `select` chooses from: `@stage`, a file as `generate` writes it, or a list of both.
@@ -188,7 +188,7 @@ impl Leaves {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prompts {
-    /// Hub data set, file or folder (parquet, JSONL, `.gz`, `.zst`), or `builtin:arithmetic`.
+    /// Hub data set, file or folder (parquet, JSONL, `.gz`, `.zst`), `builtin:arithmetic`, or `@stage`.
     pub source: String,
     /// Configuration of a Hub data set.
     #[serde(default)]

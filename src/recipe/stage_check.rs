@@ -65,20 +65,15 @@ pub(super) fn needed<'a, T>(value: &'a Option<T>, key: &str, stage: &StageRecipe
             "a stage of kind `{}` needs `{key}`",
             stage.kind.name()
         ))
-        .with_hint(format!(
-            "add `{key} = \"@stage\"`, a file or a Hub data set"
-        ))
+        .with_hint(match key {
+            "samples" | "pairs" => format!("add `{key} = \"@stage\"`, or a file"),
+            _ => format!("add `{key} = \"@stage\"`, a file or a Hub data set"),
+        })
     })
 }
 
 /// That prompts can be asked.
 pub(super) fn check_prompts(prompts: &Prompts) -> Result<()> {
-    if prompts.source.starts_with('@') {
-        return Err(Error::input(format!(
-            "`prompts = \"{}\"`: prompts come from a file, a Hub data set or `builtin:arithmetic`",
-            prompts.source
-        )));
-    }
     if !prompts.template.contains("{problem}") {
         return Err(Error::input(
             "the `template` of the prompts has no `{problem}`",

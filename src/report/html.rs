@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::data::{Evaluation, ReportData, StageReport};
 use super::plot::short;
-use super::{sections, stages};
+use super::{answers, sections, stages};
 use crate::{Error, Result};
 
 /// Writes `run_dir/report.html` and returns its path.
@@ -31,7 +31,7 @@ pub fn page(data: &ReportData) -> String {
         (
             "answers",
             "Answers before and after",
-            sections::answers(data),
+            answers::answers(data),
         ),
         ("settings", "Settings", sections::settings(data)),
         ("result", "Result and how to use it", sections::result(data)),
@@ -113,7 +113,8 @@ fn tiles(data: &ReportData) -> String {
     }
     let steps: Vec<_> = data.stages.iter().flat_map(|stage| &stage.steps).collect();
     let losses: Vec<f64> = steps.iter().filter_map(|step| step.loss).collect();
-    if let (Some(first), Some(_)) = (losses.first(), losses.last()) {
+    // the losses of several stages have nothing to do with each other
+    if let (Some(first), Some(_), false) = (losses.first(), losses.last(), data.is_pipeline) {
         // one step's loss is noise
         let tail = &losses[losses.len() - losses.len().div_ceil(20)..];
         let end = tail.iter().sum::<f64>() / tail.len() as f64;
@@ -126,7 +127,9 @@ fn tiles(data: &ReportData) -> String {
     if let Some(seen) = steps.iter().filter_map(|step| step.num_tokens).next_back() {
         tiles.push((short(seen), "tokens seen".into()));
     }
-    if let Some(report) = data.stages.iter().find_map(|stage| stage.data.as_ref()) {
+    if let Some(report) = data.stages.iter().find_map(|stage| stage.data.as_ref())
+        && !data.is_pipeline
+    {
         let dropped = report.num_dropped();
         tiles.push((
             group(report.kept),

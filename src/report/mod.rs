@@ -3,6 +3,7 @@
 //! [`MetricsLog`], [`EventWriter`] and [`RunClock`] are written while training goes on. The page is made from a [`ReportData`], which
 //! [`collect()`] rebuilds from the files of a run folder; [`html::write`] puts it beside them.
 
+mod answers;
 mod clock;
 mod collect;
 mod data;

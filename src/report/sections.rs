@@ -2,12 +2,9 @@
 
 use std::fmt::Write;
 
-use super::data::{Evaluation, ReportData, Sample, StageReport, Step};
+use super::data::{ReportData, StageReport, Step};
 use super::html::{duration, escape, group, percent, suites, trains};
 use super::plot::{Curve, histogram, intervals, short};
-
-/// Problems shown side by side.
-const NUM_ANSWERS: usize = 6;
 
 /// pass@1 before and after, drawn and in numbers.
 pub fn evaluation(data: &ReportData) -> Option<String> {
@@ -15,7 +12,12 @@ pub fn evaluation(data: &ReportData) -> Option<String> {
         return None;
     }
     let mut html = String::from("<div class=\"plots\">");
-    for (suite, before, after) in suites(&data.evaluations) {
+    // a pipeline's are drawn by stage, among the stages
+    let drawn = match data.is_pipeline {
+        true => Vec::new(),
+        false => suites(&data.evaluations),
+    };
+    for (suite, before, after) in drawn {
         let rows: Vec<_> = [("before", before), ("after", after)]
             .into_iter()
             .filter_map(|(name, e)| e.map(|e| (name, e.pass_at_1, e.pass_at_1_ci95)))
@@ -340,97 +342,6 @@ pub fn data(data: &ReportData) -> Option<String> {
     Some(html)
 }
 
-/// The same problems answered before and after.
-pub fn answers(data: &ReportData) -> Option<String> {
-    let mut html = String::new();
-    for (suite, before, after) in suites(&data.evaluations) {
-        let problems = chosen(before, after);
-        if problems.is_empty() {
-            continue;
-        }
-        let _ = writeln!(
-            html,
-            "<p class=\"soft\">{} problems of {}, evenly spread; one sample each.</p>",
-            problems.len(),
-            escape(suite)
-        );
-        for (early, late) in problems {
-            let Some(known) = late.or(early) else {
-                continue;
-            };
-            let gold = known
-                .gold
-                .as_deref()
-                .map(|gold| format!(" <span class=\"soft\">(answer: {})</span>", escape(gold)));
-            let _ = writeln!(
-                html,
-                "<p class=\"problem\"><b>{}</b>{}</p><div class=\"pair\">{}{}</div>",
-                escape(&known.problem),
-                gold.unwrap_or_default(),
-                early.map_or(String::new(), |s| answer("Before", s)),
-                late.map_or(String::new(), |s| answer("After", s))
-            );
-        }
-    }
-    (!html.is_empty()).then_some(html)
-}
-
-/// Problems evenly spread, each with its first sample of either time.
-fn chosen<'a>(
-    before: Option<&'a Evaluation>,
-    after: Option<&'a Evaluation>,
-) -> Vec<(Option<&'a Sample>, Option<&'a Sample>)> {
-    let samples = |e: Option<&'a Evaluation>| e.map_or(&[][..], |e| &e.samples[..]);
-    let (before, after) = (samples(before), samples(after));
-    let mut problems: Vec<&str> = Vec::new();
-    for sample in if after.is_empty() { before } else { after } {
-        if problems.last() != Some(&sample.problem.as_str()) {
-            problems.push(&sample.problem);
-        }
-    }
-    let every = problems.len().div_ceil(NUM_ANSWERS).max(1);
-    let find = |samples: &'a [Sample], problem: &str| samples.iter().find(|s| s.problem == problem);
-    problems
-        .iter()
-        .step_by(every)
-        .map(|p| (find(before, p), find(after, p)))
-        .collect()
-}
-
-fn answer(when: &str, sample: &Sample) -> String {
-    let verdict = match sample.verdict.as_deref() {
-        Some("correct") => "<span class=\"correct\">✓ correct</span>".into(),
-        Some(other) => format!("<span class=\"wrong\">✗ {}</span>", escape(other)),
-        None => String::new(),
-    };
-    let cut = if sample.finish_reason.as_deref() == Some("length") {
-        ", cut off"
-    } else {
-        ""
-    };
-    let (think, rest) = split_thinking(&sample.text);
-    let think = think.map_or(String::new(), |t| {
-        format!("<div class=\"think\">{}</div>", escape(t.trim()))
-    });
-    let rest = match rest.trim() {
-        "" => "<span class=\"soft\">(no answer)</span>".into(),
-        rest => escape(rest),
-    };
-    format!(
-        "<article class=\"answer\"><header><span>{when}{cut}</span>{verdict}</header><div class=\"text\" tabindex=\"0\" role=\"region\" aria-label=\"{when}\">{think}{rest}</div></article>"
-    )
-}
-
-/// What stands before `</think>` and what after it. Thinking that never ends is all thinking.
-fn split_thinking(text: &str) -> (Option<&str>, &str) {
-    let inner = text.trim_start().strip_prefix("<think>");
-    match (inner.unwrap_or(text).split_once("</think>"), inner) {
-        (Some((think, rest)), _) => (Some(think), rest),
-        (None, Some(think)) => (Some(think), ""),
-        (None, None) => (None, text),
-    }
-}
-
 /// Facts about the run and its stages, every setting, and the recipe.
 pub fn settings(data: &ReportData) -> Option<String> {
     let mut html = String::from("<div class=\"columns\">");
@@ -558,14 +469,6 @@ pub fn result(data: &ReportData) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thinking_is_told_from_the_answer() {
-        assert_eq!(split_thinking("<think>a</think>b"), (Some("a"), "b"));
-        assert_eq!(split_thinking("a</think>b"), (Some("a"), "b")); // the template opened it
-        assert_eq!(split_thinking("<think>a"), (Some("a"), ""));
-        assert_eq!(split_thinking("b"), (None, "b"));
-    }
 
     #[test]
     fn epochs_begin_where_their_number_grows() {

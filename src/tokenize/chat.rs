@@ -21,6 +21,7 @@
 //!
 //! Earlier turns that are not trained stay as the template renders them, since generation sees them so.
 
+use super::template::REASONING_FIELDS;
 use super::{ChatTemplate, Message, TextTokenizer};
 use crate::{Error, Result};
 use minijinja::Value;
@@ -531,7 +532,6 @@ fn after_prefill(prefill: &str, body: &str) -> Result<String> {
 /// Reasoning at the head of the content, as `<think>\n…\n</think>\n\n…`: what stands in a field of its own is put there, an
 /// opening tag that the source left out is put in front, white space before the tag goes.
 fn with_reasoning_inside(messages: &[Message]) -> Cow<'_, [Message]> {
-    const FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
     let changed = |message: &Message| -> Option<String> {
         if message.role != "assistant" {
             return None;
@@ -547,12 +547,12 @@ fn with_reasoning_inside(messages: &[Message]) -> Cow<'_, [Message]> {
                 None
             };
         }
-        let reasoning = FIELDS
+        let reasoning = REASONING_FIELDS
             .iter()
-            .find_map(|name| message.extra.get(*name)?.as_str())?
-            .trim_matches('\n');
+            .filter_map(|name| Some(message.extra.get(*name)?.as_str()?.trim_matches('\n')))
+            .find(|text| !text.is_empty())?;
         let answer = content.trim_start_matches('\n');
-        (!reasoning.is_empty()).then(|| format!("<think>\n{reasoning}\n</think>\n\n{answer}"))
+        Some(format!("<think>\n{reasoning}\n</think>\n\n{answer}"))
     };
     let mut result = Cow::Borrowed(messages);
     for (index, message) in messages.iter().enumerate() {
@@ -561,7 +561,7 @@ fn with_reasoning_inside(messages: &[Message]) -> Cow<'_, [Message]> {
             message.content = content;
             message
                 .extra
-                .retain(|name, _| !FIELDS.contains(&name.as_str()));
+                .retain(|name, _| !REASONING_FIELDS.contains(&name.as_str()));
         }
     }
     result

@@ -25,6 +25,9 @@ pub struct ChatTemplate {
 /// Name under which the one template of an environment is kept; without an ending nothing is escaped.
 const NAME: &str = "chat template";
 
+/// Fields of a message that hold its reasoning apart from its text, the first one with a text in it counts.
+pub const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// What `raise_exception` of a template said, to tell it from an error in the template.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -144,7 +147,7 @@ impl ChatTemplate {
     /// offered under the names that templates look for, as transformers does.
     pub(super) fn message(message: &Message, content: &str) -> Value {
         let mut fields: Vec<(&str, Value)> = Vec::with_capacity(4 + message.extra.len());
-        let reasoning = ["reasoning_content", "thinking", "reasoning"]
+        let reasoning = REASONING_FIELDS
             .iter()
             .find_map(|name| message.extra.get(*name).filter(|value| !value.is_null()));
         if let Some(reasoning) = reasoning {
