@@ -249,7 +249,7 @@ pub(super) fn check_training(table: &str, plan: &SftPlan, held_out: f64) -> Resu
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Preference, String> {
+    fn read(text: &str) -> std::result::Result<Preference, String> {
         toml::from_str(text).map_err(|e| e.message().to_string())
     }
 

@@ -102,14 +102,18 @@ pub fn build(
     for (i, prompt) in prompts.iter().enumerate() {
         match candidates(prompt, rules, seed) {
             Err(reason) => dropped.add(reason, &prompt.id),
-            Ok(found) => pairs.extend(found.into_iter().map(|(chosen, rejected, delta)| {
-                Candidate {
-                    prompt: i,
-                    chosen,
-                    rejected,
-                    delta,
-                }
-            })),
+            Ok(found) => {
+                pairs.extend(
+                    found
+                        .into_iter()
+                        .map(|(chosen, rejected, delta)| Candidate {
+                            prompt: i,
+                            chosen,
+                            rejected,
+                            delta,
+                        }),
+                )
+            }
         }
     }
     let text = |pair: &Candidate, sample: usize| prompts[pair.prompt].samples[sample].text.as_str();
@@ -169,7 +173,10 @@ pub fn build(
 }
 
 /// Pairs of a prompt by the rule, or why there is none. A judge's are not directed yet.
-#[expect(clippy::type_complexity, reason = "chosen, rejected and difference, used once")]
+#[expect(
+    clippy::type_complexity,
+    reason = "chosen, rejected and difference, used once"
+)]
 fn candidates(
     prompt: &PairPrompt,
     rules: &PairRules,
@@ -284,10 +291,7 @@ fn lengths(prompts: &[PairPrompt]) -> (Vec<Vec<usize>>, &'static str) {
     let all = prompts
         .iter()
         .map(|p| p.samples.iter().map(length).collect());
-    (
-        all.collect(),
-        if counted { "tokens" } else { "characters" },
-    )
+    (all.collect(), if counted { "tokens" } else { "characters" })
 }
 
 /// Which pairs, given by the lengths of chosen and rejected, are kept so that the mean lengths differ by at most `gap` of the
@@ -405,7 +409,9 @@ mod tests {
     fn texts(prompts: &[PairPrompt], rules: &PairRules) -> (Vec<(String, String)>, PairReport) {
         let (rows, report) = build(prompts, rules, None, 1).unwrap();
         let text = |row: &Value, key: &str| row[key][0]["content"].as_str().unwrap().to_string();
-        let pairs = rows.iter().map(|r| (text(r, "chosen"), text(r, "rejected")));
+        let pairs = rows
+            .iter()
+            .map(|r| (text(r, "chosen"), text(r, "rejected")));
         (pairs.collect(), report)
     }
 
@@ -419,7 +425,14 @@ mod tests {
     #[test]
     fn right_against_wrong() {
         let prompts = [
-            prompt("1", &[("a", 1, WRONG, 0.0), ("b", 1, RIGHT, 0.0), ("c", 1, RIGHT, 0.0)]),
+            prompt(
+                "1",
+                &[
+                    ("a", 1, WRONG, 0.0),
+                    ("b", 1, RIGHT, 0.0),
+                    ("c", 1, RIGHT, 0.0),
+                ],
+            ),
             prompt("2", &[("a", 1, RIGHT, 0.0), ("b", 1, RIGHT, 0.0)]),
             prompt("3", &[("a", 1, WRONG, 0.0), ("b", 1, WRONG, 0.0)]),
             prompt("4", &[("a", 1, None, 0.0), ("b", 1, None, 0.0)]),
@@ -445,7 +458,10 @@ mod tests {
             ]
         );
         assert_eq!(report.dropped[0].examples, ["5", "7"]);
-        assert_eq!((report.num_prompts, report.num_samples, report.num_pairs), (7, 13, 1));
+        assert_eq!(
+            (report.num_prompts, report.num_samples, report.num_pairs),
+            (7, 13, 1)
+        );
     }
 
     #[test]
@@ -462,11 +478,20 @@ mod tests {
             max_per_prompt,
             ..PairRules::default()
         };
-        let prompts = [prompt("1", &samples), prompt("2", &[("x", 3, RIGHT, 1.0), ("y", 3, RIGHT, 1.0)])];
+        let prompts = [
+            prompt("1", &samples),
+            prompt("2", &[("x", 3, RIGHT, 1.0), ("y", 3, RIGHT, 1.0)]),
+        ];
         let (pairs, report) = texts(&prompts, &rules(PairRule::Shortest, 1));
         assert_eq!(pairs, [pair("b", "c")]);
-        assert_eq!(report.dropped[0].reason, "prompt whose right samples are of one length");
-        assert_eq!((report.chosen_length_mean, report.rejected_length_mean), (Some(2.0), Some(9.0)));
+        assert_eq!(
+            report.dropped[0].reason,
+            "prompt whose right samples are of one length"
+        );
+        assert_eq!(
+            (report.chosen_length_mean, report.rejected_length_mean),
+            (Some(2.0), Some(9.0))
+        );
         let (pairs, _) = texts(&prompts, &rules(PairRule::Shortest, 9));
         assert_eq!(pairs, [pair("b", "c"), pair("a", "e")]);
         let (pairs, report) = texts(&prompts, &rules(PairRule::Reward, 2));
@@ -491,7 +516,12 @@ mod tests {
         let pairs: Vec<(f64, f64)> = (1..=20).map(|i| (100.0, 100.0 + f64::from(i))).collect();
         let kept = balance(&pairs, 0.05);
         let mean = |of: &dyn Fn(&(f64, f64)) -> f64| -> f64 {
-            pairs.iter().zip(&kept).filter(|(_, k)| **k).map(|(p, _)| of(p)).sum()
+            pairs
+                .iter()
+                .zip(&kept)
+                .filter(|(_, k)| **k)
+                .map(|(p, _)| of(p))
+                .sum()
         };
         let (c, r) = (mean(&|p| p.0), mean(&|p| p.1));
         assert!((r - c) / r <= 0.05);
