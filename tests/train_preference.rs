@@ -172,11 +172,11 @@ fn packing_accumulation_and_recomputation_do_not_change_the_loss() {
     }
 }
 
+/// Trains and returns the weights.
+type Train = dyn Fn(&Path, &Stop, &mut Log) -> Result<Vec<Vec<u32>>>;
+
 /// Runs to the end, or stops after a step and goes on with other processes' eyes: weights and records.
-fn in_parts(
-    train: &dyn Fn(&Path, &Stop, &mut Log) -> Result<Vec<Vec<u32>>>,
-    stops: &[usize],
-) -> (Vec<JudgedRecord>, Vec<Vec<u32>>) {
+fn in_parts(train: &Train, stops: &[usize]) -> (Vec<JudgedRecord>, Vec<Vec<u32>>) {
     let dir = temp();
     let mut steps: Vec<JudgedRecord> = Vec::new();
     for &after in stops {
@@ -221,10 +221,7 @@ fn a_stopped_run_goes_on_to_the_bit() {
         train_reward_model(&model, RewardObjective::default(), &job, log)?;
         Ok(bits(model.weights()))
     };
-    for train in [
-        &preference as &dyn Fn(&Path, &Stop, &mut Log) -> Result<Vec<Vec<u32>>>,
-        &scores,
-    ] {
+    for train in [&preference as &Train, &scores] {
         let (whole, weights) = in_parts(train, &[]);
         let (parts, after) = in_parts(train, &[1, 4]);
         same_records(&whole, &parts);
@@ -364,7 +361,7 @@ fn gradients_of_scores_are_differences() {
             // along the gradient the loss changes by its norm
             let before: Vec<f32> = parameter.value.flatten_all().unwrap().to_vec1().unwrap();
             let h = 2e-3;
-            let mut at = |sign: f64| {
+            let at = |sign: f64| {
                 let moved: Vec<f32> = before
                     .iter()
                     .zip(&gradient)

@@ -108,7 +108,7 @@ pub fn open_model(
 }
 
 /// The hash of each file of a checkpoint folder that says what the model is.
-fn contents(folder: &Path) -> Result<serde_json::Value> {
+pub(super) fn contents(folder: &Path) -> Result<serde_json::Value> {
     let io = |e| Error::io("reading", folder, e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io)? {

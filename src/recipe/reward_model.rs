@@ -170,6 +170,25 @@ impl RewardModelTable {
     }
 }
 
+/// `name = "reward_model"` among rewards.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct RewardModelReward {
+    /// A folder, or in a recipe of stages `@stage`.
+    pub model: String,
+    /// What of a sample it sees; default: what it was trained on.
+    #[serde(default)]
+    pub scope: Option<Scope>,
+    /// The score as a probability, between 0 and 1, which weighs as much as the rule-based rewards do; a sample without an
+    /// answer then has 0. `false` is the score itself, as R1 has it.
+    #[serde(default = "yes")]
+    pub sigmoid: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

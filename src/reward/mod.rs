@@ -1,7 +1,8 @@
 //! Samples to numbers: the weighted sum of rewards, with the part of each.
 //!
 //! This file holds what is scored and the sum; the formulas are in [`shape`], the tags in [`crate::verify::format`], the
-//! model that judges in [`judge`], pairs of samples to learn preferences from in [`pairs`]. Which rewards a run has is
+//! model that judges in [`judge`], the one that was trained to score in [`model_score`], pairs of
+//! samples to learn preferences from in [`pairs`]. Which rewards a run has is
 //! [`crate::recipe::reward`].
 //!
 //! A reward that does not apply to a sample (a gold answer nobody can read, a row without tests, a prompt without a
@@ -10,12 +11,14 @@
 mod endpoint;
 pub mod judge;
 mod judged;
+pub mod model_score;
 pub mod pairs;
 mod retry_after;
 pub mod shape;
 
 pub use endpoint::Usage;
 pub use judge::{Judge, JudgeCase};
+use model_score::ModelScorer;
 
 use std::borrow::Cow;
 
@@ -108,6 +111,7 @@ pub struct Rewards {
     targets: Vec<Option<Language>>,
     sandbox: Option<Sandbox>,
     judge: Option<Judge>,
+    scorer: Option<ModelScorer>,
 }
 
 impl Rewards {
@@ -123,6 +127,7 @@ impl Rewards {
         }
         let mut targets = Vec::new();
         let mut judge = None;
+        let mut scorer = None;
         for (i, reward) in settings.iter().enumerate() {
             let name = reward.kind.name();
             let at = |e: Error| e.at(format!("reward `{name}`"));
@@ -140,6 +145,9 @@ impl Rewards {
             if let RewardKind::Judge(settings) = &reward.kind {
                 judge = Some(Judge::open(settings, tools.stop.clone()).map_err(at)?);
             }
+            if let RewardKind::RewardModel(settings) = &reward.kind {
+                scorer = Some(ModelScorer::open(settings).map_err(at)?);
+            }
         }
         if table.needs_sandbox() && tools.sandbox.is_none() {
             return Err(Error::input(
@@ -151,6 +159,7 @@ impl Rewards {
             targets,
             sandbox: tools.sandbox,
             judge,
+            scorer,
         })
     }
 
@@ -197,6 +206,15 @@ impl Rewards {
                 sample.sum_up();
             }
         }
+        let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::RewardModel(_));
+        if let (Some(at), Some(scorer)) = (self.settings.iter().position(at), &self.scorer) {
+            let samples = scored.iter_mut().flatten();
+            for (sample, score) in samples.zip(scorer.scores(groups)?) {
+                let part = &mut sample.parts[at];
+                (part.value, part.missing) = either(score);
+                sample.sum_up();
+            }
+        }
         Ok(scored)
     }
 
@@ -209,10 +227,7 @@ impl Rewards {
         let mut columns: Vec<Vec<Part>> = Vec::new();
         for (reward, target) in self.settings.iter().zip(&self.targets) {
             let part = |found: std::result::Result<f64, String>| {
-                let (value, missing) = match found {
-                    Ok(value) => (Some(value), None),
-                    Err(why) => (None, Some(why)),
-                };
+                let (value, missing) = either(found);
                 Part {
                     name: reward.kind.name(),
                     value,
@@ -320,7 +335,7 @@ impl Rewards {
             RewardKind::BinaryCode {} => {
                 self.run_programs(group, seen, |verdict| yes(verdict.verdict.is_correct()))?
             }
-            RewardKind::Judge(_) => none(group, "it was not asked"),
+            RewardKind::Judge(_) | RewardKind::RewardModel(_) => none(group, "it was not asked"),
         })
     }
 
@@ -405,6 +420,14 @@ impl Rewards {
 }
 
 const NO_GOLD: &str = "there is no gold answer";
+
+/// A value, or why there is none.
+fn either(found: std::result::Result<f64, String>) -> (Option<f64>, Option<String>) {
+    match found {
+        Ok(value) => (Some(value), None),
+        Err(why) => (None, Some(why)),
+    }
+}
 
 fn yes(is: bool) -> f64 {
     f64::from(u8::from(is))

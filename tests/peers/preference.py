@@ -70,10 +70,11 @@ OBJECTIVE = dict(loss="dpo", beta=0.1, gamma=1.375, alpha=1.0, nll_mean="tokens"
 
 
 def tokenizer():
-    words = {f"w{i}": i for i in range(SHAPE["vocab_size"])}
-    raw = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    # special tokens are looked for inside of words too
+    words = {text([i]): i for i in range(SHAPE["vocab_size"])}
+    raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="w0", eos_token="w2", bos_token=None)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", bos_token=None)
 
 
 def make_pairs():
@@ -154,7 +155,8 @@ COMMON = dict(
 
 
 def text(ids):
-    return " ".join(f"w{i}" for i in ids)
+    special = {0: "<pad>", 1: "<unk>", 2: "<eos>"}
+    return " ".join(special.get(i, f"w{i}") for i in ids)
 
 
 def batch_of(trainer):
