@@ -173,10 +173,10 @@ fn packing_accumulation_and_recomputation_do_not_change_the_loss() {
 }
 
 /// Trains and returns the weights.
-type Train = dyn Fn(&Path, &Stop, &mut Log) -> Result<Vec<Vec<u32>>>;
+type Train<'a> = dyn Fn(&Path, &Stop, &mut Log) -> Result<Vec<Vec<u32>>> + 'a;
 
 /// Runs to the end, or stops after a step and goes on with other processes' eyes: weights and records.
-fn in_parts(train: &Train, stops: &[usize]) -> (Vec<JudgedRecord>, Vec<Vec<u32>>) {
+fn in_parts(train: &Train<'_>, stops: &[usize]) -> (Vec<JudgedRecord>, Vec<Vec<u32>>) {
     let dir = temp();
     let mut steps: Vec<JudgedRecord> = Vec::new();
     for &after in stops {
@@ -221,7 +221,7 @@ fn a_stopped_run_goes_on_to_the_bit() {
         train_reward_model(&model, RewardObjective::default(), &job, log)?;
         Ok(bits(model.weights()))
     };
-    for train in [&preference as &Train, &scores] {
+    for train in [&preference as &Train<'_>, &scores] {
         let (whole, weights) = in_parts(train, &[]);
         let (parts, after) = in_parts(train, &[1, 4]);
         same_records(&whole, &parts);

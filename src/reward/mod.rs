@@ -208,12 +208,7 @@ impl Rewards {
         }
         let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::RewardModel(_));
         if let (Some(at), Some(scorer)) = (self.settings.iter().position(at), &self.scorer) {
-            let samples = scored.iter_mut().flatten();
-            for (sample, score) in samples.zip(scorer.scores(groups)?) {
-                let part = &mut sample.parts[at];
-                (part.value, part.missing) = either(score);
-                sample.sum_up();
-            }
+            scorer.put(groups, &mut scored, at)?;
         }
         Ok(scored)
     }
@@ -227,7 +222,10 @@ impl Rewards {
         let mut columns: Vec<Vec<Part>> = Vec::new();
         for (reward, target) in self.settings.iter().zip(&self.targets) {
             let part = |found: std::result::Result<f64, String>| {
-                let (value, missing) = either(found);
+                let (value, missing) = match found {
+                    Ok(value) => (Some(value), None),
+                    Err(why) => (None, Some(why)),
+                };
                 Part {
                     name: reward.kind.name(),
                     value,
@@ -420,14 +418,6 @@ impl Rewards {
 }
 
 const NO_GOLD: &str = "there is no gold answer";
-
-/// A value, or why there is none.
-fn either(found: std::result::Result<f64, String>) -> (Option<f64>, Option<String>) {
-    match found {
-        Ok(value) => (Some(value), None),
-        Err(why) => (None, Some(why)),
-    }
-}
 
 fn yes(is: bool) -> f64 {
     f64::from(u8::from(is))

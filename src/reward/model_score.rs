@@ -3,10 +3,10 @@
 //! The model's own tokenizer and chat template render the question as a user's turn and the sample as the assistant's, as the
 //! rows of its training were rendered; the rollouts' system prompt and instructions are no part of it.
 
-use super::Group;
+use super::{Group, Scored};
 use crate::model::{LoadOptions, RewardModel};
 use crate::recipe::reward_model::{RewardModelReward, Scope};
-use crate::tokenize::{Chat, Message, TrainOn};
+use crate::tokenize::{Chat, Message, MissingEnd, TrainOn};
 use crate::verify::answer_part;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -75,12 +75,34 @@ impl ModelScorer {
                     .map_err(|e| Error::input(format!("`{}` is damaged: {e}", path.display())))?
             }
         };
+        let mut chat = Chat::load(folder, None)?;
+        // a student whose template ends no turn was trained so, or not at all
+        chat.missing_end = MissingEnd::AppendEos;
         Ok(Self {
             model: RewardModel::load(folder, &options)?,
-            chat: Chat::load(folder, None)?,
+            chat,
             scope: settings.scope.unwrap_or(seen.scope),
             sigmoid: settings.sigmoid,
         })
+    }
+
+    /// Puts the scores of every group into part `at` of its samples.
+    pub(super) fn put(
+        &self,
+        groups: &[Group<'_>],
+        scored: &mut [Vec<Scored>],
+        at: usize,
+    ) -> Result<()> {
+        let samples = scored.iter_mut().flatten();
+        for (sample, score) in samples.zip(self.scores(groups)?) {
+            let part = &mut sample.parts[at];
+            (part.value, part.missing) = match score {
+                Ok(value) => (Some(value), None),
+                Err(why) => (None, Some(why)),
+            };
+            sample.sum_up();
+        }
+        Ok(())
     }
 
     /// The score of every sample of every group, in order.

@@ -15,8 +15,12 @@ import warnings
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore")
 
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import datasets
 import torch
 import torch.nn.functional as F
+import transformers
 from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -29,6 +33,10 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+datasets.disable_progress_bars()
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DISTILL = os.environ.get("DISTILL", str(ROOT / "target/release/distill"))
