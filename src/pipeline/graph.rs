@@ -5,8 +5,8 @@
 //! unchanged is skipped where it is finished, and goes on where it is not. Where one has changed, what it left is thrown
 //! away only if the user says so (`--rerun`), evaluations and selections aside, which cost little to make again.
 //!
-//! What a kind does is one function in a file of its own. A kind is added by its arms in [`inputs`], [`leaves`] and
-//! [`execute`].
+//! What a kind does is one function in a file of its own. A kind is added by its arms in `inputs`, `leaves` and
+//! `execute`.
 
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
 use super::open::{Student, contents};

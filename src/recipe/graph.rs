@@ -3,9 +3,9 @@
 //! A stage may only name earlier ones, so there are no cycles, and running them in order is enough. The form resolved here
 //! is saved as `plan.json` and hashed into the stages' keys.
 //!
-//! A kind is added in four places: its settings in [`StageRecipe`], its variant of [`Job`] and its arm in [`Resolver::jobs`] here, and
-//! its function in `pipeline/`, with its arms in `pipeline::graph`. What is checked of a stage by itself is in
-//! [`super::stage_check`].
+//! A kind is added in four places: its settings in [`StageRecipe`], its variant of [`Job`] and its arm in `Resolver::jobs`
+//! here, and its function in `pipeline/`, with its arms in `pipeline::graph`. What is checked of a stage by itself is in
+//! `super::stage_check`.
 
 use super::Traces;
 use super::card::Card;
