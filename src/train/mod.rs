@@ -2,8 +2,8 @@
 //!
 //! - [`sft`]: supervised fine-tuning, top to bottom;
 //! - [`preference`]: DPO, RPO and SimPO; [`reward_model`]: a model that scores; [`judged_loop`]: the loop of both;
-//! - [`preference_loss`], [`reward_loss`]: their losses as functions of numbers; [`reference`]: log-probabilities of the
-//!   reference, computed once;
+//! - [`preference_loss`], [`reward_loss`]: their losses as functions of numbers;
+//! - [`reference`](mod@reference): log-probabilities of the reference, computed once;
 //! - [`settings`]: its numbers, resolved; [`examples`]: what it trains on;
 //! - [`order`]: which rows make which step; [`micro_batch`]: rows end to end as the model takes them;
 //! - [`checkpoint`]: everything needed to go on bit for bit;
