@@ -11,6 +11,7 @@
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
+//! | [`debug_preference`] | hidden: preference and reward-model training on rows of token ids |
 //! | [`debug_train`] | hidden: the loop on rows of token ids |
 //! | [`options`] | options that several commands share |
 //! | [`rows`], [`stream`], `cases` | JSON lines in and out, by chunks, and the fields of graded rows |
@@ -24,6 +25,7 @@ pub mod chat;
 pub mod color;
 pub mod data;
 pub mod debug_model;
+pub mod debug_preference;
 pub mod debug_train;
 pub mod eval;
 pub mod generate;
@@ -66,6 +68,8 @@ enum Command {
     #[command(hide = true)]
     DebugModel(debug_model::Args),
     #[command(hide = true)]
+    DebugPreference(debug_preference::Args),
+    #[command(hide = true)]
     DebugTrain(debug_train::Args),
     Plan(plan::Args),
     Preview(preview::Args),
@@ -84,6 +88,7 @@ impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
             Self::DebugModel(args) => debug_model::run(&args, session),
+            Self::DebugPreference(args) => debug_preference::run(&args, session),
             Self::DebugTrain(args) => debug_train::run(&args, session),
             Self::Plan(args) => plan::run(&args, session),
             Self::Preview(args) => preview::run(&args, session),

@@ -9,15 +9,18 @@
 //! `execute`.
 
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
-use super::open::Student;
+use super::open::{Student, contents};
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
 use super::stages::{Place, earlier_inputs, first_difference};
-use super::{stage_eval, stage_generate, stage_select, stage_sft};
+use super::{
+    stage_eval, stage_generate, stage_preference, stage_reward_model, stage_select, stage_sft,
+};
 use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::load::{Loaded, closest};
+use crate::recipe::reward::{RewardKind, RewardTable};
 use crate::recipe::stage::Kind;
 use crate::{Error, Result, report};
 use serde_json::{Map, Value, json};
@@ -107,6 +110,8 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
         (Job::Generate { .. }, Some(student)) => stage_generate::inputs(opening, stage, student),
         (Job::Eval(eval), Some(student)) => stage_eval::inputs(opening, eval, student),
         (Job::Select { .. }, _) => stage_select::inputs(opening, stage),
+        (Job::RewardModel { .. }, Some(_)) => stage_reward_model::inputs(opening, stage),
+        (Job::Preference { .. }, Some(_)) => stage_preference::inputs(opening, stage),
         (_, None) => stage.student().map(|_| json!({})),
     }
 }
@@ -114,7 +119,9 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
 /// Files without which a finished stage is not finished.
 fn leaves(job: &Job) -> &'static [&'static str] {
     match job {
-        Job::Sft { .. } => &["model/config.json"],
+        Job::Sft { .. } | Job::RewardModel { .. } | Job::Preference { .. } => {
+            &["model/config.json"]
+        }
         Job::Generate { .. } => &[stage_generate::GENERATIONS],
         Job::Select { .. } => &[stage_select::TRACES],
         Job::Eval(_) => &["eval.json", "samples.jsonl"],
@@ -127,6 +134,8 @@ fn execute(context: &StageContext) -> Result<Value> {
         Job::Sft { .. } => stage_sft::run(context),
         Job::Generate { .. } => stage_generate::run(context),
         Job::Select { .. } => stage_select::run(context),
+        Job::RewardModel { .. } => stage_reward_model::run(context),
+        Job::Preference { .. } => stage_preference::run(context),
         Job::Eval(eval) => stage_eval::run(context, eval),
     }
 }
@@ -223,15 +232,23 @@ pub fn run(
 
 /// That the rewards of a stage can be had: no sandbox or no key for the judge shows before hours of training, not after.
 fn check_rewards(stage: &StagePlan, stop: &Stop) -> Result<()> {
-    let table = match &stage.job {
-        Job::Generate { rewards, .. } | Job::Select { rewards, .. } => rewards.as_ref(),
-        Job::Sft { .. } | Job::Eval(_) => None,
+    let Some(table) = stage.job.rewards() else {
+        return Ok(());
     };
-    let at = |e: Error| e.at(format!("stage `{}`", stage.name));
-    match table {
-        Some(table) => open_rewards(table, stop).map(|_| ()).map_err(at),
-        None => Ok(()),
+    let mut rewards = table.rewards();
+    // those of stages are not there yet
+    rewards.retain(|reward| match &reward.kind {
+        RewardKind::RewardModel(settings) => !settings.model.starts_with('@'),
+        _ => true,
+    });
+    if rewards.is_empty() && !table.rewards().is_empty() {
+        return Ok(());
     }
+    let at = |e: Error| e.at(format!("stage `{}`", stage.name));
+    let table = RewardTable::List(rewards);
+    open_rewards(&table, Path::new(""), stop)
+        .map(|_| ())
+        .map_err(at)
 }
 
 /// A stage before it runs.
@@ -284,6 +301,18 @@ fn prepare(
         inputs["kind"] = json!(stage.kind);
         inputs["seed"] = json!(stage.seed);
         inputs["model"] = json!(model);
+        for scorer in stage
+            .job
+            .rewards()
+            .into_iter()
+            .flat_map(RewardTable::models)
+        {
+            let key = match opening.key_of(scorer).map_err(at)? {
+                Some(key) => json!({ "stage": key }),
+                None => contents(Path::new(scorer)).map_err(at)?,
+            };
+            inputs["reward_model_weights"] = key;
+        }
         // numbers as they read back from a file
         let inputs: Value = serde_json::from_str(&inputs.to_string())
             .map_err(|e| Error::input(format!("settings of the stage: {e}")).at(&stage.name))?;

@@ -1,6 +1,9 @@
-//! Supervised fine-tuning: the loop, what it reads, how it is stopped and resumed, and what it needs.
+//! Training: the loops, what they read, how they are stopped and resumed, and what they need.
 //!
-//! - [`sft`]: the loop, top to bottom;
+//! - [`sft`]: supervised fine-tuning, top to bottom;
+//! - [`preference`]: DPO, RPO and SimPO; [`reward_model`]: a model that scores; [`judged_loop`]: the loop of both;
+//! - [`preference_loss`], [`reward_loss`]: their losses as functions of numbers;
+//! - [`reference`](mod@reference): log-probabilities of the reference, computed once;
 //! - [`settings`]: its numbers, resolved; [`examples`]: what it trains on;
 //! - [`order`]: which rows make which step; [`micro_batch`]: rows end to end as the model takes them;
 //! - [`checkpoint`]: everything needed to go on bit for bit;
@@ -9,12 +12,21 @@
 pub mod checkpoint;
 pub mod examples;
 pub mod footprint;
+pub mod judged_loop;
 pub mod micro_batch;
 mod non_finite;
 pub mod order;
+pub mod preference;
+pub mod preference_loss;
+pub mod reference;
+pub mod reward_loss;
+pub mod reward_model;
 pub mod settings;
 pub mod sft;
 
 pub use examples::Examples;
+pub use judged_loop::{JudgedOutcome, JudgedRecord};
+pub use preference::train_preference;
+pub use reward_model::train_reward_model;
 pub use settings::SftSettings;
 pub use sft::{Observer, SftOutcome, StepRecord, train_sft};
