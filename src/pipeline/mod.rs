@@ -4,7 +4,7 @@
 //! - [`folder`]: the run folder: lock, stage keys, atomic writes;
 //! - [`run`]: the stages of a student's recipe, top to bottom; [`stages`], [`suites`]: what each does;
 //! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_select`], [`stage_eval`]: what each kind
-//!   does; [`row_log`]: files that grow row by row; [`sample_rows`]: which samples are fit to learn from;
+//!   does; [`sample_rows`]: which samples are fit to learn from;
 //! - [`estimate`]: what a run would take;
 //! - [`preview`]: rows as the trainer will see them.
 
@@ -13,7 +13,6 @@ pub mod folder;
 pub mod graph;
 pub mod open;
 pub mod preview;
-pub mod row_log;
 pub mod run;
 pub mod sample_rows;
 pub mod stage_eval;

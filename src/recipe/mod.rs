@@ -7,6 +7,7 @@
 
 pub mod card;
 pub mod graph;
+pub mod grpo;
 pub mod load;
 pub mod plan;
 pub mod reward;

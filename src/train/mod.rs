@@ -1,20 +1,31 @@
-//! Supervised fine-tuning: the loop, what it reads, how it is stopped and resumed, and what it needs.
+//! Training loops, what they read, how they are stopped and resumed, and what they need.
 //!
-//! - [`sft`]: the loop, top to bottom;
+//! - [`sft`]: supervised fine-tuning, top to bottom;
+//! - [`grpo`]: reinforcement learning, top to bottom, with [`rollout`]: samples and rewards, [`advantage`], [`policy_loss`],
+//!   [`grpo_update`]: completions through the model, [`grpo_record`]: what is watched, [`hacking`]: its alarm;
 //! - [`settings`]: its numbers, resolved; [`examples`]: what it trains on;
 //! - [`order`]: which rows make which step; [`micro_batch`]: rows end to end as the model takes them;
 //! - [`checkpoint`]: everything needed to go on bit for bit;
 //! - [`footprint`]: memory and work of a run before it runs.
 
+pub mod advantage;
 pub mod checkpoint;
 pub mod examples;
 pub mod footprint;
+pub mod grpo;
+pub mod grpo_record;
+pub mod grpo_update;
+pub mod hacking;
 pub mod micro_batch;
 mod non_finite;
 pub mod order;
+pub mod policy_loss;
+pub mod rollout;
 pub mod settings;
 pub mod sft;
 
 pub use examples::Examples;
+pub use grpo::{GrpoJob, GrpoObserver, GrpoOutcome, train_grpo};
+pub use rollout::GrpoPrompt;
 pub use settings::SftSettings;
 pub use sft::{Observer, SftOutcome, StepRecord, train_sft};
