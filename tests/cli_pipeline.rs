@@ -219,6 +219,45 @@ fn killed_in_every_stage_a_pipeline_ends_the_same() {
 }
 
 #[test]
+fn ctrl_c_among_samples_keeps_whole_rows_and_goes_on() {
+    let place = place();
+    let more = ["--set", "stage.samples.prompts.0.num_problems=2000"];
+    let args = |dir| {
+        [
+            ["--recipe", "small.toml", "--run-dir", dir].as_slice(),
+            &more,
+        ]
+        .concat()
+    };
+    let mut command = place.command(&args("run"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let rows = place.path().join("run/samples/generations.jsonl");
+    wait_for(&mut child, || num_lines(&rows) > 30);
+    // SAFETY: a signal to a child of our own that has not been waited for
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let last = stderr.lines().rev().find(|l| l.starts_with("stopped: "));
+    assert_eq!(
+        last,
+        Some("stopped: the same command goes on in `run`"),
+        "{stderr}"
+    );
+    let num_kept = num_lines(&rows);
+    assert!((31..2000).contains(&num_kept), "{num_kept} rows");
+    let run = place.works(&args("run"));
+    let note = format!("going on after {num_kept} of 2000 prompts");
+    assert!(run.stderr.contains(&note), "{}", run.stderr);
+    place.works(&args("whole"));
+    assert_eq!(
+        std::fs::read(&rows).unwrap(),
+        std::fs::read(place.path().join("whole/samples/generations.jsonl")).unwrap()
+    );
+}
+
+#[test]
 fn a_changed_stage_runs_again_with_what_depends_on_it() {
     let place = place();
     let call = |more: &[&str]| {
@@ -357,6 +396,12 @@ fn mistakes_are_told_before_anything_runs() {
             "did you mean `limit`?",
         ),
         (
+            "learning_rate = 2e-3",
+            "learning_rate = \"high\"",
+            "`wrong.toml` line 63: invalid type: string \"high\", expected a number in `stage.sft.learning_rate`",
+            "",
+        ),
+        (
             "[stage.eval]",
             "[stage.sft]\nepochs = 2\n[stage.eval]",
             "stage `judged`: `sft` means nothing to a stage of kind `eval`",
@@ -366,7 +411,7 @@ fn mistakes_are_told_before_anything_runs() {
             "samples = \"@samples\"\n",
             "",
             "stage `chosen`: a stage of kind `select` needs `samples`",
-            "add `samples = \"@stage\"`, a file or a Hub data set",
+            "add `samples = \"@stage\"`, or a file",
         ),
         (
             "[[stage]]\nname = \"cold\"",

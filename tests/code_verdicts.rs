@@ -197,6 +197,39 @@ sys.exit(0 if len(actual) == 2 and sum(map(int, actual)) == 10 else 1)";
         let attack = "for name in ('json', 'sys', 'os', 'expected'):\n    open(name + '.py', 'w').write('print(1)')\nprint(3, 8)";
         check(row(attack), Wrong, &[Fail]);
     }
+    // the first word decides, and a number only where it is alone: the last one may be the program's own
+    for (says, accepted) in [
+        ("wrong answer: expected 3, found 7", false),
+        ("wrong 1", false),
+        ("ok 0", true),
+        ("OK: 3 lines", true),
+        ("0.5", false),
+        ("1.0", true),
+        ("1 1", false),
+    ] {
+        let row = json!({
+            "prediction": fenced("print(3, 7)"),
+            "tests": [{"input": "10", "output": "5 5"}],
+            "checker": format!("print({says:?})"),
+        });
+        assert_eq!(graded(&row).verdict.is_correct(), accepted, "{says}");
+    }
+    for (checker, reason) in [
+        (
+            "def is_ok(a, b, c): return True",
+            "the checker neither says anything nor reads the output",
+        ),
+        ("def (", "the checker is no Python program"),
+    ] {
+        let row = json!({
+            "prediction": fenced("print(3, 7)"),
+            "tests": [{"input": "10", "output": "5 5"}],
+            "checker": checker,
+        });
+        let verdict = graded(&row);
+        assert!(verdict.not_gradable && !verdict.verdict.is_correct());
+        assert_eq!(verdict.verdict.reason, reason);
+    }
     let broken = json!({
         "prediction": fenced("print(3, 7)"),
         "tests": [{"input": "10", "output": "5 5"}],
@@ -244,6 +277,65 @@ fn assertions() {
         row(
             "class Solution:\n    def f(self, nums, k): return sum(nums) + k // 2",
             method,
+        ),
+        Correct,
+        &[Pass],
+    );
+    // no call, no verdict: HumanEval's `test` without its last line
+    let uncalled = json!({"assertions": "def check(candidate):\n    assert candidate(2, 3) == 8"});
+    check(
+        row("def power(x, n): return x ** n", uncalled),
+        Wrong,
+        &[Error],
+    );
+    // nor without an assertion, nor by a value that is nothing
+    check(row("def f(): return 0", json!(["f()"])), Wrong, &[Error]);
+    check(
+        row("def f(): return object()", json!(["assert f()"])),
+        Wrong,
+        &[Fail],
+    );
+    // where the row says which function it is about, others are not the program's to give
+    let helped = "def same(a, b): return True\ndef f(): return 0";
+    for (entry, outcome) in [(json!("f"), Wrong), (json!(null), Correct)] {
+        let mut row = row(helped, json!(["assert same(f(), 3)"]));
+        row["entry_point"] = entry;
+        assert_eq!(graded(&row).verdict.outcome, outcome);
+    }
+    // names of `typing` are the test's
+    let counters =
+        json!(["from collections import Counter\nassert Counter(f('ab')) == Counter('ba')"]);
+    let unimported = json!(["assert Counter(f('ab')) == Counter('ba')"]);
+    for (source, tests, passes) in [
+        ("def f(x): return x", &counters, true),
+        (
+            "def f(x): return 'a'\ndef Counter(x): return 0",
+            &counters,
+            false,
+        ),
+        (
+            "def f(x): return 'a'\ndef Counter(x): return 0",
+            &unimported,
+            false,
+        ),
+        (
+            "def f(x): return 'a'\nclass Counter:\n    def __init__(self, x): pass\n    def __eq__(self, o): return True",
+            &unimported,
+            false,
+        ),
+    ] {
+        let verdict = graded(&row(source, tests.clone()));
+        assert_eq!(
+            verdict.verdict.is_correct(),
+            passes,
+            "{source}: {verdict:?}"
+        );
+    }
+    // numbers longer than Python prints by default
+    check(
+        row(
+            "def f(n): return 10 ** n",
+            json!(["assert f(6000) % 7 == 1 and len(str(f(6000))) == 6001"]),
         ),
         Correct,
         &[Pass],

@@ -136,6 +136,60 @@ fn every_kind_by_hand() {
 }
 
 #[test]
+fn what_the_prompt_wrote_belongs_to_the_answer() {
+    let place = Place::new();
+    let cut = "so \\boxed{12}? wait";
+    let code = "Try\n```python\nprint(4)\n```\nhmm";
+    let tests = json!([{"input": "", "output": "4"}]);
+    let cases = [
+        (json!({"gold": "12", "prediction": cut}), "correct"),
+        (
+            json!({"gold": "12", "prediction": cut, "opening": "<think>\n"}),
+            "unparsable",
+        ),
+        (
+            json!({"gold": "12", "prediction": cut, "prompt": "Solve.<think>\n"}),
+            "unparsable",
+        ),
+        (
+            json!({"gold": "12", "prediction": format!("{cut}</think>\\boxed{{12}}"), "opening": "<think>\n"}),
+            "correct",
+        ),
+        (
+            json!({"kind": "format", "gold": "think-only", "prediction": "a</think>b", "opening": "<think>"}),
+            "correct",
+        ),
+        (
+            json!({"kind": "code", "prediction": code, "tests": tests, "opening": "<think>\n"}),
+            "unparsable",
+        ),
+        (
+            json!({"kind": "code", "prediction": code, "tests": tests, "opening": null}),
+            "correct",
+        ),
+    ];
+    let text: String = cases.iter().map(|(row, _)| format!("{row}\n")).collect();
+    place.file("c.jsonl", text);
+    place.works(&GRADE);
+    for (row, (case, verdict)) in rows(&place.read("v.jsonl")).iter().zip(&cases) {
+        assert_eq!(row["verdict"], *verdict, "{case}: {row}");
+    }
+}
+
+#[test]
+fn null_is_as_good_as_absent_and_numbers_stay() {
+    let place = Place::new();
+    let row = r#"{"gold":"7","prediction":"7","kind":null,"options":null,"messages":null,"x":12345678901234567890123,"reason":"old","y":1.50}"#;
+    place.file("c.jsonl", format!("{row}\n"));
+    place.works(&GRADE);
+    let line = place.read("v.jsonl");
+    assert!(
+        line.starts_with(r#"{"gold":"7","prediction":"7","kind":null,"options":null,"messages":null,"x":12345678901234567890123,"y":1.50,"verdict":"correct""#),
+        "{line}"
+    );
+}
+
+#[test]
 fn a_bad_row_names_its_line() {
     let place = Place::new();
     let good = r#"{"gold":"1","prediction":"1"}"#;
@@ -156,7 +210,7 @@ fn a_bad_row_names_its_line() {
         ),
         (
             r#"{"gold":null,"prediction":"1"}"#,
-            "`c.jsonl` line 2: `gold`: null, expected a string, a number or a list of accepted ones",
+            "`c.jsonl` line 2: no `gold`; the row has `gold` (null), `prediction`",
         ),
         (
             r#"{"gold":[],"prediction":"1"}"#,

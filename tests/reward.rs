@@ -195,6 +195,30 @@ fn a_prompt_may_open_the_thinking() {
 }
 
 #[test]
+fn what_cannot_be_run_here_is_no_zero() {
+    let place = Place::new();
+    let tests = json!([{"input": "", "output": "4"}]);
+    let code = "```python\nprint(4)\n```";
+    let rows = [
+        json!({"tests": tests, "prediction": "```java\nclass A {}\n```", "language": "java"}),
+        json!({"tests": null, "gold": null, "finish_reason": null, "prediction": code}),
+        json!({"input_output": {"inputs": [""], "outputs": ["4"]}, "prediction": code}),
+        // the reasoning never ended: what stands in it is not run
+        json!({"tests": tests, "prediction": format!("Try\n{code}\nhmm"), "opening": "<think>\n"}),
+    ];
+    let (found, said) = score(&place, &rows, &["--reward", "code"]);
+    let values: Vec<Value> = found
+        .iter()
+        .map(|row| row["rewards"]["code"].clone())
+        .collect();
+    assert_eq!(values, [json!(null), json!(null), json!(1.0), json!(0.0)]);
+    assert!(
+        said.contains("programs in `java` are not run here"),
+        "{said}"
+    );
+}
+
+#[test]
 fn mistakes_are_named() {
     let place = Place::new();
     place.file(

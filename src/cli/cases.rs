@@ -1,6 +1,7 @@
 //! The fields that graded rows have in common: the accepted answers, the options of a question, the prompt.
 
 use super::rows::Row;
+use crate::verify::format::opened_thinking;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -14,7 +15,7 @@ const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 /// There is none, or it is something else.
 pub fn golds(row: &Row, place: &Path) -> Result<Vec<String>> {
     match row.fields.get("gold") {
-        None => Err(row
+        None | Some(Value::Null) => Err(row
             .no_field_of("`gold`", place)
             .with_hint("rows are {\"gold\": \"...\", \"prediction\": \"...\"}")),
         Some(Value::Array(accepted)) if !accepted.is_empty() => accepted
@@ -66,16 +67,52 @@ pub fn prediction(row: &Row, place: &Path) -> Result<String> {
         .ok_or_else(|| row.no_field_of("`prediction`", place))
 }
 
-/// The texts of the options of a multiple choice question, from `options` or `choices`; none where there are none.
+/// What the prompt's template wrote of the answer already: the field `opening`, as `distill generate` adds it.
 ///
 /// # Errors
-/// They are no list of texts.
+/// It is no text.
+pub fn opening(row: &Row, place: &Path) -> Result<String> {
+    Ok(row.get("opening", place)?.unwrap_or_default())
+}
+
+/// The field `prediction` behind the `<think>` that its prompt ends with, where it does.
+///
+/// # Errors
+/// As [`prediction`] and [`opening`].
+pub fn whole_prediction(row: &Row, place: &Path) -> Result<String> {
+    let text = prediction(row, place)?;
+    let opening = opening(row, place)?;
+    let prompt = row.fields.get("prompt").and_then(Value::as_str);
+    let opened = [Some(opening.as_str()), prompt]
+        .into_iter()
+        .flatten()
+        .find_map(opened_thinking);
+    Ok(match opened {
+        Some(tail) if !text.contains("<think>") => format!("{tail}{text}"),
+        _ => text,
+    })
+}
+
+/// The texts of the options of a multiple choice question, from `options` or `choices`: a list, or an object from A on;
+/// none where there are none.
+///
+/// # Errors
+/// They are no texts, or letters are left out.
 pub fn options(row: &Row, place: &Path) -> Result<Vec<String>> {
-    let options = match row.get::<Vec<String>>("options", place)? {
-        Some(options) => Some(options),
-        None => row.get("choices", place)?,
+    let name = match row.has("options") {
+        true => "options",
+        false => "choices",
     };
-    Ok(options.unwrap_or_default())
+    let Some(Value::Object(by_letter)) = row.fields.get(name) else {
+        return Ok(row.get(name, place)?.unwrap_or_default());
+    };
+    ('A'..='Z')
+        .take(by_letter.len())
+        .map(|letter| match by_letter.get(&letter.to_string()) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            _ => Err(row.error(place, &format!("`{name}` has no text for {letter}"))),
+        })
+        .collect()
 }
 
 /// The question: `prompt`, `problem` or `question`, or the last user turn of `messages`.
@@ -96,5 +133,10 @@ pub fn prompt(row: &Row, place: &Path) -> Result<Option<String>> {
 
 /// Puts file and line in front of what is wrong with a row.
 pub fn at_row(error: Error, row: &Row, place: &Path) -> Error {
-    error.at(format!("`{}` line {}", place.display(), row.line))
+    error.at(place_of(row, place))
+}
+
+/// File and line of a row.
+pub fn place_of(row: &Row, place: &Path) -> String {
+    format!("`{}` line {}", place.display(), row.line)
 }

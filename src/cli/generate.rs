@@ -9,6 +9,7 @@ use crate::pipeline::folder::{read_json, write_json};
 use crate::pipeline::open::{Opened, open_model};
 use crate::progress::{Reporter, Stop, Task};
 use crate::tokenize::Chat;
+use crate::verify::format::opened_thinking;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ Example:
 
 Input rows are {\"prompt\": \"...\"} (continued as it stands) or {\"messages\": [{\"role\", \"content\"}]} (through the chat
 template). Output rows are the input rows with
-  \"generations\": [{\"text\", \"tokens\", \"logprobs\", \"finish_reason\": \"stop\" | \"length\"}]
+  \"generations\": [{\"text\", \"tokens\", \"logprobs\", \"finish_reason\": \"stop\" | \"length\"}], and \"opening\", such as \"<think>\\n\",
+where the template began the answer
 in the same order. Called again, rows that the output holds already are kept and not sampled again.")]
 pub struct Args {
     #[command(flatten)]
@@ -124,10 +126,12 @@ impl Job<'_> {
     ) -> Result<()> {
         let limit = self.opened.model.config().max_position_embeddings;
         let mut prompts = Vec::with_capacity(rows.len());
+        let mut openings = Vec::with_capacity(rows.len());
         for row in rows {
-            let prompt = prompt(&self.opened.chat, row, self.place)?;
+            let (prompt, opening) = prompt(&self.opened.chat, row, self.place)?;
             check_length(prompt.len(), limit).map_err(|e| row.error(self.place, &e))?;
             prompts.push(prompt);
+            openings.push(opening.map(|text| Value::from(text).to_string()));
         }
         let mut num_written = 0;
         let path = output.path().to_path_buf();
@@ -135,7 +139,9 @@ impl Job<'_> {
             let json = serde_json::to_string(&answers).map_err(|e| {
                 rows[i].error(self.place, &format!("the answers cannot be written: {e}"))
             })?;
-            output.append(&rows[i].with(&[("generations", json)]))?;
+            let mut added = vec![("generations", json)];
+            added.extend(openings[i].clone().map(|text| ("opening", text)));
+            output.append(&rows[i].with(&added))?;
             num_written = i + 1;
             Ok(())
         };
@@ -165,15 +171,18 @@ impl Job<'_> {
     }
 }
 
-/// The tokens that an answer to `row` starts from.
-fn prompt(chat: &Chat, row: &Row, place: &Path) -> Result<Vec<u32>> {
+/// The tokens that an answer to `row` starts from, and what of the answer the template wrote already.
+fn prompt(chat: &Chat, row: &Row, place: &Path) -> Result<(Vec<u32>, Option<String>)> {
     if let Some(messages) = row.messages(place)? {
-        return chat
-            .prompt(&messages)
-            .map_err(|e| e.at(format!("`{}` line {}", place.display(), row.line)));
+        let rendered = || -> Result<_> {
+            let text = chat.prompt_text(&messages)?;
+            let opening = opened_thinking(&text).map(String::from);
+            Ok((chat.prompt(&messages)?, opening))
+        };
+        return rendered().map_err(|e| e.at(format!("`{}` line {}", place.display(), row.line)));
     }
     match row.get::<String>("prompt", place)? {
-        Some(text) => chat.tokenizer.encode_with_special(&text),
+        Some(text) => Ok((chat.tokenizer.encode_with_special(&text)?, None)),
         None => Err(row.no_field_of("`prompt` or `messages`", place).with_hint(
             "rows are {\"prompt\": \"...\"} or {\"messages\": [{\"role\": ..., \"content\": ...}]}",
         )),

@@ -1,6 +1,6 @@
 //! `distill grade`: a verdict for every row of a file.
 
-use super::cases::{at_row, golds, options, prediction, prompt};
+use super::cases::{at_row, golds, options, prompt, whole_prediction};
 use super::rows::Row;
 use super::stream::{self, Added, json_text};
 use super::{Session, stdout};
@@ -27,7 +27,8 @@ Examples:
   distill grade --kind judge --judge-url http://localhost:8000/v1 --judge-model qwen3-32b \\
     --input cases.jsonl --output verdicts.jsonl
 
-Input rows are {\"gold\", \"prediction\", \"kind\"?}; gold is a text, a number or a list of accepted ones. Output rows are the
+Input rows are {\"gold\", \"prediction\", \"kind\"?, \"opening\"?}; opening is what the prompt wrote of the answer already,
+such as \"<think>\\n\", as `distill generate` adds it; gold is a text, a number or a list of accepted ones. Output rows are the
 input rows with \"verdict\" (\"correct\", \"wrong\" or \"unparsable\"), \"correct\", \"extracted\" and \"reason\", in the same order.
 Kinds:
   math         mathematical equality of the final answer
@@ -39,7 +40,9 @@ Kinds:
   language     the reasoning is in the language of gold (\"en\"), or of \"prompt\"; adds \"score\", the share of words
   readability  no flag is raised; adds \"readability\"; needs no gold
   code         programs against \"tests\", in a sandbox: [{\"input\", \"output\"}], or with \"fn_name\" [{\"args\", \"expected\"}];
-               adds \"passed\", \"total\" and \"outcomes\"
+               or [\"assert f(1) == 2\"]; the row may give \"language\", \"timeout_s\", \"memory_mb\", \"entry_point\"
+               and \"checker\", a Python program that gets the paths of input, expected and actual output and
+               says ok; adds \"passed\", \"total\" and \"outcomes\"
   judge        a model's verdict against gold; answers that it gave before cost nothing")]
 pub struct Args {
     /// What is graded, JSON lines; `-` is stdin
@@ -320,7 +323,7 @@ impl Grader<'_> {
             texts.push((
                 prompt(row, place)?,
                 golds(row, place)?.join("\nor: "),
-                prediction(row, place)?,
+                whole_prediction(row, place)?,
             ));
         }
         let cases: Vec<JudgeCase<'_>> = texts
@@ -349,9 +352,10 @@ impl Grader<'_> {
         let Some(sandbox) = &self.sandbox else {
             return Err(Error::input("there is no sandbox"));
         };
-        let graded = CodeCase::from_row(&row.fields).and_then(|mut case| {
+        let prediction = whole_prediction(row, place)?;
+        let graded = CodeCase::of_tests(&row.fields).and_then(|mut case| {
             case.timeout_s = case.timeout_s.or(self.args.timeout_s);
-            code::grade(&case, sandbox)
+            code::grade_text(&case, &prediction, sandbox)
         });
         let graded = graded.map_err(|e| at_row(e, row, place))?;
         Ok(Graded {
@@ -369,7 +373,7 @@ impl Grader<'_> {
         if kind == RowKind::Code {
             return self.run_program(row, place);
         }
-        let prediction = prediction(row, place)?;
+        let prediction = whole_prediction(row, place)?;
         match kind {
             // handled elsewhere: one runs programs, the other asks about many rows at once
             RowKind::Code | RowKind::Judge => {
@@ -377,9 +381,9 @@ impl Grader<'_> {
             }
             RowKind::Readability => Ok(by_readability(&prediction)),
             RowKind::Text(Kind::Format) => {
-                let format = match row.fields.get("gold") {
-                    None => self.format,
-                    Some(_) => {
+                let format = match row.has("gold") {
+                    false => self.format,
+                    true => {
                         Format::parse(&one_gold(row, place)?).map_err(|e| at_row(e, row, place))?
                     }
                 };
@@ -425,7 +429,7 @@ fn one_gold(row: &Row, place: &Path) -> Result<String> {
 
 /// The language that a row asks for: that of `gold`, or that of its prompt.
 fn target(row: &Row, place: &Path) -> Result<Language> {
-    if row.fields.contains_key("gold") {
+    if row.has("gold") {
         return Language::parse(&one_gold(row, place)?).map_err(|e| at_row(e, row, place));
     }
     let Some(prompt) = prompt(row, place)? else {

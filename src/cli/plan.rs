@@ -170,6 +170,7 @@ fn show(plan: &Plan, e: &Estimate) -> String {
         ("one block's backward", m.block),
         ("attention scores", m.attention),
         ("loss", m.loss),
+        ("temporaries", m.temporaries),
         ("program and allocator", m.process),
         ("KV cache of an evaluation", m.kv_cache),
     ] {

@@ -1,12 +1,13 @@
 //! `distill reward`: the weighted sum of rewards for every row of a file, with the part of each.
 
-use super::cases::{self, at_row};
+use super::cases;
 use super::rows::Row;
 use super::stream::{self, Added, json_text};
 use super::{Session, stdout};
 use crate::progress::Reporter;
 use crate::recipe::reward::{LengthUnit, Preset, RewardKind, RewardSettings, RewardTable};
 use crate::reward::{Group, Rewards, Sample, Scored, Tools, Usage, length_unit};
+use crate::verify::code::Tests;
 use crate::verify::sandbox::Sandbox;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ Examples:
   distill reward --reward accuracy --reward cosine=0.5,max_length=4096 --input answers.jsonl --output scored.jsonl
 
 Input rows are {\"prompt\"?, \"gold\", \"prediction\"} or {\"prompt\"?, \"gold\", \"generations\": [{\"text\", \"tokens\"?,
-\"finish_reason\"?}]} as `distill generate` writes them; the generations of a row are a group. Output rows are the input
+\"finish_reason\"?}], \"opening\"?} as `distill generate` writes them; the generations of a row are a group. Output rows are the input
 rows with \"reward\", the weighted sum, and \"rewards\", the value of each before its weight; both are lists, one entry a
 generation, where there are generations. A value is null where a reward does not apply; that is counted.
 Presets:
@@ -183,6 +184,7 @@ struct Scorer {
 /// A row as its group's texts.
 struct Input {
     prompt: Option<String>,
+    opening: String,
     golds: Vec<String>,
     options: Vec<String>,
     samples: Vec<Generation>,
@@ -223,7 +225,7 @@ impl Generation {
 
 impl Scorer {
     fn input(&self, row: &Row, place: &Path) -> Result<Input> {
-        let is_single = row.fields.contains_key("prediction");
+        let is_single = row.has("prediction");
         let samples = if is_single {
             let text = cases::prediction(row, place)?;
             vec![Generation {
@@ -235,14 +237,13 @@ impl Scorer {
             row.get("generations", place)?
                 .ok_or_else(|| row.no_field_of("`prediction` or `generations`", place))?
         };
-        let golds = match row.fields.contains_key("gold")
-            || (self.needs_gold && !row.fields.contains_key("tests"))
-        {
+        let golds = match row.has("gold") || (self.needs_gold && !Tests::are_in(&row.fields)) {
             true => cases::golds(row, place)?,
             false => Vec::new(),
         };
         Ok(Input {
             prompt: cases::prompt(row, place)?,
+            opening: cases::opening(row, place)?,
             golds,
             options: cases::options(row, place)?,
             samples,
@@ -260,28 +261,15 @@ impl Scorer {
             .zip(rows)
             .map(|(input, row)| Group {
                 prompt: input.prompt.as_deref(),
-                opening: "",
+                opening: &input.opening,
                 golds: &input.golds,
                 options: &input.options,
                 row: Some(&row.fields),
                 samples: input.samples.iter().map(Generation::sample).collect(),
             })
             .collect();
-        let scored = match self.rewards.score_groups(&groups) {
-            Ok(scored) => scored,
-            Err(e @ Error::Interrupted { .. }) => return Err(e),
-            Err(all) => {
-                // which row it was is only known one by one; the judge's endpoint is nobody's row
-                if self.rewards.judge_usage().is_none() {
-                    for (group, row) in groups.iter().zip(rows) {
-                        self.rewards
-                            .score_groups(std::slice::from_ref(group))
-                            .map_err(|e| at_row(e, row, place))?;
-                    }
-                }
-                return Err(all);
-            }
-        };
+        let at = |number: usize| cases::place_of(&rows[number], place);
+        let scored = self.rewards.score_groups_at(&groups, at)?;
         let mut out = Vec::with_capacity(rows.len());
         for ((scored, group), input) in scored.iter().zip(&groups).zip(&inputs) {
             for unit in &self.units {

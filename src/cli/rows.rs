@@ -5,7 +5,9 @@
 
 use crate::tokenize::Message;
 use crate::{Error, Result};
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -54,9 +56,7 @@ impl Row {
     pub fn with(&self, added: &[(&str, String)]) -> String {
         let is_added = |name: &str| added.iter().any(|(other, _)| *other == name);
         let mut line = if self.fields.keys().any(|name| is_added(name)) {
-            let mut kept = self.fields.clone();
-            kept.retain(|name, _| !is_added(name));
-            Value::Object(kept).to_string()
+            self.without(&is_added)
         } else {
             self.raw.clone()
         };
@@ -73,13 +73,33 @@ impl Row {
         line
     }
 
-    /// The field `name` as `T`.
+    /// The row as it was written, without some of its fields.
+    fn without(&self, is_left_out: &impl Fn(&str) -> bool) -> String {
+        let fields = match serde_json::from_str::<Written>(&self.raw) {
+            Ok(Written(fields)) => fields,
+            // it was parsed before
+            Err(_) => return "{}".into(),
+        };
+        let kept: Vec<String> = fields
+            .iter()
+            .filter(|(name, _)| !is_left_out(name))
+            .map(|(name, value)| format!("{}:{value}", Value::from(name.as_str())))
+            .collect();
+        format!("{{{}}}", kept.join(","))
+    }
+
+    /// Whether the field is there; null is as good as absent, as tables write it.
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// The field `name` as `T`; none where it is absent or null.
     ///
     /// # Errors
     /// It is something else; the message names `place`, line and field.
     pub fn get<T: for<'a> Deserialize<'a>>(&self, name: &str, place: &Path) -> Result<Option<T>> {
         match self.fields.get(name) {
-            None => Ok(None),
+            None | Some(Value::Null) => Ok(None),
             Some(value) => T::deserialize(value)
                 .map(Some)
                 .map_err(|e| self.error(place, &format!("`{name}`: {e}"))),
@@ -93,7 +113,11 @@ impl Row {
 
     /// None of the fields that a command reads is there.
     pub fn no_field_of(&self, wanted: &str, place: &Path) -> Error {
-        let names: Vec<_> = self.fields.keys().map(|k| format!("`{k}`")).collect();
+        let name = |(name, value): (&String, &Value)| match value.is_null() {
+            true => format!("`{name}` (null)"),
+            false => format!("`{name}`"),
+        };
+        let names: Vec<_> = self.fields.iter().map(name).collect();
         let found = match names.is_empty() {
             true => "nothing".to_string(),
             false => names.join(", "),
@@ -104,6 +128,34 @@ impl Row {
     /// What is wrong with this row.
     pub fn error(&self, place: &Path, what: &str) -> Error {
         Error::input(format!("`{}` line {}: {what}", place.display(), self.line))
+    }
+}
+
+/// The fields of an object in order, their values as they were written.
+struct Written<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Written<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Written<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Written(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields)
     }
 }
 

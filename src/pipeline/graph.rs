@@ -11,8 +11,9 @@
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
 use super::open::Student;
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
+use super::stage_generate::open_rewards;
 use super::stages::{Place, earlier_inputs, first_difference};
-use super::{stage_eval, stage_generate, stage_select, stage_sft};
+use super::{stage_eval, stage_generate, stage_grpo, stage_select, stage_sft};
 use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
@@ -104,6 +105,7 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
     match (&stage.job, student) {
         (Job::Sft { .. }, Some(student)) => stage_sft::inputs(opening, stage, student),
         (Job::Generate { .. }, Some(student)) => stage_generate::inputs(opening, stage, student),
+        (Job::Grpo { .. }, Some(student)) => stage_grpo::inputs(opening, stage, student),
         (Job::Eval(eval), Some(student)) => stage_eval::inputs(opening, eval, student),
         (Job::Select { .. }, _) => stage_select::inputs(opening, stage),
         (_, None) => stage.student().map(|_| json!({})),
@@ -113,7 +115,7 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
 /// Files without which a finished stage is not finished.
 fn leaves(job: &Job) -> &'static [&'static str] {
     match job {
-        Job::Sft { .. } => &["model/config.json"],
+        Job::Sft { .. } | Job::Grpo { .. } => &["model/config.json"],
         Job::Generate { .. } => &[stage_generate::GENERATIONS],
         Job::Select { .. } => &[stage_select::TRACES],
         Job::Eval(_) => &["eval.json", "samples.jsonl"],
@@ -124,6 +126,7 @@ fn leaves(job: &Job) -> &'static [&'static str] {
 fn execute(context: &StageContext) -> Result<Value> {
     match &context.stage.job {
         Job::Sft { .. } => stage_sft::run(context),
+        Job::Grpo { .. } => stage_grpo::run(context),
         Job::Generate { .. } => stage_generate::run(context),
         Job::Select { .. } => stage_select::run(context),
         Job::Eval(eval) => stage_eval::run(context, eval),
@@ -165,6 +168,11 @@ pub fn run(
         .map(|(ready, stage)| state(&folder, stage, ready))
         .collect::<Result<Vec<_>>>()?;
     let redo = to_redo(plan, &states, &options.rerun)?;
+    for (stage, state) in plan.stages.iter().zip(&states) {
+        if redo.contains(stage.name.as_str()) || !matches!(state, State::Finished(_)) {
+            check_rewards(stage, stop)?;
+        }
+    }
     let clock = report::RunClock::start(&root, &plan.device)?;
     write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
     write_json(&root.join("plan.json"), &saved_plan(plan, &ready)?)?;
@@ -213,6 +221,20 @@ pub fn run(
         run_dir: root,
         summary: Value::Object(summary),
     })
+}
+
+/// That the rewards of a stage can be had: no sandbox or no key for the judge shows before hours of training, not after.
+fn check_rewards(stage: &StagePlan, stop: &Stop) -> Result<()> {
+    let table = match &stage.job {
+        Job::Generate { rewards, .. } | Job::Select { rewards, .. } => rewards.as_ref(),
+        Job::Grpo { rewards, .. } => Some(rewards),
+        Job::Sft { .. } | Job::Eval(_) => None,
+    };
+    let at = |e: Error| e.at(format!("stage `{}`", stage.name));
+    match table {
+        Some(table) => open_rewards(table, stop).map(|_| ()).map_err(at),
+        None => Ok(()),
+    }
 }
 
 /// A stage before it runs.

@@ -3,7 +3,7 @@
 //! - [`open`]: devices, students and data sources by name;
 //! - [`folder`]: the run folder: lock, stage keys, atomic writes;
 //! - [`run`]: the stages of a student's recipe, top to bottom; [`stages`], [`suites`]: what each does;
-//! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_select`], [`stage_eval`]: what each kind
+//! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_grpo`], [`stage_select`], [`stage_eval`]: what each kind
 //!   does; [`sample_rows`]: which samples are fit to learn from;
 //! - [`estimate`]: what a run would take;
 //! - [`preview`]: rows as the trainer will see them.
@@ -17,6 +17,7 @@ pub mod run;
 pub mod sample_rows;
 pub mod stage_eval;
 pub mod stage_generate;
+pub mod stage_grpo;
 pub mod stage_select;
 pub mod stage_sft;
 pub mod stages;

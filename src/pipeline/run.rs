@@ -247,6 +247,6 @@ fn saved_plan(plan: &Plan, student: &Student) -> Result<Value> {
 
 pub(super) fn interrupted(root: &Path) -> Error {
     Error::Interrupted {
-        message: format!("stopped; the same command goes on in `{}`", root.display()),
+        message: format!("the same command goes on in `{}`", root.display()),
     }
 }

@@ -9,6 +9,7 @@
 
 use super::graph::{Opening, StageContext};
 use super::open::Student;
+use super::run::interrupted;
 use super::stage_select::TRACES;
 use super::stages::{earlier_inputs, files};
 use crate::data::{self, Prompt, hash_file};
@@ -226,13 +227,13 @@ pub fn run(context: &StageContext) -> Result<Value> {
             );
             match sampled {
                 Ok(()) => writer.flush()?,
-                Err(e @ Error::Interrupted { .. }) => {
+                Err(Error::Interrupted { .. }) => {
                     // what was sampled is kept; a judge that was stopped too is no other error
                     writer.flush().or_else(|flushed| match flushed {
                         Error::Interrupted { .. } => Ok(()),
                         other => Err(other),
                     })?;
-                    return Err(e);
+                    return Err(interrupted(context.root));
                 }
                 Err(e) => return Err(e),
             }

@@ -6,6 +6,7 @@
 
 use super::folder::write_json;
 use super::graph::{Opening, StageContext};
+use super::run::interrupted;
 use super::sample_rows::{Candidate, SampleRow, judge, read_rows};
 use super::stage_generate::{GENERATIONS, open_rewards};
 use super::stages::{earlier_inputs, files};
@@ -168,7 +169,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
         let mut rows = read_rows(&path)?;
         loop {
             if context.stop.requested() {
-                return Err(super::run::interrupted(context.root));
+                return Err(interrupted(context.root));
             }
             let chunk: Vec<SampleRow> = rows.by_ref().take(CHUNK).collect::<Result<_>>()?;
             if chunk.is_empty() {
@@ -386,7 +387,7 @@ fn mix_in(
             break;
         }
         if context.stop.requested() {
-            return Err(super::run::interrupted(context.root));
+            return Err(interrupted(context.root));
         }
         match item? {
             Item::Dropped { .. } => mixed.num_dropped += 1,

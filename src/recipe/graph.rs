@@ -9,12 +9,15 @@
 
 use super::Traces;
 use super::card::Card;
+use super::grpo::Grpo;
 use super::load::{Document, closest};
 use super::plan::{self, EvalPlan, Plan, SftPlan, StageKind, StudentPlan, in_range};
 use super::reward::RewardTable;
 use super::select::Select;
 use super::stage::{Kind, Leaves, PipelineRecipe, Prompts, SamplingTable, StageRecipe};
-use super::stage_check::{check_prompts, check_sampling, check_tables, evaluations, needed};
+use super::stage_check::{
+    asked_while_learning, check_prompts, check_sampling, check_tables, evaluations, needed,
+};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +79,14 @@ pub enum Job {
         rewards: Option<RewardTable>,
         mix: Vec<Traces>,
     },
+    Grpo {
+        prompts: Vec<Prompts>,
+        grpo: Box<Grpo>,
+        rewards: RewardTable,
+        /// Asked while it learns.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eval: Option<EvalPlan>,
+    },
     /// One suite with one seed.
     Eval(EvalPlan),
 }
@@ -90,7 +101,9 @@ impl StagePlan {
                 let mixed = mix.iter().map(|t| t.source.as_str());
                 samples.iter().map(String::as_str).chain(mixed).collect()
             }
-            Job::Generate { prompts, .. } => prompts.iter().map(|p| p.source.as_str()).collect(),
+            Job::Generate { prompts, .. } | Job::Grpo { prompts, .. } => {
+                prompts.iter().map(|p| p.source.as_str()).collect()
+            }
             Job::Eval(_) => Vec::new(),
         };
         all.extend(
@@ -278,11 +291,12 @@ impl Resolver<'_> {
             Kind::Generate => one(self.generate(number, stage)?),
             Kind::Select => one(self.select(number, stage)?),
             Kind::Eval => evaluations(stage, seed),
-            Kind::Grpo | Kind::RewardModel | Kind::Preference => Err(Error::input(format!(
+            Kind::Grpo => one(self.grpo(number, stage)?),
+            Kind::RewardModel | Kind::Preference => Err(Error::input(format!(
                 "stages of kind `{}` are not in this version",
                 stage.kind.name()
             ))
-            .with_hint("the kinds are `sft`, `generate`, `select` and `eval`")),
+            .with_hint("the kinds are `sft`, `grpo`, `generate`, `select` and `eval`")),
         }
     }
 
@@ -435,6 +449,33 @@ impl Resolver<'_> {
             prompts,
             sampling,
             rewards: stage.rewards.clone(),
+        })
+    }
+
+    fn grpo(&self, number: usize, stage: &StageRecipe) -> Result<Job> {
+        let prompts = self.prompts(number, stage)?;
+        let grpo = Box::new(Grpo::from_table(stage.grpo.as_ref())?);
+        let Some(rewards) = stage.rewards.clone() else {
+            return Err(
+                Error::input("a stage of kind `grpo` needs `rewards`").with_hint(
+                    "add `rewards = \"r1\"`, or `[[stage.rewards]]` with `name = \"accuracy\"`",
+                ),
+            );
+        };
+        let eval = asked_while_learning(stage)?;
+        if eval.is_some() != (grpo.eval_every_steps > 0) {
+            return Err(
+                Error::input("`[stage.eval]` and `grpo.eval_every_steps` need each other")
+                    .with_hint(
+                        "say both which suites are asked and after how many updates, or neither",
+                    ),
+            );
+        }
+        Ok(Job::Grpo {
+            prompts,
+            grpo,
+            rewards,
+            eval,
         })
     }
 

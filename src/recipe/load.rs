@@ -145,7 +145,13 @@ fn typed<T: DeserializeOwned>(
     origin: &str,
     sets: &[String],
 ) -> Result<T> {
-    T::deserialize(table).map_err(|e| explain(&e, text, origin, sets))
+    T::deserialize(table).map_err(|e| {
+        // the text itself, without what `--set` changed, knows the line, where it has the same fault
+        let of_text = toml::from_str::<T>(text).err();
+        let same = of_text.filter(|other| other.message() == e.message());
+        let line = same.and_then(|other| other.span());
+        explain(&e, text, origin, sets, line.map(|s| line_of(text, s.start)))
+    })
 }
 
 fn apply_set(table: &mut toml::Table, set: &str) -> Result<()> {
@@ -236,7 +242,19 @@ fn set_in(
 }
 
 /// Turns serde's words into ours: the key, the table, the line, and what was probably meant.
-fn explain(error: &toml::de::Error, text: &str, origin: &str, sets: &[String]) -> Error {
+///
+/// `known_line` is used where several lines set the key.
+fn explain(
+    error: &toml::de::Error,
+    text: &str,
+    origin: &str,
+    sets: &[String],
+    known_line: Option<usize>,
+) -> Error {
+    let key_line = |key: &str| match (key_lines(text, key), known_line) {
+        (lines, Some(line)) if lines.len() > 1 => Some(line),
+        (lines, _) => lines.first().copied(),
+    };
     let message = in_words(error.message());
     let full = error.to_string();
     let place = full
@@ -259,7 +277,7 @@ fn explain(error: &toml::de::Error, text: &str, origin: &str, sets: &[String]) -
         } else {
             "value"
         };
-        let line = key_line(text, quoted[0])
+        let line = key_line(quoted[0])
             .map_or_else(|| " (from `--set`)".to_string(), |l| format!(" line {l}"));
         let hint = match closest(quoted[0], quoted[1..].iter().copied()) {
             Some(name) => format!("did you mean `{name}`?"),
@@ -272,8 +290,18 @@ fn explain(error: &toml::de::Error, text: &str, origin: &str, sets: &[String]) -
         .with_hint(hint);
     }
     let key = place.rsplit('.').next().unwrap_or_default();
-    let is_set = |set: &String| set.split('=').next().is_some_and(|k| k.trim() == place);
-    let line = match key_line(text, key) {
+    // entries of lists have numbers or names there, and none here
+    let is_set = |set: &String| {
+        let path: Vec<&str> = set
+            .split('=')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .split('.')
+            .collect();
+        path.last() == Some(&key) && path.first().copied() == place.split('.').next()
+    };
+    let line = match key_line(key) {
         _ if sets.iter().any(is_set) => " (from `--set`)".to_string(),
         Some(line) => format!(" line {line}"),
         None => String::new(),
@@ -308,19 +336,24 @@ fn line_of(text: &str, byte: usize) -> usize {
 
 /// The first line that sets `key`, opens a table of that name or holds it as a quoted value.
 fn key_line(text: &str, key: &str) -> Option<usize> {
+    key_lines(text, key).first().copied()
+}
+
+/// All of them.
+fn key_lines(text: &str, key: &str) -> Vec<usize> {
     if key.is_empty() {
-        return None;
+        return Vec::new();
     }
     let quoted = format!("\"{key}\"");
-    text.lines()
-        .position(|line| {
-            let line = line.trim();
-            let name = line.trim_start_matches('[').trim_start();
-            let rest = name.strip_prefix(key);
-            rest.is_some_and(|r| r.trim_start().starts_with('=') || r.trim_start().starts_with(']'))
-                || line.split('#').next().is_some_and(|l| l.contains(&quoted))
-        })
-        .map(|i| i + 1)
+    let is_line = |line: &str| {
+        let line = line.trim();
+        let name = line.trim_start_matches('[').trim_start();
+        let rest = name.strip_prefix(key);
+        rest.is_some_and(|r| r.trim_start().starts_with('=') || r.trim_start().starts_with(']'))
+            || line.split('#').next().is_some_and(|l| l.contains(&quoted))
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| is_line(line));
+    lines.map(|(i, _)| i + 1).collect()
 }
 
 /// The candidate nearest to `word`, where one is near enough to be meant.

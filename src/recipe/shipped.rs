@@ -14,6 +14,7 @@ const RECIPES: &[(&str, &str)] = embedded!(
     [
         "quickstart",
         "own-traces",
+        "rejection",
         "qwen-1.5b",
         "qwen-7b",
         "qwen-14b",

@@ -223,7 +223,7 @@ impl Endpoint {
                 };
                 Err(Error::input(format!(
                     "the judge at `{}` gave no verdict{times}: {why}",
-                    self.settings.url
+                    without_login(&self.settings.url)
                 ))
                 .with_hint("no answer was scored in its place"))
             };
@@ -312,7 +312,10 @@ impl Endpoint {
         if matches!(status.as_u16(), 408 | 409 | 425 | 429 | 500..=599) {
             return Failure::Again(why, wait);
         }
-        let error = Error::input(format!("the judge at `{}`: {why}", self.settings.url));
+        let error = Error::input(format!(
+            "the judge at `{}`: {why}",
+            without_login(&self.settings.url)
+        ));
         Failure::Final(match status.as_u16() {
             401 | 403 => {
                 error.with_hint(format!("put the key into `{}`", self.settings.key_variable))
@@ -383,6 +386,16 @@ impl Endpoint {
 fn is_local(url: &str) -> bool {
     let host = url.split("://").nth(1).unwrap_or_default();
     host.starts_with("localhost") || host.starts_with("127.") || host.starts_with("[::1]")
+}
+
+/// An address without the name and password that it may hold.
+fn without_login(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_string();
+    };
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
 }
 
 /// What went wrong, without the address, which may hold a password.

@@ -78,6 +78,12 @@ pub struct Scored {
 }
 
 impl Scored {
+    fn sum_up(&mut self) {
+        let values = self.parts.iter();
+        let values = values.filter_map(|part| Some(part.weight * part.value?));
+        self.total = values.sum::<f64>() + 0.0;
+    }
+
     /// Whether every reward had a value.
     pub fn is_complete(&self) -> bool {
         self.parts.iter().all(|part| part.value.is_some())
@@ -160,21 +166,39 @@ impl Rewards {
     ///
     /// # Errors
     /// A row whose tests cannot be read, a sandbox that fails, a judge that gives no verdict, lengths in tokens where there
-    /// are none. Nothing that a model wrote.
+    /// are none. Nothing that a model wrote. What is wrong with a group is found before the judge is asked.
     pub fn score_groups(&self, groups: &[Group<'_>]) -> Result<Vec<Vec<Scored>>> {
-        let judged = self.judge_groups(groups)?;
-        let mut judged = judged.into_iter();
-        let with_judged: Vec<(&Group<'_>, Vec<Part>)> = groups
-            .iter()
-            .map(|group| (group, judged.by_ref().take(group.samples.len()).collect()))
-            .collect();
-        with_judged
-            .into_par_iter()
-            .map(|(group, judged)| self.score_group(group, judged))
-            .collect()
+        self.score_groups_at(groups, |number| format!("prompt {}", number + 1))
     }
 
-    fn score_group(&self, group: &Group<'_>, judged: Vec<Part>) -> Result<Vec<Scored>> {
+    /// The same with errors that say where a group comes from.
+    ///
+    /// # Errors
+    /// As [`Rewards::score_groups`].
+    pub fn score_groups_at(
+        &self,
+        groups: &[Group<'_>],
+        place: impl Fn(usize) -> String + Sync,
+    ) -> Result<Vec<Vec<Scored>>> {
+        let scored: Vec<Result<Vec<Scored>>> = groups
+            .par_iter()
+            .enumerate()
+            .map(|(number, group)| self.score_group(group).map_err(|e| e.at(place(number))))
+            .collect();
+        // the first bad one, whichever thread came first
+        let mut scored = scored.into_iter().collect::<Result<Vec<_>>>()?;
+        let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::Judge(_));
+        if let Some(at) = self.settings.iter().position(at) {
+            let samples = scored.iter_mut().flatten();
+            for (sample, part) in samples.zip(self.judge_groups(groups)?) {
+                sample.parts[at] = part;
+                sample.sum_up();
+            }
+        }
+        Ok(scored)
+    }
+
+    fn score_group(&self, group: &Group<'_>) -> Result<Vec<Scored>> {
         let mut seen: Vec<Seen<'_>> = group
             .samples
             .par_iter()
@@ -194,28 +218,20 @@ impl Rewards {
                     missing,
                 }
             };
-            columns.push(match &reward.kind {
-                RewardKind::Judge(_) => judged.clone(),
-                kind => self
-                    .column(kind, *target, group, &mut seen)?
-                    .into_iter()
-                    .map(part)
-                    .collect(),
-            });
+            let column = self.column(&reward.kind, *target, group, &mut seen)?;
+            columns.push(column.into_iter().map(part).collect());
         }
         let mut columns: Vec<_> = columns.into_iter().map(Vec::into_iter).collect();
         Ok(seen
             .into_iter()
             .map(|seen| {
-                let parts: Vec<Part> = columns.iter_mut().filter_map(Iterator::next).collect();
-                let values = parts
-                    .iter()
-                    .filter_map(|part| Some(part.weight * part.value?));
-                Scored {
-                    total: values.sum::<f64>() + 0.0,
-                    parts,
+                let mut scored = Scored {
+                    total: 0.0,
+                    parts: columns.iter_mut().filter_map(Iterator::next).collect(),
                     verdict: seen.verdict(),
-                }
+                };
+                scored.sum_up();
+                scored
             })
             .collect())
     }
@@ -313,26 +329,25 @@ impl Rewards {
         seen: &mut [Seen<'_>],
         value: impl Fn(&CodeVerdict) -> f64,
     ) -> Result<Vec<std::result::Result<f64, String>>> {
-        let Some(row) = group.row.filter(|row| row.contains_key("tests")) else {
+        let Some(row) = group.row.filter(|row| code::Tests::are_in(row)) else {
             return Ok(none(group, "the row has no tests"));
         };
         let Some(sandbox) = &self.sandbox else {
             return Ok(none(group, "there is no sandbox"));
         };
-        seen.par_iter_mut().try_for_each(|seen| {
-            if seen.program.is_none() {
-                let mut row = row.clone();
-                row.insert("prediction".into(), seen.sample.text.into());
-                seen.program = Some(code::grade(&CodeCase::from_row(&row)?, sandbox)?);
-            }
-            Ok::<(), Error>(())
-        })?;
+        if seen.iter().any(|seen| seen.program.is_none()) {
+            let case = CodeCase::of_tests(row)?;
+            seen.par_iter_mut().try_for_each(|seen| {
+                seen.program = Some(code::grade_text(&case, &seen.text, sandbox)?);
+                Ok::<(), Error>(())
+            })?;
+        }
         let verdicts = seen.iter().map(|seen| seen.program.as_ref());
         Ok(verdicts
-            .map(|verdict| {
-                verdict
-                    .map(&value)
-                    .ok_or_else(|| "the program was not run".into())
+            .map(|verdict| match verdict {
+                Some(verdict) if verdict.not_gradable => Err(verdict.verdict.reason.clone()),
+                Some(verdict) => Ok(value(verdict)),
+                None => Err("the program was not run".into()),
             })
             .collect())
     }
@@ -350,16 +365,23 @@ impl Rewards {
             .iter()
             .map(|group| group.golds.join("\nor: "))
             .collect();
-        let cases: Vec<JudgeCase<'_>> = groups
+        let texts: Vec<(usize, Cow<'_, str>)> = groups
             .iter()
-            .zip(&references)
-            .filter(|(group, _)| !group.golds.is_empty())
-            .flat_map(|(group, reference)| {
-                group.samples.iter().map(move |sample| JudgeCase {
-                    question: group.prompt,
-                    reference,
-                    prediction: sample.text,
-                })
+            .enumerate()
+            .filter(|(_, group)| !group.golds.is_empty())
+            .flat_map(|(at, group)| {
+                group
+                    .samples
+                    .iter()
+                    .map(move |s| (at, with_opening(s, group)))
+            })
+            .collect();
+        let cases: Vec<JudgeCase<'_>> = texts
+            .iter()
+            .map(|(at, text)| JudgeCase {
+                question: groups[*at].prompt,
+                reference: &references[*at],
+                prediction: text,
             })
             .collect();
         let mut verdicts = judge.verdicts(&cases)?.into_iter();
@@ -390,6 +412,18 @@ fn none(group: &Group<'_>, why: &str) -> Vec<std::result::Result<f64, String>> {
     vec![Err(why.to_string()); group.samples.len()]
 }
 
+/// The text of a sample behind the `<think>` that its prompt has opened.
+fn with_opening<'a>(sample: &Sample<'a>, group: &Group<'_>) -> Cow<'a, str> {
+    let opened = [group.opening, group.prompt.unwrap_or_default()]
+        .into_iter()
+        .find_map(format::opened_thinking)
+        .filter(|_| !sample.text.contains("<think>"));
+    match opened {
+        Some(tail) => Cow::Owned(format!("{tail}{}", sample.text)),
+        None => Cow::Borrowed(sample.text),
+    }
+}
+
 /// A sample with what is known of it.
 struct Seen<'a> {
     sample: &'a Sample<'a>,
@@ -401,18 +435,9 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn new(sample: &'a Sample<'a>, group: &Group<'_>) -> Self {
-        let opened = [group.opening, group.prompt.unwrap_or_default()]
-            .into_iter()
-            .find_map(|before| before.rfind("<think>").map(|at| &before[at..]))
-            .filter(|tail| {
-                tail["<think>".len()..].trim().is_empty() && !sample.text.contains("<think>")
-            });
         Self {
             sample,
-            text: match opened {
-                Some(tail) => Cow::Owned(format!("{tail}{}", sample.text)),
-                None => Cow::Borrowed(sample.text),
-            },
+            text: with_opening(sample, group),
             verdicts: Vec::new(),
             program: None,
         }

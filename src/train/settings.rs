@@ -105,7 +105,9 @@ impl SftSettings {
             keep_checkpoints: 0,
             ..self.clone()
         };
-        let bytes = serde_json::to_vec(&(same, num_rows))
+        // to be raised whenever the same settings teach something else
+        const VERSION: u32 = 2;
+        let bytes = serde_json::to_vec(&(VERSION, same, num_rows))
             .map_err(|e| Error::input(format!("hashing the training settings: {e}")))?;
         Ok(Sha256::digest(&bytes)
             .iter()

@@ -1,5 +1,5 @@
 # Runs a checker program, in a box that model code never enters. Standard input: {"checker", "input", "expected",
-# "actual"}; standard output: `accepted` or `rejected`. The rules are in code_checker.rs.
+# "actual"}; standard output: `accepted`, `rejected`, or why there is no verdict. The rules are in code_checker.rs.
 
 import contextlib
 import io
@@ -20,8 +20,13 @@ names = {"__name__": "__main__"}
 status = None
 said = io.StringIO()
 try:
+    code = compile(data["checker"], "checker.py", "exec")
+except (SyntaxError, ValueError):
+    print("no program")
+    sys.exit()
+try:
     with contextlib.redirect_stdout(said):
-        exec(compile(data["checker"], "checker.py", "exec"), names)
+        exec(code, names)
 except SystemExit as exit:
     status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
 words = said.getvalue().lower().split()
@@ -29,13 +34,15 @@ function = names.get("check")
 if status:
     accepted = False
 elif words:
-    try:
-        accepted = float(words[-1]) >= 1
-    except ValueError:
-        accepted = words[0].strip(".!:,") in WORDS
+    accepted = words[0].strip(".!:,") in WORDS
+    if len(words) == 1:
+        with contextlib.suppress(ValueError):
+            accepted = float(words[0]) >= 1
 elif status is None and callable(function):
     accepted = function(*texts)
     accepted = accepted is True or (isinstance(accepted, (int, float)) and accepted >= 1)
+elif status is None and "argv" not in data["checker"]:
+    accepted = None
 else:
     accepted = True
-print("accepted" if accepted else "rejected")
+print("silent" if accepted is None else "accepted" if accepted else "rejected")

@@ -4,10 +4,15 @@
 //! ("Answer: B", "the correct option is (B)", "B is correct"), all together; a letter at the beginning ("B. Paris"); the
 //! only letter that is mentioned and not ruled out. Whoever claims two letters has chosen none, wherever they stand: such an
 //! answer is wrong. A letter in running prose is easily an article, a vitamin or a point; the weaker the place, the less
-//! counts as one. The words of the text are in `choice_words.rs`.
+//! counts as one. What makes a claim of a letter is in
+//! `choice_claims.rs`, the words of the text in `choice_words.rs`.
 
-use super::choice_words::{Sense, Token, sense, tokens};
+use super::choice_claims::{
+    is_anchor, is_called_right, is_denied, is_formula, is_ruled_out, says_none, says_nothing,
+};
+use super::choice_words::{Sense, Token, is_retraction, sense, tokens};
 use super::{Outcome, Verdict, answer_part};
+use std::borrow::Cow;
 
 /// Letters that choices have unless their number is known.
 const LAST_LETTER: char = 'J';
@@ -26,12 +31,18 @@ pub fn check(prediction: &str, gold: &str) -> Verdict {
 /// The same where the texts of the options are known, in order: then only their letters count, and the text of an option
 /// stands for its letter.
 pub fn check_among(prediction: &str, gold: &str, options: &[String]) -> Verdict {
-    let Some(wanted) = gold_letter(gold, options) else {
+    let all_right = gold_letters(gold);
+    let Some(wanted) = all_right
+        .first()
+        .copied()
+        .or_else(|| gold_letter(gold, options))
+    else {
         return Verdict::bad_gold("the gold answer names no letter");
     };
     let Some(answer) = answer_part(prediction) else {
         return Verdict::unparsable("the thinking never ends");
     };
+    let answer = &*half_width(answer);
     let letters = Letters {
         last: match options.len() {
             0 => LAST_LETTER,
@@ -40,7 +51,11 @@ pub fn check_among(prediction: &str, gold: &str, options: &[String]) -> Verdict 
         gold: wanted,
     };
     match letters.chosen(answer, options) {
-        Chosen::One(letter) if letter == wanted => {
+        Chosen::Several(found) if found == all_right => {
+            let shown: String = found.iter().collect();
+            Verdict::new(Outcome::Correct, Some(&shown), "same letters")
+        }
+        Chosen::One(letter) if letter == wanted && all_right.is_empty() => {
             Verdict::new(Outcome::Correct, Some(&letter.to_string()), "same letter")
         }
         Chosen::One(letter) => {
@@ -48,14 +63,42 @@ pub fn check_among(prediction: &str, gold: &str, options: &[String]) -> Verdict 
         }
         Chosen::Several(found) => {
             let shown: Vec<String> = found.iter().map(char::to_string).collect();
-            Verdict::new(
-                Outcome::Wrong,
-                Some(&shown.join(", ")),
-                "several letters are claimed",
-            )
+            let reason = match all_right.is_empty() {
+                true => "several letters are claimed",
+                false => "other letters",
+            };
+            Verdict::new(Outcome::Wrong, Some(&shown.join(", ")), reason)
         }
         Chosen::None => Verdict::unparsable("no letter is chosen"),
     }
+}
+
+/// The letters of a question with several right options, `ABD` or `A, B, D`, in order; none where there is one.
+fn gold_letters(gold: &str) -> Vec<char> {
+    let gold = super::extract::gold_answer(gold);
+    let letters: Vec<char> = gold
+        .chars()
+        .filter(|c| !matches!(c, ' ' | ',' | ';'))
+        .collect();
+    let rises = letters.windows(2).all(|pair| pair[0] < pair[1]);
+    let are_letters = letters.iter().all(|c| ('A'..=LAST_LETTER).contains(c));
+    match are_letters && rises && letters.len() > 1 {
+        true => letters,
+        false => Vec::new(),
+    }
+}
+
+/// Letters and signs of twice the width as the usual ones.
+fn half_width(text: &str) -> Cow<'_, str> {
+    let is_wide = |c: char| ('\u{ff21}'..='\u{ff5a}').contains(&c);
+    if !text.contains(is_wide) {
+        return Cow::Borrowed(text);
+    }
+    let narrow = |c: char| match is_wide(c) {
+        true => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
+        false => c,
+    };
+    Cow::Owned(text.chars().map(narrow).collect())
 }
 
 /// The letter that a gold field names.
@@ -86,11 +129,21 @@ fn gold_letter(gold: &str, options: &[String]) -> Option<char> {
 
 /// The letter of the only option whose text is `text`.
 fn option_named(text: &str, options: &[String]) -> Option<char> {
-    let wanted = super::collapse(text).to_lowercase();
+    if options.is_empty() {
+        return None;
+    }
+    let words = |text: &str| -> Vec<String> {
+        let mut words: Vec<String> = tokens(text).iter().map(|t| t.text.to_lowercase()).collect();
+        while words.last().is_some_and(|word| word == ".") {
+            words.pop();
+        }
+        words
+    };
+    let wanted = words(text);
     let mut found = options
         .iter()
         .zip('A'..='Z')
-        .filter(|(option, _)| super::collapse(option).to_lowercase() == wanted);
+        .filter(|(option, _)| words(option) == wanted);
     let letter = found.next()?.1;
     found.next().is_none().then_some(letter)
 }
@@ -126,12 +179,20 @@ impl Letters {
         for content in boxes(answer).into_iter().chain(answer_tag(answer)) {
             match option_named(content, options) {
                 Some(letter) => claims.push(letter),
-                None => claims.extend(self.of_content(&tokens(content))),
+                None => {
+                    claims.extend(self.of_content(&tokens(content)));
+                    // `B) red` where red is another option
+                    let text = content.trim_start().get(1..).unwrap_or_default();
+                    let text = text.trim_start_matches([')', '.', ':', ' ']);
+                    claims.extend(option_named(text, options));
+                }
             }
         }
         let words = tokens(answer);
         claims.extend(self.stated(&words));
+        claims.extend(stated_option(answer, options));
         match of_set(claims) {
+            Chosen::None if says_none(&words) => return Chosen::None,
             Chosen::None => {}
             chosen => return chosen,
         }
@@ -244,11 +305,18 @@ impl Letters {
             let mut next = at;
             let mut joins = false;
             let mut only_commas = true;
+            let mut crosses = false;
             while let Some(token) = words.get(next) {
                 match token.text {
+                    "\n" => crosses = true,
+                    "—" | "–" => {}
                     "," | "/" | "&" | ";" | "|" | "、" | "，" => joins = true,
                     ")" | "]" | "(" | "[" | "." | "\"" | "'" | "\\" => {}
-                    text if matches!(sense(text), Sense::Joins) => {
+                    // a new sentence begins with `Also,` as well
+                    text if matches!(sense(text), Sense::Joins)
+                        && (joins || !(crosses || words[next - 1].text == "."))
+                        || text == "or" =>
+                    {
                         joins = true;
                         only_commas = false;
                     }
@@ -256,6 +324,14 @@ impl Letters {
                     _ => break,
                 }
                 next += 1;
+            }
+            // `B C`: nothing between them
+            if next == at {
+                let another = words.get(next + 1).is_none_or(|t| {
+                    !t.is_word() || self.letter(t).is_some() || sense(t.text) == Sense::Joins
+                });
+                joins = another;
+                only_commas = false;
             }
             // `D, A is wrong` goes on with a sentence, `D, A` with a list
             let ends = words.get(next + 1).is_none_or(|t| !t.is_word());
@@ -338,7 +414,7 @@ impl Letters {
     fn stated(&self, words: &[Token<'_>]) -> Vec<char> {
         let mut found = Vec::new();
         for at in 0..words.len() {
-            if is_anchor(words, at) {
+            if is_anchor(words, at) || is_retraction(words[at].text) {
                 found.extend(self.after_anchor(words, at + 1));
             }
             if let Some(letter) = self.letter_at(words, at)
@@ -357,6 +433,9 @@ impl Letters {
         for at in start..words.len() {
             let token = &words[at];
             let claimed = |letter| {
+                if is_denied(words, at) {
+                    return Vec::new();
+                }
                 let mut found = vec![letter];
                 found.extend(self.listed(words, at + 1));
                 let begins = words[..at].iter().rev().find(|t| t.text != "(");
@@ -446,75 +525,24 @@ impl Letters {
     }
 }
 
-/// `a = 3`, `A + B`, `A^2`: letters that are names.
-fn is_formula(words: &[Token<'_>]) -> bool {
-    words.get(1).is_some_and(|t| {
-        matches!(
-            t.text,
-            "=" | "+" | "-" | "^" | "<" | ">" | "\\" | "'" | "#" | "_"
-        )
-    })
-}
-
-/// Whether a word between a statement and its letter leaves it a statement. A line ends one that has not begun to say what
-/// the answer is.
-fn says_nothing(token: &Token<'_>, is_said: bool) -> bool {
-    match sense(token.text) {
-        Sense::Filler | Sense::Anchor | Sense::Option | Sense::Right | Sense::AfterLetter => true,
-        Sense::Clause => {
-            token.text == ","
-                || (token.text == "\n" && is_said)
-                || token.is_word() && token.text != "but"
-        }
-        _ => false,
+/// The option whose text is said to be the answer: "Answer: blue."
+fn stated_option(answer: &str, options: &[String]) -> Option<char> {
+    if options.is_empty() {
+        return None;
     }
-}
-
-/// Whether the word at `at` announces the letter that is chosen.
-fn is_anchor(words: &[Token<'_>], at: usize) -> bool {
-    let token = &words[at];
-    if sense(token.text) == Sense::Anchor {
-        return true;
-    }
-    // `the correct option is`: options are also described
-    let before = at.checked_sub(1).and_then(|i| words.get(i));
-    sense(token.text) == Sense::Option && before.is_some_and(|t| sense(t.text) == Sense::Right)
-}
-
-/// Whether `is correct`, `must be the right answer` follow.
-fn is_called_right(words: &[Token<'_>], start: usize) -> bool {
-    let mut is_said = false;
-    for token in words.iter().skip(start).take(6) {
-        match sense(token.text) {
-            Sense::Right if is_said => return true,
-            Sense::Anchor if is_said && token.text.is_ascii() => return true,
-            _ if matches!(
-                token.text.to_lowercase().as_str(),
-                "is" | "be" | "seems" | "looks"
-            ) =>
-            {
-                is_said = true;
-            }
-            Sense::Filler | Sense::AfterLetter => {}
-            _ => return false,
-        }
-    }
-    false
-}
-
-/// Whether the letter at `at` is denied: "it can't be A or B", "A is wrong".
-fn is_ruled_out(words: &[Token<'_>], at: usize) -> bool {
-    let before = words[..at]
+    let lower = answer.to_lowercase();
+    // lower case may move what follows
+    let (at, text) = [lower.rfind("answer:"), lower.rfind("answer is")]
+        .into_iter()
+        .flatten()
+        .max()
+        .and_then(|at| Some((at, lower.get(at..)?)))?;
+    let skip = ["answer is:", "answer is", "answer:"]
         .iter()
-        .rev()
-        .take_while(|t| sense(t.text) != Sense::Clause)
-        .any(|t| sense(t.text) == Sense::Not);
-    let after = words[at + 1..]
-        .iter()
-        .take(5)
-        .take_while(|t| sense(t.text) != Sense::Clause)
-        .any(|t| matches!(sense(t.text), Sense::Not | Sense::Wrong));
-    before || after
+        .find(|start| text.starts_with(**start))?
+        .len();
+    let line = lower[at + skip..].trim_start().lines().next()?;
+    option_named(line, options)
 }
 
 /// The contents of all boxes that close, outermost ones only.

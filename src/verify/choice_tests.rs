@@ -154,3 +154,64 @@ fn hostile_texts_end() {
         assert_ne!(check(&text, "B").outcome, Correct);
     }
 }
+
+#[test]
+fn who_hedges_or_takes_back_has_not_chosen() {
+    for text in [
+        "Answer: B C",
+        "Answer: B C D",
+        "Answer: B A C D",
+        "Answer: **B** **C**",
+        "Answer: B or maybe C",
+        "Answer: B\n\nor maybe C",
+        "Answer: B, though C is also correct",
+        "Answer: B — also C",
+        "Answer: B is incorrect",
+        "The answer is B, no wait, it's C",
+        "Answer: B\n\nCorrection: C",
+        "I exclude B",
+        "Anything but B",
+        "Answer: none. B",
+    ] {
+        let verdict = check(text, "B");
+        assert_ne!(verdict.outcome, Correct, "{text}: {verdict:?}");
+    }
+    for text in [
+        "Answer: Ｂ",
+        "Answer: B. Also, A is too small.",
+        "Answer: B\nA describes the past.",
+        "Answer: B, not C",
+        "Nothing but B",
+    ] {
+        let verdict = check(text, "B");
+        assert_eq!(verdict.outcome, Correct, "{text}: {verdict:?}");
+    }
+}
+
+#[test]
+fn options_by_their_text_and_several_right_ones() {
+    let options = ["red".to_string(), "blue".into(), "dark green".into()];
+    for (text, outcome) in [
+        ("Answer: blue", Correct),
+        ("The answer is blue.", Correct),
+        (r"\boxed{\text{blue}}", Correct),
+        ("Answer: Dark Green", Wrong),
+        ("Answer: bluish", Unparsable),
+        (r"\boxed{B) red}", Wrong),
+        (r"\boxed{B) blue}", Correct),
+        ("Answer: blue\nAnswer: red", Wrong),
+    ] {
+        let verdict = check_among(text, "B", &options);
+        assert_eq!(verdict.outcome, outcome, "{text}: {verdict:?}");
+    }
+    for (gold, text, outcome) in [
+        ("ABD", "Answer: A, B, D", Correct),
+        ("A, B, D", r"\boxed{ABD}", Correct),
+        ("ABD", "Answer: A, B", Wrong),
+        ("ABD", "Answer: A", Wrong),
+        ("AB", "Answer: A, B, C", Wrong),
+    ] {
+        let verdict = check(text, gold);
+        assert_eq!(verdict.outcome, outcome, "{gold} {text}: {verdict:?}");
+    }
+}

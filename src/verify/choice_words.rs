@@ -36,6 +36,11 @@ pub(super) enum Sense {
     Other,
 }
 
+/// Takes back what was said before.
+pub(super) fn is_retraction(text: &str) -> bool {
+    ["wait", "actually", "sorry", "oops"].contains(&text.to_lowercase().as_str())
+}
+
 /// The words and marks of `text`, without emphasis, dollars and font commands.
 pub(super) fn tokens(text: &str) -> Vec<Token<'_>> {
     let mut out: Vec<Token<'_>> = Vec::new();
@@ -120,6 +125,7 @@ pub(super) fn sense(text: &str) -> Sense {
         "svar",
         "going",
         "go",
+        "correction",
     ];
     const FILLERS: &[&str] = &[
         "be",
@@ -181,6 +187,14 @@ pub(super) fn sense(text: &str) -> Sense {
         "ruled",
         "rule",
         "than",
+        "none",
+        "exclude",
+        "excluded",
+        "excludes",
+        "discard",
+        "discarded",
+        "dismiss",
+        "avoid",
     ];
     const CLAUSES: &[&str] = &[
         ",",
@@ -212,7 +226,8 @@ pub(super) fn sense(text: &str) -> Sense {
         "option" | "choice" | "options" | "alternative" => Sense::Option,
         "correct" | "right" | "true" | "best" => Sense::Right,
         "wrong" | "incorrect" | "false" | "invalid" | "out" => Sense::Wrong,
-        "and" | "or" | "und" | "oder" | "et" | "ou" | "y" | "o" | "/" | "&" => Sense::Joins,
+        "and" | "or" | "maybe" | "perhaps" | "possibly" | "also" | "alternatively" | "und"
+        | "oder" | "et" | "ou" | "y" | "o" | "/" | "&" => Sense::Joins,
         _ if NEGATIONS.contains(&word) || word.ends_with("n't") || word.ends_with("n’t") => {
             Sense::Not
         }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::code_assertions::{self, Ending};
 pub use super::code_cases::{CallTest, StdioTest, Tests};
 use super::code_cases::{ill_typed, missing, text};
-use super::code_checker;
+use super::code_checker::{self, Failure};
 use super::code_compare::{output_difference, value_difference};
 use super::code_extract::{Found, Language, find};
 pub use super::sandbox::Sandbox;
@@ -42,6 +42,8 @@ pub struct CodeCase {
     pub timeout_s: Option<f64>,
     pub memory_mb: Option<u64>,
     pub tests: Tests,
+    /// The function that assertions are about; else they may call whatever the program defines.
+    pub entry: Option<String>,
     /// A Python program that decides in place of the comparison, see [`super::code_checker`].
     pub checker: Option<String>,
 }
@@ -69,12 +71,22 @@ pub struct CodeVerdict {
     pub passed: usize,
     pub total: usize,
     pub outcomes: Vec<TestOutcome>,
+    /// Nothing was run because this machine cannot run what the row asks for: no verdict on the program.
+    #[serde(skip)]
+    pub not_gradable: bool,
 }
 
 impl CodeCase {
     /// From a row of kind `code`; the error names the key that is missing or ill-typed.
     pub fn from_row(row: &Map<String, Value>) -> Result<Self> {
+        let mut case = Self::of_tests(row)?;
         let prediction = text(row, "prediction")?.ok_or_else(|| missing("prediction"))?;
+        case.prediction = prediction.to_string();
+        Ok(case)
+    }
+
+    /// What a row holds programs to, with no program in it; see [`grade_text`].
+    pub fn of_tests(row: &Map<String, Value>) -> Result<Self> {
         let timeout_s = match row.get("timeout_s") {
             None | Some(Value::Null) => None,
             Some(value) => match value.as_f64() {
@@ -90,12 +102,21 @@ impl CodeCase {
             },
         };
         Ok(Self {
-            prediction: prediction.to_string(),
+            prediction: String::new(),
             language: text(row, "language")?.map(String::from),
             timeout_s,
             memory_mb,
             tests: Tests::from_row(row)?,
-            checker: text(row, "checker")?.map(String::from),
+            entry: match text(row, "entry_point")? {
+                None => text(row, "fn_name")?.map(String::from),
+                name => name.map(String::from),
+            },
+            checker: match text(row, "checker")? {
+                Some(source) if source.trim().is_empty() => {
+                    return Err(ill_typed("checker", "a Python program"));
+                }
+                source => source.map(String::from),
+            },
         })
     }
 
@@ -114,26 +135,36 @@ impl CodeCase {
 
 /// Runs the program in `case` against its tests, one after the other. Called from several threads at once.
 pub fn grade(case: &CodeCase, sandbox: &Sandbox) -> Result<CodeVerdict> {
+    grade_text(case, &case.prediction, sandbox)
+}
+
+/// The same for the program in `prediction`, the whole text a model wrote.
+pub fn grade_text(case: &CodeCase, prediction: &str, sandbox: &Sandbox) -> Result<CodeVerdict> {
     let total = case.tests.len();
     let unparsable = |extracted: Option<&str>, reason: String| CodeVerdict {
         verdict: Verdict::new(Outcome::Unparsable, extracted, reason),
         passed: 0,
         total,
         outcomes: vec![TestOutcome::Error; total],
+        not_gradable: false,
+    };
+    let not_here = |extracted: Option<&str>, reason: String| CodeVerdict {
+        not_gradable: true,
+        ..unparsable(extracted, reason)
     };
     let wanted = match case.language.as_deref() {
         None => None,
         Some(name) => match Language::parse(name) {
             Some(language) => Some(language),
             None => {
-                return Ok(unparsable(
+                return Ok(not_here(
                     None,
                     format!("programs in `{name}` are not run here"),
                 ));
             }
         },
     };
-    let (source, language, fenced) = match find(&case.prediction, wanted) {
+    let (source, language, fenced) = match find(prediction, wanted) {
         Found::Program {
             source,
             language,
@@ -149,7 +180,7 @@ pub fn grade(case: &CodeCase, sandbox: &Sandbox) -> Result<CodeVerdict> {
         }
         Language::Cpp if !sandbox.has_compiler() => {
             let reason = "C++ is not run here: no compiler on this machine";
-            return Ok(unparsable(Some(&source), reason.into()));
+            return Ok(not_here(Some(&source), reason.into()));
         }
         Language::Cpp => match sandbox.compile(&source)? {
             Ok(code) => code,
@@ -175,6 +206,9 @@ pub fn grade(case: &CodeCase, sandbox: &Sandbox) -> Result<CodeVerdict> {
     let (mut outcomes, mut first_reason) = (Vec::with_capacity(total), None);
     for index in 0..total {
         let (outcome, reason) = run_test(case, index, &mut boxes)?;
+        if reason.is_ours {
+            return Ok(not_here(Some(&source), reason.text));
+        }
         outcomes.push(outcome);
         if outcome != TestOutcome::Pass && first_reason.is_none() {
             first_reason = Some(format!("test {}: {}", index + 1, reason.text));
@@ -218,6 +252,7 @@ fn verdict(source: &str, outcomes: Vec<TestOutcome>, reason: Option<String>) -> 
         passed,
         total,
         outcomes,
+        not_gradable: false,
     }
 }
 
@@ -226,6 +261,8 @@ struct Reason {
     text: String,
     /// Whether every other test would end the same way.
     everywhere: bool,
+    /// Whether it says something of the row, and nothing of the program.
+    is_ours: bool,
 }
 
 impl Reason {
@@ -233,6 +270,7 @@ impl Reason {
         Self {
             text: text.into(),
             everywhere: false,
+            is_ours: false,
         }
     }
 }
@@ -263,7 +301,19 @@ fn run_test(case: &CodeCase, index: usize, boxes: &mut Boxes) -> Result<(TestOut
                     match code_checker::decide(checker, [input, output, actual], judge)? {
                         Ok(true) => None,
                         Ok(false) => Some("the checker rejects it".into()),
-                        Err(failure) => return Ok((TestOutcome::Error, Reason::new(failure))),
+                        Err(Failure::Program(text)) => {
+                            return Ok((TestOutcome::Error, Reason::new(text)));
+                        }
+                        Err(Failure::Checker(text)) => {
+                            let is_ours = true;
+                            return Ok((
+                                TestOutcome::Error,
+                                Reason {
+                                    is_ours,
+                                    ..Reason::new(text)
+                                },
+                            ));
+                        }
                     }
                 }
                 _ => output_difference(&finished.output, output),
@@ -284,7 +334,9 @@ fn run_test(case: &CodeCase, index: usize, boxes: &mut Boxes) -> Result<(TestOut
             (finished, difference)
         }
         (Tests::Assertions(sources), Some(driver)) => {
-            match code_assertions::check(&sources[index], program, driver, limits, defined)? {
+            let entry = case.entry.as_deref();
+            match code_assertions::check(&sources[index], entry, program, driver, limits, defined)?
+            {
                 Ending::Passed => return Ok((TestOutcome::Pass, Reason::new(""))),
                 Ending::Failed(text) => return Ok((TestOutcome::Fail, Reason::new(text))),
                 Ending::Broken(text) => return Ok((TestOutcome::Error, Reason::new(text))),
@@ -297,7 +349,13 @@ fn run_test(case: &CodeCase, index: usize, boxes: &mut Boxes) -> Result<(TestOut
     };
     if let Some((outcome, text)) = broken_off(&finished, limits) {
         let everywhere = finished.code == EXIT_SYNTAX;
-        return Ok((outcome, Reason { text, everywhere }));
+        return Ok((
+            outcome,
+            Reason {
+                everywhere,
+                ..Reason::new(text)
+            },
+        ));
     }
     Ok(match difference {
         None => (TestOutcome::Pass, Reason::new("")),

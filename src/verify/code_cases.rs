@@ -15,6 +15,8 @@ use serde_json::{Map, Value};
 use crate::{Error, Result};
 
 const MAX_INPUT_BYTES: usize = 64 << 20;
+/// Where tests are.
+const KEYS: [&str; 2] = ["tests", "input_output"];
 
 /// The tests of one row.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,11 +60,16 @@ impl Tests {
         self.len() == 0
     }
 
+    /// Whether a row has tests.
+    pub fn are_in(row: &Map<String, Value>) -> bool {
+        KEYS.iter().any(|key| given(row, key).is_some())
+    }
+
     /// From the row's `tests` and `fn_name`.
     pub fn from_row(row: &Map<String, Value>) -> Result<Self> {
-        let (key, value) = ["tests", "input_output"]
+        let (key, value) = KEYS
             .iter()
-            .find_map(|key| row.get(*key).map(|value| (*key, value)))
+            .find_map(|key| Some((*key, given(row, key)?)))
             .ok_or_else(|| missing("tests"))?;
         let fn_name = text(row, "fn_name")?;
         let tests = Self::from_value(key, value, fn_name)?;
@@ -221,6 +228,11 @@ impl Tests {
             tests,
         })
     }
+}
+
+/// What stands under `key`; null is absent.
+fn given<'a>(row: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    row.get(key).filter(|value| !value.is_null())
 }
 
 /// The string under `key`; null is absent.

@@ -49,8 +49,9 @@ def drive():
     scope.update(vars(scope["typing"]))
     builtin = set(dir(__import__("builtins")))
     for name, is_class in data["defined"].items():
-        # what the assertions themselves compare with is not the program's to replace
-        if name not in builtin and not isinstance(scope.get(name), type(os)):
+        # what the assertions themselves compare with is not the program's to replace; a class of the program is equal to
+        # nothing of theirs
+        if name not in builtin and (name not in scope or is_class and callable(scope[name])):
             scope[name] = Function(data["results"], name, makes_instances=is_class)
     try:
         exec(compile(data["source"], "assertions.py", "exec"), scope)

@@ -163,6 +163,12 @@ fn is_blank(text: &str) -> bool {
     })
 }
 
+/// The `<think>` that a prompt ends with, and the white space behind it: what is written next stands inside the thinking.
+pub fn opened_thinking(prompt: &str) -> Option<&str> {
+    let tail = &prompt[prompt.rfind("<think>")?..];
+    tail["<think>".len()..].trim().is_empty().then_some(tail)
+}
+
 /// The reasoning of a text: what stands before its last `</think>`, without the tag that opens it; where nothing closes
 /// it, all of what follows `<think>`; where nobody thought, the whole text.
 pub fn reasoning(text: &str) -> &str {

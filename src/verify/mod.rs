@@ -16,6 +16,7 @@
 //! | [`readability`] | what makes reasoning hard to read |
 
 pub mod choice;
+mod choice_claims;
 mod choice_words;
 pub mod code;
 mod code_assertions;
@@ -208,6 +209,10 @@ impl Kind {
         }
         if gold.trim().is_empty() {
             return Verdict::bad_gold("the gold answer is empty");
+        }
+        // whose fault it is must not depend on what was predicted
+        if self == Self::Number && number::parse(extract::gold_answer(gold)).is_none() {
+            return Verdict::bad_gold("the gold answer is not a number");
         }
         let Some(answer) = answer_part(prediction) else {
             return Verdict::unparsable("the thinking never ends");

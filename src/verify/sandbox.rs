@@ -148,6 +148,9 @@ impl Sandbox {
 
     /// An executable out of C++ source, made in a box with the compiler in it; `Ok(Err(..))` holds the compiler's
     /// complaint.
+    ///
+    /// # Errors
+    /// The box fails, not the source.
     pub fn compile(&self, source: &str) -> Result<std::result::Result<Code, String>> {
         let Some((compiler, _)) = &self.compiler else {
             return Ok(Err("no C++ compiler on this machine".into()));
@@ -177,9 +180,9 @@ impl Sandbox {
                     let error = lines.find(|line| line.contains("error"));
                     Err(error.unwrap_or("the compiler failed").to_string())
                 }
-                Err(_) => Err("the compiler's box broke".into()),
+                Err(e) => return Err(Error::input(format!("the compiler's box broke: {e}"))),
             },
-            Err(Died) => Err("the compiler's box broke".into()),
+            Err(Died) => return Err(Error::input("the compiler's box broke")),
         })
     }
 

@@ -5,6 +5,10 @@ import json
 import os
 import sys
 
+# programs print large numbers; how long they take over it is bounded elsewhere
+if hasattr(sys, "set_int_max_str_digits"):
+    sys.set_int_max_str_digits(100_000)
+
 CONTAINERS = {"tuple": tuple, "set": set, "frozenset": frozenset}
 TYPES = [bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict]
 
@@ -46,6 +50,9 @@ class Other:
         return f"<{self.name}>"
 
     def __eq__(self, other):
+        return False
+
+    def __bool__(self):
         return False
 
     __hash__ = None
