@@ -5,9 +5,7 @@
 
 use crate::tokenize::Message;
 use crate::{Error, Result};
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -75,15 +73,10 @@ impl Row {
 
     /// The row as it was written, without some of its fields.
     fn without(&self, is_left_out: &impl Fn(&str) -> bool) -> String {
-        let fields = match serde_json::from_str::<Written>(&self.raw) {
-            Ok(Written(fields)) => fields,
-            // it was parsed before
-            Err(_) => return "{}".into(),
-        };
-        let kept: Vec<String> = fields
-            .iter()
+        let kept: Vec<&str> = fields(&self.raw)
+            .into_iter()
             .filter(|(name, _)| !is_left_out(name))
-            .map(|(name, value)| format!("{}:{value}", Value::from(name.as_str())))
+            .map(|(_, text)| text)
             .collect();
         format!("{{{}}}", kept.join(","))
     }
@@ -131,32 +124,35 @@ impl Row {
     }
 }
 
-/// The fields of an object in order, their values as they were written.
-struct Written<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Written<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Fields;
-        impl<'de> Visitor<'de> for Fields {
-            type Value = Written<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Self::Value, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
+/// The fields of a JSON object: name, and the text `"name": value` as it was written.
+fn fields(object: &str) -> Vec<(String, &str)> {
+    let inside = object.trim();
+    let inside = inside.strip_prefix('{').unwrap_or(inside);
+    let inside = inside.strip_suffix('}').unwrap_or(inside);
+    let (mut fields, mut start, mut colon) = (Vec::new(), 0, None);
+    let (mut depth, mut in_string, mut is_escaped) = (0, false, false);
+    let ends = inside.bytes().map(Some).chain([None]).enumerate();
+    for (at, byte) in ends {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            Some(b'\\') if in_string => is_escaped = true,
+            Some(b'"') => in_string = !in_string,
+            Some(_) if in_string => {}
+            Some(b'{' | b'[') => depth += 1,
+            Some(b'}' | b']') => depth -= 1,
+            Some(b':') if depth == 0 => colon = colon.or(Some(at)),
+            Some(b',') | None if depth == 0 => {
+                if let Some(colon) = colon.take()
+                    && let Ok(name) = serde_json::from_str(&inside[start..colon])
+                {
+                    fields.push((name, inside[start..at].trim()));
                 }
-                Ok(Written(fields))
+                start = at + 1;
             }
+            _ => {}
         }
-        deserializer.deserialize_map(Fields)
     }
+    fields
 }
 
 /// The rows of a file, one after the other; blank lines are passed over.
@@ -386,6 +382,18 @@ mod tests {
             rows[1].with(&added),
             "{\"o\":{\"k\":{}},\"x\":1,\"y\":null}"
         );
+    }
+
+    #[test]
+    fn fields_are_cut_as_they_were_written() {
+        let row = r#"{"a" : 1.50, "b\"\u00e9,{": [1,{"c":","}] ,"d":"}\\","e":{"f":[]},"g":12345678901234567890123}"#;
+        let found = fields(row);
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a", "b\"é,{", "d", "e", "g"]);
+        assert_eq!(found[0].1, r#""a" : 1.50"#);
+        assert_eq!(found[2].1, r#""d":"}\\""#);
+        assert_eq!(found[4].1, r#""g":12345678901234567890123"#);
+        assert!(fields("{ }").is_empty());
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Rules<'a> {
     pub relation_for_set: bool,
     /// the prediction has units: `1 km = 1000 m` is a conversion
     pub converted: bool,
+    /// whether "and" and "or" stand between the inequalities of a side
+    pub joined: (bool, bool),
     pub budget: &'a Budget,
 }
 
@@ -36,7 +38,18 @@ impl Rules<'_> {
             return false;
         }
         let (gold, prediction) = (self.plain(gold), self.plain(prediction));
-        self.unwrapped_equal(&gold, &prediction)
+        if self.unwrapped_equal(&gold, &prediction) {
+            return true;
+        }
+        // an answer given twice is given once
+        match &prediction {
+            Expr::List(all) => {
+                let distinct = self.distinct(all.clone());
+                distinct.len() < all.len()
+                    && self.unwrapped_equal(&gold, &self.single(Expr::List(distinct)))
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn scalars(&self, a: &Expr, b: &Expr) -> bool {
@@ -65,7 +78,7 @@ impl Rules<'_> {
                         other => vec![other],
                     })
                     .collect();
-                self.single(Expr::List(self.distinct(grouped(flat))))
+                self.single(Expr::List(grouped(flat)))
             }
             Expr::Set(all) => {
                 let flat: Vec<Expr> = all
@@ -136,7 +149,7 @@ impl Rules<'_> {
             (Some(g), None) if !is_order(prediction) => {
                 let computed = !g[0].has_symbols() && !g[g.len() - 1].has_symbols();
                 let named = g[0].is_name() || g.len() > 2 || computed;
-                return named && self.equal(&g[g.len() - 1], prediction);
+                return named && self.closes(g) && self.equal(&g[g.len() - 1], prediction);
             }
             _ => {}
         }
@@ -253,15 +266,23 @@ impl Rules<'_> {
             (Expr::List(g), p)
                 if g.iter().any(is_order) && !matches!(p, Expr::List(_) | Expr::Set(_)) =>
             {
-                sets::any_satisfies(g, p, self.budget)
+                sets::any_satisfies(g, p, self.joined, self.budget)
             }
             (Expr::Tuple(g), Expr::Tuple(p)) => self.all_equal(g, p),
-            (Expr::Tuple(g), Expr::List(p)) | (Expr::List(g), Expr::Tuple(p)) => {
+            (Expr::Tuple(g), Expr::List(p)) => self.all_equal(g, p),
+            // a list of solutions is no interval
+            (Expr::List(g), Expr::Tuple(p)) => {
+                (p.len() > 2 || named(g) || self.descend(p)) && self.all_equal(g, p)
+            }
+            // `x = 1, y = 2` answered by values alone: in the same order
+            (Expr::List(g), Expr::List(p)) if named(g) && !p.iter().any(is_equation) => {
                 self.all_equal(g, p)
             }
+            (Expr::List(g), Expr::Set(p)) if named(g) && !p.iter().any(is_equation) => false,
             (Expr::List(g) | Expr::Set(g), Expr::List(p) | Expr::Set(p)) => {
                 self.unordered_equal(g, p)
-                    || (g.iter().any(is_order) && sets::any_satisfies(g, prediction, self.budget))
+                    || (g.iter().any(is_order)
+                        && sets::any_satisfies(g, prediction, self.joined, self.budget))
             }
             (Expr::Tuple(g), p) | (p, Expr::Tuple(g)) if matches!(p, Expr::Matrix(_)) => {
                 column(p).is_some_and(|p| self.all_equal(g, &p))
@@ -269,6 +290,15 @@ impl Rules<'_> {
             (Expr::NamedSet(a), Expr::NamedSet(b)) => a == b,
             _ => sets::same(gold, prediction, self),
         })
+    }
+
+    /// Whether two numbers are no ends of an interval: the first is not the smaller one.
+    fn descend(&self, pair: &[Expr]) -> bool {
+        let ends: Vec<_> = pair
+            .iter()
+            .map(|end| scalar::approximate(end, self.budget))
+            .collect();
+        !matches!(ends[..], [Some(low), Some(high)] if low < high)
     }
 
     /// Whether the elements are equal in some order.
@@ -435,6 +465,19 @@ fn signed(expr: &Expr, bits: u32, seen: &mut u32) -> Expr {
         };
     }
     expr.map_children(&mut |child| signed(child, bits, seen))
+}
+
+/// Whether a list gives values to different names; `x_1` and `x_2` are two solutions of one.
+fn named(all: &[Expr]) -> bool {
+    let name = |element: &Expr| match equation(element) {
+        Some([Expr::Symbol(name), ..]) => name
+            .strip_prefix('x')
+            .filter(|index| index.starts_with('_'))
+            .map_or(Some(name.clone()), |_| Some("x".to_string())),
+        _ => None,
+    };
+    let names: Option<Vec<String>> = all.iter().map(name).collect();
+    names.is_some_and(|names| names.windows(2).any(|pair| pair[0] != pair[1]))
 }
 
 /// `p=5, q=2, p=7, q=2` as two points, where the names repeat.

@@ -4,11 +4,29 @@
 /// What follows the thinking: the text after the last `</think>`, or the whole text where nobody thought. None where the
 /// thinking was begun and never ended: such a text has no answer, whatever boxes it holds.
 pub fn answer_part(text: &str) -> Option<&str> {
-    let after = match text.rfind("</think>") {
-        Some(at) => &text[at + "</think>".len()..],
-        None => text,
+    let (mut after, mut open) = (0, false);
+    for (at, _) in text.match_indices('<') {
+        match think_tag(&text[at..]) {
+            Some((length, true)) => (after, open) = (at + length, false),
+            Some((_, false)) => open = true,
+            None => {}
+        }
+    }
+    (!open).then_some(&text[after..])
+}
+
+/// The length of a `<think>` or `</think>` that `text` begins with, in either case and with spaces, and whether it closes.
+fn think_tag(text: &str) -> Option<(usize, bool)> {
+    let name = text.strip_prefix('<')?.trim_start_matches(' ');
+    let (name, closes) = match name.strip_prefix('/') {
+        Some(name) => (name.trim_start_matches(' '), true),
+        None => (name, false),
     };
-    (!after.contains("<think>")).then_some(after)
+    let word = name.get(..5).filter(|w| w.eq_ignore_ascii_case("think"))?;
+    let rest = name[word.len()..]
+        .trim_start_matches(' ')
+        .strip_prefix('>')?;
+    Some((text.len() - rest.len(), closes))
 }
 
 /// The content of the last `<answer>` that is not empty, up to its end tag or the end. Err where two of them differ; None
@@ -200,6 +218,9 @@ mod tests {
             ("<think>a</think>b<think>c</think>d", Some("d")),
             ("<think>it is \\boxed{4}", None),
             ("<think>a</think>b<think>c", None),
+            ("<THINK>4", None),
+            ("< think >4", None),
+            ("<Think>a</ THINK >4", Some("4")),
             ("", Some("")),
         ];
         for (text, expected) in cases {

@@ -58,13 +58,48 @@ pub fn in_gold(gold: &str) -> Option<String> {
     if short && !numbers::is_prose(gold) {
         return Some(gold.to_string());
     }
-    if gold.contains(['$']) || gold.contains("\\(") || gold.contains("\\[") || !short {
+    let formulas = gold.contains(['$']) || gold.contains("\\(") || gold.contains("\\[");
+    if (formulas && !is_worded(gold)) || !short {
         let options = MathOptions::default();
         if let Found::Answer(text) = in_text(gold, &options) {
             return Some(text);
         }
     }
     Some(gold.to_string())
+}
+
+/// Whether words beside the formulas of a gold answer say something, so that no formula stands for all of it.
+pub fn is_worded(gold: &str) -> bool {
+    gold.len() <= 2 * NEAR_BYTES
+        && gold.contains(['$'])
+        && numbers::is_prose(gold)
+        && !only_introduces(gold)
+}
+
+/// Whether the words beside the formulas of a text only lead to them, as "the answer is" and "or" do.
+fn only_introduces(text: &str) -> bool {
+    #[rustfmt::skip]
+    const LEADING: &[&str] = &[
+        "the", "answer", "answers", "is", "are", "final", "so", "thus", "therefore", "hence", "and", "or", "we", "get",
+        "have", "that", "it", "which", "value", "result", "solution", "solutions", "equals", "equal", "to", "be", "a",
+        "an", "our", "i", "hope", "correct", "gives", "obtain", "this", "finally", "must", "desired", "total", "only",
+        "possible", "values", "simplifies", "of", "required", "conclude", "by", "in",
+    ];
+    let mut at = 0;
+    let mut outside = String::new();
+    for formula in environments(text) {
+        outside.push_str(&text[at..formula.start]);
+        outside.push(' ');
+        at = formula.end;
+    }
+    outside.push_str(&text[at..]);
+    outside
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .all(|word| {
+            let lower = word.to_lowercase();
+            LEADING.contains(&lower.as_str()) || super::units::is_unit(word)
+        })
 }
 
 /// The answer in a model's text without its thinking.
@@ -85,6 +120,9 @@ pub fn in_text(text: &str, options: &MathOptions) -> Found {
         if let Some(found) = final_answer(text, sentence, options) {
             return found;
         }
+        if numbers::is_retracted(&text[last.end..]) {
+            return Found::Nothing("the text says that the box is wrong");
+        }
         return in_boxes(text, &boxes);
     }
     if text.contains("\\boxed") && !numbers::has_digit_after(text, "\\boxed") {
@@ -96,6 +134,13 @@ pub fn in_text(text: &str, options: &MathOptions) -> Found {
     }
     if let Some(found) = final_answer(text, 0, options) {
         return found;
+    }
+    let end = text.trim_end_matches([' ', '*']);
+    if end.len() >= 7
+        && end.is_char_boundary(end.len() - 7)
+        && end[end.len() - 7..].eq_ignore_ascii_case("answer:")
+    {
+        return Found::Nothing("nothing follows the word \"answer\"");
     }
     for anchor in ["answer", "答案", "réponse", "Réponse"] {
         if let Some(at) = rfind_ignoring_case(text, anchor)

@@ -162,9 +162,7 @@ pub fn last_in(text: &str) -> Option<Place> {
     for _ in 0..50 {
         let digit = bytes[..end].iter().rposition(u8::is_ascii_digit)?;
         let start = numeral_start(text, digit);
-        if let Some(place) =
-            place(text, start, digit + 1).filter(|place| !is_denied(&text[..place.0]))
-        {
+        if let Some(place) = place(text, start, digit + 1).filter(|place| is_given(text, place)) {
             return Some(with_alternative_before(text, place));
         }
         end = start;
@@ -184,7 +182,7 @@ pub fn first_in(text: &str) -> Option<Place> {
         } else {
             first
         };
-        if let Some(place) = place(text, start, end).filter(|place| !is_denied(&text[..place.0])) {
+        if let Some(place) = place(text, start, end).filter(|place| is_given(text, place)) {
             return Some(with_alternative_after(text, place));
         }
         from = end;
@@ -192,18 +190,80 @@ pub fn first_in(text: &str) -> Option<Place> {
     None
 }
 
-/// Whether a text ends with a "not" that what follows is subject to.
+/// What makes the number after it another one, or no answer.
+#[rustfmt::skip]
+const DENIALS: &[&str] = &[
+    "not", "never", "rather than", "instead of", "at least", "at most", "less than", "greater than", "more than",
+    "fewer than", "larger than", "smaller than", "bigger than", "higher than", "lower than", "other than",
+    "different from", "up to", "cannot be", "can't be", "isn't", "anything but", "everything but", "not be",
+    "not equal to", "not equal", "except", "except for", "besides", "excluding", "without", "twice", "thrice",
+    "double", "triple", "half", "half of", "a third of", "a quarter of", "minus", "negative", "root of", "square of",
+    "cube of", "reciprocal of", "inverse of", "opposite of", "negative of", "logarithm of", "factorial of",
+    "multiple of", "question", "question number", "problem", "problem number", "gold:", "question no.", "no.",
+];
+
+/// What makes the number before it another one.
+const CHANGES: [&str; 7] = [
+    "squared",
+    "cubed",
+    "factorial",
+    "times",
+    "doubled",
+    "and also",
+    "tenths",
+];
+
+/// Whether a text ends with a "not", or another word that what follows is subject to.
 fn is_denied(before: &str) -> bool {
     let before = before.trim_end_matches([' ', '$', '*', '\\', '(']);
-    before.ends_with("not") && !before[..before.len() - 3].ends_with(|c: char| c.is_alphanumeric())
-        || before.ends_with("n't")
-        || before.ends_with("rather than")
-        || before.ends_with("instead of")
+    let tail =
+        before[floor_boundary(before, before.len().saturating_sub(24))..].to_ascii_lowercase();
+    tail.ends_with("n't")
+        || DENIALS.iter().any(|words| {
+            tail.strip_suffix(words)
+                .is_some_and(|rest| !rest.ends_with(|c: char| c.is_alphanumeric()))
+        })
+}
+
+/// Whether the number at a place is one to answer with: nothing before or after it makes it another one, and it is not one
+/// of several in a row.
+fn is_given(text: &str, place: &Place) -> bool {
+    let (before, after) = (
+        &text[..place.0],
+        text[place.1..].trim_start_matches([' ', '$', '*']),
+    );
+    let row = before
+        .strip_suffix(' ')
+        .is_some_and(|b| b.ends_with(|c: char| c.is_ascii_digit()));
+    let changed = CHANGES.iter().any(|word| {
+        after.strip_prefix(word).is_some_and(|rest| {
+            let rest = rest.trim_start();
+            *word != "times" && *word != "and also"
+                || rest.starts_with(|c: char| c.is_ascii_digit())
+        })
+    });
+    !row && !changed && !is_denied(before)
+}
+
+/// Whether what follows a box at once takes it back.
+pub fn is_retracted(after: &str) -> bool {
+    const PHRASES: [&str; 8] = [
+        "is wrong",
+        "is incorrect",
+        "is not correct",
+        "is not right",
+        "is not the answer",
+        "is false",
+        "isn't correct",
+        "isn't right",
+    ];
+    let after = after.trim_start_matches(['$', ' ', '\\', ')', ']', '*']);
+    PHRASES.iter().any(|phrase| after.starts_with(phrase))
 }
 
 /// Whether a text says that its author has no answer.
 pub fn is_refusal(text: &str) -> bool {
-    const PHRASES: [&str; 8] = [
+    const PHRASES: [&str; 12] = [
         "do not know",
         "don't know",
         "not sure",
@@ -212,6 +272,10 @@ pub fn is_refusal(text: &str) -> bool {
         "can't be determined",
         "unable to",
         "cannot answer",
+        "cannot solve",
+        "can't solve",
+        "could not solve",
+        "couldn't solve",
     ];
     let tail = text[floor_boundary(text, text.len().saturating_sub(200))..].to_ascii_lowercase();
     PHRASES.iter().any(|phrase| tail.contains(phrase))
@@ -401,6 +465,9 @@ fn matching_open(text: &str) -> Option<usize> {
 
 /// `3 or 4`: both, where another number stands before an "or".
 fn with_alternative_before(text: &str, (start, end, answer): Place) -> Place {
+    if let Some(from) = list_start(text, start) {
+        return (from, end, text[from..end].to_string());
+    }
     let before = text[..start].trim_end_matches([' ', '$', '*', '\\']);
     if let Some(left) = before.strip_suffix("or")
         && left.ends_with([' ', '$', '*', ','])
@@ -415,6 +482,19 @@ fn with_alternative_before(text: &str, (start, end, answer): Place) -> Place {
         }
     }
     (start, end, answer)
+}
+
+/// Where a list of three or more numbers begins whose last one begins at `start`.
+fn list_start(text: &str, start: usize) -> Option<usize> {
+    let (mut from, mut count) = (start, 1);
+    while let Some(left) = text[..from].strip_suffix(", ")
+        && left.ends_with(|c: char| c.is_ascii_digit())
+        && count < 100
+    {
+        from = numeral_start(left, left.len() - 1);
+        count += 1;
+    }
+    (count >= 3).then_some(from)
 }
 
 fn with_alternative_after(text: &str, (start, end, answer): Place) -> Place {

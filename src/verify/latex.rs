@@ -56,8 +56,8 @@ pub enum Commas {
     Decimal,
 }
 
-/// The tokens of `text`; None where it is too long or its groups nest too deep.
-pub fn tokenize(text: &str, commas: Commas) -> Option<Vec<Lexeme>> {
+/// The tokens of `text` and the currencies in it; None where it is too long or its groups nest too deep.
+pub fn tokenize(text: &str, commas: Commas) -> Option<(Vec<Lexeme>, Vec<String>)> {
     let mut lexer = Lexer {
         out: Vec::new(),
         spaced: false,
@@ -65,20 +65,31 @@ pub fn tokenize(text: &str, commas: Commas) -> Option<Vec<Lexeme>> {
         in_table: text.contains("matrix")
             || text.contains("\\begin{array")
             || text.contains("\\begin{cases"),
+        brackets: 0,
+        spaced_commas: text
+            .match_indices(", ")
+            .any(|(at, _)| text[..at].ends_with(|c: char| c.is_ascii_digit())),
+        currencies: Vec::new(),
     };
     lexer.run(text, 0)?;
-    Some(lexer.out)
+    Some((lexer.out, lexer.currencies))
 }
 
-struct Lexer {
-    out: Vec<Lexeme>,
-    spaced: bool,
-    commas: Commas,
+pub(super) struct Lexer {
+    pub(super) out: Vec<Lexeme>,
+    pub(super) spaced: bool,
+    pub(super) commas: Commas,
     in_table: bool,
+    /// open parentheses, brackets and braces of sets: in them a comma parts two numbers
+    pub(super) brackets: usize,
+    /// numbers are parted by a comma and a space somewhere, so that commas without one are not
+    pub(super) spaced_commas: bool,
+    /// currencies and the like that stand before values
+    currencies: Vec<String>,
 }
 
 impl Lexer {
-    fn push(&mut self, token: Token) -> Option<()> {
+    pub(super) fn push(&mut self, token: Token) -> Option<()> {
         if self.out.len() >= MAX_TOKENS {
             return None;
         }
@@ -91,6 +102,12 @@ impl Lexer {
     }
 
     fn sign(&mut self, sign: char) -> Option<()> {
+        match sign {
+            '(' | '[' | '⦃' => self.brackets += 1,
+            '{' if self.out.is_empty() => self.brackets += 1,
+            ')' | ']' | '⦄' => self.brackets = self.brackets.saturating_sub(1),
+            _ => {}
+        }
         self.push(Token::Sign(sign))
     }
 
@@ -160,6 +177,9 @@ impl Lexer {
         }
         let sign = match c {
             '$' | '€' | '£' | '¥' | '₹' | '₽' | '₩' | '`' | '"' | '“' | '”' => {
+                if !c.is_ascii() && !matches!(c, '“' | '”') {
+                    self.currencies.push(c.to_string());
+                }
                 self.spaced = true;
                 return Some(after);
             }
@@ -252,117 +272,6 @@ impl Lexer {
         Some(after)
     }
 
-    /// A numeral, its groups joined, and what follows it.
-    fn number<'a>(&mut self, text: &'a str) -> Option<&'a str> {
-        let count = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
-        let whole = count(text);
-        let mut digits = text[..whole].to_string();
-        let mut rest = &text[whole..];
-        let after_number = matches!(
-            self.out.last(),
-            Some(Lexeme {
-                token: Token::Sign(','),
-                ..
-            })
-        ) && !self.spaced;
-        if (1..=3).contains(&whole) && !digits.starts_with('0') {
-            // within one numeral the groups are separated alike
-            let mut mark: Option<usize> = None;
-            const MARKS: [&str; 8] = ["{,}\\!", "{,}", ",\\!\\!", ",\\!", "\\,", "\\!", ",", " "];
-            while let Some((which, after)) = MARKS
-                .iter()
-                .enumerate()
-                .find_map(|(i, m)| rest.strip_prefix(m).map(|after| (i, after)))
-            {
-                let after = if which < 6 { after.trim_start() } else { after };
-                let plain_comma = MARKS[which] == ",";
-                if count(after) != 3
-                    || mark.is_some_and(|earlier| earlier != which)
-                    || (plain_comma && (self.commas != Commas::Thousands || after_number))
-                {
-                    break;
-                }
-                mark = Some(which);
-                digits.push_str(&after[..3]);
-                rest = &after[3..];
-            }
-        }
-        let mut exact = true;
-        let places = rest.strip_prefix('.').map_or(0, count);
-        if places > 0 {
-            digits.push('.');
-            digits.push_str(&rest[1..=places]);
-            rest = &rest[1 + places..];
-            exact = false;
-        } else if self.commas == Commas::Decimal
-            && let Some(after) = rest.strip_prefix(',')
-            && count(after) > 0
-        {
-            let places = count(after);
-            digits.push('.');
-            digits.push_str(&after[..places]);
-            rest = &after[places..];
-            exact = false;
-        } else if let Some(after) = rest.strip_prefix('.')
-            && !after.starts_with('.')
-            && !digits.is_empty()
-            && !after.starts_with("\\overline")
-        {
-            // `5.` ends a sentence
-            rest = after;
-            if after.trim_start().starts_with(|c: char| c.is_ascii_digit()) {
-                return None;
-            }
-        }
-        let written = digits.clone();
-        let mut value = Rational::from_decimal(&digits)?;
-        // 0.1\overline{6}
-        let repeated = rest.strip_prefix('.').filter(|_| exact).unwrap_or(rest);
-        if let Some(inner) = ["\\overline{", "\\bar{", "\\dot{"]
-            .iter()
-            .find_map(|m| repeated.strip_prefix(m))
-            && (!exact || repeated.len() < rest.len())
-        {
-            let period = count(inner);
-            if period == 0 || period > 300 || !inner[period..].starts_with('}') {
-                return None;
-            }
-            let ten = Rational::integer(10);
-            let tail = Rational::from_decimal(&inner[..period])?
-                .div(&ten.pow(period as i64)?.sub(&Rational::integer(1))?)?
-                .div(&ten.pow(places as i64)?)?;
-            value = value.add(&tail)?;
-            rest = &inner[period + 1..];
-            exact = true;
-            if rest.starts_with("\\dot{") || rest.starts_with(|c: char| c.is_ascii_digit()) {
-                return None;
-            }
-        } else if let Some(after) = rest.strip_prefix(['e', 'E']) {
-            // 1.5e-3, but neither `2e` nor `3ex`
-            let sign = after.strip_prefix(['-', '+', '−']).unwrap_or(after);
-            let length = count(sign);
-            if (1..=4).contains(&length)
-                && !sign[length..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.')
-            {
-                let power: i64 = sign[..length].parse().ok()?;
-                let power = if after.starts_with(['-', '−']) {
-                    -power
-                } else {
-                    power
-                };
-                value = value.mul(&Rational::integer(10).pow(power)?)?;
-                rest = &sign[length..];
-                exact = exact && power >= 0;
-            }
-        }
-        self.push(Token::Number {
-            value,
-            digits: written,
-            exact,
-        })?;
-        Some(rest)
-    }
-
     /// What follows a backslash, and the rest.
     fn command<'a>(&mut self, rest: &'a str, depth: usize) -> Option<&'a str> {
         let Some(first) = rest.chars().next() else {
@@ -391,6 +300,10 @@ impl Lexer {
                 ) =>
                 {
                     self.push(Token::Text("dollar".into()))?;
+                }
+                '$' => {
+                    self.currencies.push("dollar".into());
+                    self.spaced = true;
                 }
                 // spaces, delimiters of mathematics
                 _ => self.spaced = true,

@@ -29,7 +29,8 @@ pub struct MathOptions {
     pub latex: bool,
     /// Plain numbers in running text are answers.
     pub plain: bool,
-    /// Decimals are compared after rounding to this many places.
+    /// A decimal is compared with a fraction, a root or a constant after rounding to this many places: 0.142857 answers
+    /// 1/7, 3.141593 answers pi. Two numerals must agree in every digit.
     pub float_rounding: u32,
     /// An inequality answers a gold interval too, not only an interval a gold inequality.
     pub relation_for_set: bool,
@@ -73,8 +74,30 @@ pub fn check(prediction: &str, gold: &str, options: &MathOptions) -> Verdict {
         }
         Found::Nothing(reason) => return Verdict::unparsable(reason),
     };
-    let (outcome, reason) = judge(&wanted, &found, options);
+    let compared = match find::is_worded(&wanted) {
+        true => (
+            Outcome::Wrong,
+            "another text than the gold answer, which is no formula",
+        ),
+        false => judge(&wanted, &found, options),
+    };
+    let (outcome, reason) = match compared {
+        // a gold text whose formula is another one may be repeated as it is
+        (Outcome::Wrong | Outcome::Unparsable, _)
+            if repeats(gold, &found) || repeats(&wanted, &found) =>
+        {
+            (Outcome::Correct, "the same text")
+        }
+        verdict => verdict,
+    };
     Verdict::new(outcome, Some(found.trim()), reason)
+}
+
+/// Whether an answer is the whole gold field, set otherwise.
+fn repeats(gold: &str, answer: &str) -> bool {
+    gold.len() + answer.len() <= MAX_COMPARED_BYTES
+        && !answer.trim().is_empty()
+        && flattened(gold) == flattened(answer)
 }
 
 /// Whether two extracted answers are the same, for majority votes.
@@ -110,6 +133,7 @@ fn judge(gold: &str, prediction: &str, options: &MathOptions) -> (Outcome, &'sta
         rounding: options.float_rounding,
         relation_for_set: options.relation_for_set,
         converted: false,
+        joined: (false, false),
         budget: &budget,
     };
     if let Some((letter, words)) = option(&flat_gold)
@@ -117,8 +141,15 @@ fn judge(gold: &str, prediction: &str, options: &MathOptions) -> (Outcome, &'sta
     {
         return (Outcome::Correct, "the same option");
     }
-    let golds = readings(gold, flat_gold);
-    let predictions = readings(prediction, flat);
+    // `2,3` as a gold answer are two numbers, `1,22` and `0,5` are one where a decimal point answers
+    let decimal_gold = flat_gold
+        .split_once(',')
+        .is_some_and(|(whole, places)| whole == "0" || places.len() > 1)
+        && flat.contains('.')
+        && !flat.contains([',', '(', '[', '{']);
+    let decimal_prediction = !gold.contains(',');
+    let golds = readings(gold, flat_gold, decimal_gold);
+    let predictions = readings(prediction, flat, decimal_prediction);
     let rules = Rules {
         converted: predictions
             .iter()
@@ -161,6 +192,13 @@ impl Reading {
                 return false;
             }
         }
+        if is_date(&self.flat) || is_date(&prediction.flat) || units::conflict(g, p) {
+            return false;
+        }
+        let rules = &Rules {
+            joined: (g.joined.0 || p.joined.0, g.joined.1 || p.joined.1),
+            ..*rules
+        };
         match unit_factor(g, p) {
             Some(None) => return false,
             Some(Some(factor)) if !factor.is_one() => {
@@ -245,33 +283,47 @@ fn renamed(gold: &Expr, prediction: &Expr, rules: &Rules) -> Option<Expr> {
     Some(result)
 }
 
-/// The ways to read a text: with commas between thousands, between members, and before decimal places.
-fn readings(text: &str, flat: String) -> Vec<Reading> {
+/// The ways to read a text: with commas between thousands, between members, and, where it is a numeral in which a comma
+/// can be neither, before decimal places.
+fn readings(text: &str, flat: String, decimal_comma: bool) -> Vec<Reading> {
     let bytes = text.as_bytes();
     let between_digits = |at: usize| {
         at > 0
             && bytes[at - 1].is_ascii_digit()
             && bytes.get(at + 1).is_some_and(u8::is_ascii_digit)
     };
-    let commas = (0..bytes.len())
-        .filter(|at| bytes[*at] == b',' && between_digits(*at))
-        .count();
+    let commas = || (0..bytes.len()).filter(|at| bytes[*at] == b',' && between_digits(*at));
     let reading = |commas| Reading {
         parsed: parse(text, commas),
         flat: flat.clone(),
     };
     let mut all = vec![reading(Commas::Thousands)];
-    if commas > 0 {
+    // `1,000` are no two numbers
+    let zeros = |at: usize| bytes[at + 1..].starts_with(b"00");
+    if commas().next().is_some() && !commas().all(zeros) {
         all.push(reading(Commas::Separate));
     }
-    // `1,22` alone
     let numeral = flat
         .bytes()
         .all(|b| b.is_ascii_digit() || b == b',' || b == b'-');
-    if commas == 1 && numeral {
+    if decimal_comma && numeral && commas().count() == 1 && !is_grouped(&flat) {
         all.push(reading(Commas::Decimal));
     }
     all
+}
+
+/// Whether the digits after the comma of a numeral are a group of thousands.
+fn is_grouped(numeral: &str) -> bool {
+    numeral.split_once(',').is_some_and(|(whole, places)| {
+        places.len() == 3 && !whole.trim_start_matches('-').starts_with('0')
+    })
+}
+
+/// A date such as `2020-01-02`, which is text and no difference.
+fn is_date(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let lengths = parts.iter().map(|part| part.len());
+    lengths.eq([4, 2, 2]) && parts.concat().bytes().all(|b| b.is_ascii_digit())
 }
 
 /// A text without what only sets it: dollars, fonts, spaces that part no two words or numbers, a full stop at the end.
@@ -319,7 +371,11 @@ fn flattened(text: &str) -> String {
         gap = false;
         out.push(c);
     }
-    let trimmed = out.trim_end_matches(['.', ',', ';']);
+    // dots that go on say something
+    let trimmed = match out.ends_with("..") {
+        true => out.as_str(),
+        false => out.trim_end_matches(['.', ',', ';']),
+    };
     match trimmed
         .strip_prefix('(')
         .and_then(|inner| inner.strip_suffix(')'))

@@ -35,6 +35,7 @@ mod fixed;
 pub mod format;
 pub mod language;
 mod latex;
+mod latex_number;
 mod latex_tables;
 pub mod math;
 mod matrix;

@@ -15,6 +15,10 @@ const MAX_DEPTH: usize = 60;
 pub struct Parsed {
     pub expr: Expr,
     pub units: Vec<String>,
+    /// currencies before values, and scales of temperature
+    pub signs: Vec<String>,
+    /// whether "and" and "or" stand between its parts
+    pub joined: (bool, bool),
 }
 
 /// Reads a whole answer; None where some of it cannot be read.
@@ -22,7 +26,7 @@ pub fn parse(text: &str, commas: Commas) -> Option<Parsed> {
     if text.len() > MAX_ANSWER_BYTES {
         return None;
     }
-    let mut tokens = tokenize(text, commas)?;
+    let (mut tokens, signs) = tokenize(text, commas)?;
     let is_table = |name: &str| name.contains("matrix") || matches!(name, "array" | "cases");
     let tables = tokens
         .iter()
@@ -40,11 +44,21 @@ pub fn parse(text: &str, commas: Commas) -> Option<Parsed> {
         colons: true,
         bound: Vec::new(),
         units: Vec::new(),
+        signs,
     };
+    let word = |lexeme: &Lexeme, word: &str, sign: char| {
+        matches!(&lexeme.token, Token::Word(w) if w == word) || lexeme.token == Token::Sign(sign)
+    };
+    let joined = (
+        parser.tokens.iter().any(|t| word(t, "and", '∧')),
+        parser.tokens.iter().any(|t| word(t, "or", '∨')),
+    );
     let expr = parser.whole()?;
     Some(Parsed {
         expr,
         units: parser.units,
+        signs: parser.signs,
+        joined,
     })
 }
 
@@ -59,6 +73,7 @@ pub(super) struct Parser {
     /// letters bound by a sum
     pub(super) bound: Vec<String>,
     pub(super) units: Vec<String>,
+    pub(super) signs: Vec<String>,
 }
 
 impl Parser {
@@ -484,10 +499,7 @@ impl Parser {
                 }
                 Some(Token::Sign('°')) => {
                     self.at += 1;
-                    // `20°C` and `20° F` are temperatures
-                    if self.is_word("C") || self.is_word("F") {
-                        self.at += 1;
-                    }
+                    self.temperature();
                     value = Expr::Degree(Box::new(value));
                 }
                 Some(Token::Sign('\'')) => {
@@ -510,9 +522,7 @@ impl Parser {
                 Some(Token::Sign('^')) => {
                     self.at += 1;
                     if self.degree_sign() {
-                        if self.is_word("C") || self.is_word("F") {
-                            self.at += 1;
-                        }
+                        self.temperature();
                         value = Expr::Degree(Box::new(value));
                         continue;
                     }
@@ -526,18 +536,6 @@ impl Parser {
             }
         }
         None
-    }
-
-    /// `\circ` after `^`, braced or not.
-    fn degree_sign(&mut self) -> bool {
-        if self.eat('°') {
-            return true;
-        }
-        let braced = self.is_sign('{')
-            && self.peek_at(1) == Some(&Token::Sign('°'))
-            && self.peek_at(2) == Some(&Token::Sign('}'));
-        self.at += if braced { 3 } else { 0 };
-        braced
     }
 
     /// What stands after `^` or `_`.

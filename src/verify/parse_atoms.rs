@@ -238,6 +238,28 @@ impl Parser {
         self.deeper(Self::atom)
     }
 
+    /// The scale after a degree sign: `20°C` and `20° F` are temperatures.
+    pub(super) fn temperature(&mut self) {
+        for scale in ["C", "F"] {
+            if self.is_word(scale) {
+                self.at += 1;
+                self.signs.push(scale.to_string());
+            }
+        }
+    }
+
+    /// `\circ` after `^`, braced or not.
+    pub(super) fn degree_sign(&mut self) -> bool {
+        if self.eat('°') {
+            return true;
+        }
+        let braced = self.is_sign('{')
+            && self.peek_at(1) == Some(&Token::Sign('°'))
+            && self.peek_at(2) == Some(&Token::Sign('}'));
+        self.at += if braced { 3 } else { 0 };
+        braced
+    }
+
     fn sign(&mut self, sign: char) -> Option<Expr> {
         match sign {
             '(' | '[' | ']' | '⟨' => self.bracketed(sign),

@@ -11,7 +11,18 @@ impl Rules<'_> {
     pub(super) fn value_of_equation<'e>(&self, sides: &'e [Expr]) -> Option<&'e Expr> {
         let (first, last) = (&sides[0], &sides[sides.len() - 1]);
         let consistent = || first.is_scalar() && last.is_scalar() && self.scalars(first, last);
-        (first.is_name() || self.converted || consistent()).then_some(last)
+        ((first.is_name() || self.converted || consistent()) && self.closes(sides)).then_some(last)
+    }
+
+    /// Whether the numbers of a chain such as `m + n = 12 + 1 = 13` are equal; `x = 6 = 5` says nothing.
+    pub(super) fn closes(&self, sides: &[Expr]) -> bool {
+        let last = &sides[sides.len() - 1];
+        let number = |side: &Expr| side.is_scalar() && !side.has_symbols();
+        self.converted
+            || !number(last)
+            || sides[1..]
+                .iter()
+                .all(|side| !number(side) || self.scalars(last, side))
     }
 
     pub(super) fn equations(&self, g: &[Expr], p: &[Expr]) -> bool {

@@ -32,6 +32,8 @@ pub fn equal(a: &Expr, b: &Expr, rounding: u32, budget: &Budget) -> bool {
             let both = decimal_a.is_some() && decimal_b.is_some();
             return match (&decimal_a, &decimal_b) {
                 (None, None) => false,
+                // numerals without rounding: both say all their digits
+                _ if rounding >= 4 && is_numeral(a) && is_numeral(b) => same_double(&x, &y),
                 (Some(_), _) => rounds_to(&y, &x, rounding, both),
                 (None, Some(_)) => rounds_to(&x, &y, rounding, both),
             };
@@ -51,6 +53,22 @@ pub fn equal(a: &Expr, b: &Expr, rounding: u32, budget: &Budget) -> bool {
         Finding::Different => false,
         _ => at_points::<Fixed>(a, b, &[0, 1, 2, 4], seed, budget) == Finding::Equal,
     }
+}
+
+/// Whether an expression is a number written with digits only.
+fn is_numeral(expr: &Expr) -> bool {
+    match expr {
+        Expr::Number(_) | Expr::Decimal(_) => true,
+        Expr::Neg(inner) | Expr::Percent(inner) | Expr::Degree(inner) => is_numeral(inner),
+        _ => false,
+    }
+}
+
+/// Whether two numerals differ in the last digits of a double only, as 0.30000000000000004 and 0.3 do.
+fn same_double(a: &Rational, b: &Rational) -> bool {
+    let epsilon = Rational::integer(1_000_000_000_000_000);
+    let difference = a.sub(b).and_then(|d| d.abs().mul(&epsilon));
+    difference.is_some_and(|d| d <= a.abs().max(b.abs()))
 }
 
 /// The numeral where the whole expression is one with a decimal point.

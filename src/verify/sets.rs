@@ -51,8 +51,15 @@ fn pieces(expr: &Expr, budget: &Budget) -> Option<Vec<Piece>> {
         })
     };
     let all = match expr {
-        Expr::Interval(low, high) => vec![piece(&low.at, &high.at, low.open, high.open)?],
-        Expr::Tuple(ends) if ends.len() == 2 => vec![piece(&ends[0], &ends[1], true, true)?],
+        // ends the wrong way round are a pair, and no empty set
+        Expr::Interval(low, high) => {
+            let piece = piece(&low.at, &high.at, low.open, high.open)?;
+            (!piece.is_empty()).then(|| vec![piece])?
+        }
+        Expr::Tuple(ends) if ends.len() == 2 => {
+            let piece = piece(&ends[0], &ends[1], true, true)?;
+            (!piece.is_empty()).then(|| vec![piece])?
+        }
         Expr::Set(all) => all
             .iter()
             .map(|x| piece(x, x, false, false))
@@ -280,11 +287,17 @@ fn holds(relation: &Expr, name: &str, x: f64, budget: &Budget) -> Option<bool> {
 
 /// Whether the numbers that satisfy an inequality are the numbers of a set.
 pub fn satisfies(relation: &Expr, set: &Expr, budget: &Budget) -> bool {
-    any_satisfies(std::slice::from_ref(relation), set, budget)
+    any_satisfies(std::slice::from_ref(relation), set, (false, true), budget)
 }
 
-/// Whether the numbers that satisfy some of the inequalities, or all of them, are the numbers of a set.
-pub fn any_satisfies(relations: &[Expr], set: &Expr, budget: &Budget) -> bool {
+/// Whether the numbers that satisfy some of the inequalities ("or"), or all of them ("and"), are the numbers of a set;
+/// a comma may mean either.
+pub fn any_satisfies(
+    relations: &[Expr],
+    set: &Expr,
+    (and, or): (bool, bool),
+    budget: &Budget,
+) -> bool {
     let Some(pieces) = pieces(set, budget) else {
         return false;
     };
@@ -294,9 +307,11 @@ pub fn any_satisfies(relations: &[Expr], set: &Expr, budget: &Budget) -> bool {
     };
     let ends: Vec<f64> = pieces.iter().flat_map(|p| [p.low.0, p.high.0]).collect();
     let points = samples(&relations.iter().collect::<Vec<_>>(), &ends, budget);
-    let (mut some, mut every) = (true, true);
+    let (mut some, mut every) = (or || !and, and || !or);
+    let mut holds_somewhere = false;
     for x in points {
         let belongs = pieces.iter().any(|piece| piece.holds(x));
+        holds_somewhere |= belongs;
         let answers = relations
             .iter()
             .map(|r| holds(r, &name, x, budget))
@@ -308,8 +323,9 @@ pub fn any_satisfies(relations: &[Expr], set: &Expr, budget: &Budget) -> bool {
             return false;
         }
     }
-    // a budget that ran out makes every answer false: ask for one number that belongs
-    budget.spend(1).is_some()
+    // a budget that ran out makes every answer false; only a single inequality, or "and", is satisfied by nothing
+    let may_be_empty = relations.len() == 1 || (and && !or);
+    (holds_somewhere || may_be_empty) && budget.spend(1).is_some()
 }
 
 /// Whether two inequalities in one letter hold for the same numbers. Both must be linear: elsewhere samples prove nothing.

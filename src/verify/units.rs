@@ -2,6 +2,7 @@
 
 use super::expr::Expr;
 use super::latex::{Lexeme, Token};
+use super::parse::Parsed;
 use super::rational::Rational;
 
 /// Words of units; a plural `s` or `es` is taken off first.
@@ -30,7 +31,46 @@ const MULTIPLIERS: &[(&str, u32)] = &[
 const HEDGES: &[&str] = &[
     "or", "and", "not", "either", "maybe", "perhaps", "possibly", "to", "through", "than", "except", "minus",
     "plus", "times", "but", "if", "when", "dozen", "dozens", "half", "is", "are", "isn", "wrong", "alternatively",
-    "also", "squared", "cubed", "between", "nor", "without", "excluding", "otherwise", "percent", "out",
+    "also", "squared", "cubed", "between", "nor", "without", "excluding", "otherwise", "percent", "out", "tenth",
+    "tenths", "hundredth", "hundredths", "thousandth", "thousandths", "halves", "third", "thirds", "quarters",
+    "factorial", "doubled", "tripled", "inverse", "reciprocal", "pi", "over", "most", "least", "no", "never", "one",
+    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "incorrect", "false",
+];
+
+/// Words of which each says something else than the others of its row.
+#[rustfmt::skip]
+const OPPOSITES: &[&[&str]] = &[
+    &["am", "pm"], &["north", "south", "east", "west"], &["up", "down"], &["left", "right"],
+    &["more", "fewer", "less"], &["increase", "decrease"], &["increased", "decreased"], &["profit", "loss"],
+    &["gain", "loss"], &["ago", "now", "later"], &["old", "new", "young"], &["boy", "girl"], &["men", "women"],
+    &["win", "loss", "draw"], &["before", "after"], &["bc", "ad"], &["clockwise", "counterclockwise"],
+    &["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+      "december"],
+    &["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
+    &["red", "blue", "green", "yellow", "white", "black"], &["odd", "even"], &["above", "below"],
+    &["wide", "long", "high", "deep"], &["taller", "shorter"], &["older", "younger"], &["debit", "credit"],
+];
+
+/// Words of counting that may be exchanged or left out.
+#[rustfmt::skip]
+const COUNTERS: &[&str] = &[
+    "unit", "people", "person", "student", "way", "time", "point", "solution", "item", "digit", "each", "of", "the",
+    "a", "an", "in", "total", "square", "cubic", "sq", "cu", "per", "number", "integer", "value", "triple", "pair",
+    "ordered", "set", "arrangement", "children", "mark", "only", "exactly", "about", "approximately", "per",
+];
+
+/// Units written otherwise, and the name to compare them by.
+#[rustfmt::skip]
+const NAMES: &[(&str, &str)] = &[
+    ("centimeter", "cm"), ("centimetre", "cm"), ("millimeter", "mm"), ("millimetre", "mm"), ("meter", "m"),
+    ("metre", "m"), ("kilometer", "km"), ("kilometre", "km"), ("inch", "in"), ("inche", "in"), ("foot", "ft"),
+    ("feet", "ft"), ("yard", "yd"), ("mile", "mi"), ("gram", "g"), ("kilogram", "kg"), ("kgs", "kg"),
+    ("pound", "lb"), ("ounce", "oz"), ("liter", "l"), ("litre", "l"), ("milliliter", "ml"), ("hour", "h"),
+    ("hr", "h"), ("minute", "min"), ("second", "s"), ("sec", "s"), ("year", "yr"), ("dollar", "dollar"),
+    ("usd", "dollar"), ("$", "dollar"), ("€", "euro"), ("eur", "euro"), ("£", "pound"), ("rupee", "₹"), ("rs", "₹"),
+    ("yen", "¥"), ("yuan", "¥"), ("rmb", "¥"), ("₽", "rub"), ("mph", "mi/h"), ("kph", "km/h"), ("kmh", "km/h"),
+    ("kmph", "km/h"), ("celsius", "c"), ("fahrenheit", "f"), ("radian", "rad"), ("deg", "degree"), ("°", "degree"),
+    ("percent", "%"), ("cent", "cent"), ("newton", "n"), ("joule", "j"), ("watt", "w"), ("volt", "v"),
 ];
 
 /// Whether a word is a unit, or counts things.
@@ -117,15 +157,23 @@ pub fn after_value(
             Token::Word(word) if is_unit(word) || is_noun(word) || (at > 0 && word.len() <= 4) => {
                 units.push(word.clone());
             }
-            Token::Sign('/' | '*' | '-')
+            Token::Sign(sign @ ('/' | '*' | '-'))
                 if at > 0
                     && matches!(
                         tokens.get(at + 1).map(|t| &t.token),
                         Some(Token::Text(_) | Token::Word(_))
-                    ) => {}
+                    ) =>
+            {
+                units.push(sign.to_string());
+            }
             Token::Sign('^') if at > 0 => {
                 // an exponent of the unit
                 let next = |n: usize| tokens.get(at + n).map(|t| &t.token);
+                let digits = [1, 2, 3].into_iter().find_map(|n| match next(n) {
+                    Some(Token::Number { digits, .. }) => Some(digits),
+                    _ => None,
+                });
+                units.push(format!("^{}", digits.map_or("", String::as_str)));
                 at += match (next(1), next(2), next(3), next(4)) {
                     (Some(Token::Number { .. }), ..) => 1,
                     (
@@ -205,7 +253,9 @@ const SIZES: &[(&str, u8, i64, i64)] = &[
     ("sec", 1, 1, 1), ("minute", 1, 60, 1), ("min", 1, 60, 1), ("hour", 1, 3600, 1), ("hr", 1, 3600, 1),
     ("day", 1, 86400, 1), ("week", 1, 604800, 1), ("mg", 2, 1, 1000), ("gram", 2, 1, 1), ("g", 2, 1, 1),
     ("kg", 2, 1000, 1), ("kilogram", 2, 1000, 1), ("dollar", 3, 100, 1), ("cent", 3, 1, 1), ("ml", 4, 1, 1000),
-    ("liter", 4, 1, 1), ("litre", 4, 1, 1),
+    ("liter", 4, 1, 1), ("litre", 4, 1, 1), ("l", 4, 1, 1), ("h", 1, 3600, 1), ("s", 1, 1, 1), ("yd", 0, 9144, 10000),
+    ("mi", 0, 1609344, 1000), ("lb", 2, 45359237, 100000), ("pound", 2, 45359237, 100000),
+    ("oz", 2, 45359237, 1600000), ("ounce", 2, 45359237, 1600000), ("ton", 2, 1000000, 1), ("tonne", 2, 1000000, 1),
 ];
 
 /// How many of unit `b` make one of unit `a`, where both are known: None of them is, or they measure different things and
@@ -225,6 +275,139 @@ pub fn conversion(a: &str, b: &str) -> Option<Option<Rational>> {
     let size =
         |unit: &(&str, u8, i64, i64)| Rational::integer(unit.2).div(&Rational::integer(unit.3));
     Some(size(a)?.div(&size(b)?))
+}
+
+/// Whether what stands beside two values, units, currencies and words, says different things. What only one side says is
+/// no difference, but that something is less.
+pub fn conflict(gold: &Parsed, prediction: &Parsed) -> bool {
+    let (g, p) = (measures(gold), measures(prediction));
+    let less = |all: &[String]| all.iter().any(|m| m == "less" || m == "fewer");
+    if less(&p) && !less(&g) {
+        return true;
+    }
+    if g.is_empty() || p.is_empty() {
+        return false;
+    }
+    let opposite = OPPOSITES.iter().any(|row| {
+        let of = |all: &[String]| row.iter().position(|w| all.iter().any(|m| m == w));
+        matches!((of(&g), of(&p)), (Some(g), Some(p)) if g != p)
+    });
+    if opposite {
+        return true;
+    }
+    // two lengths may be converted, and 5 dollars a week are 5 dollars
+    let alike = |a: &String| {
+        p.iter().any(|b| {
+            a == b
+                || a.strip_prefix(b.as_str())
+                    .is_some_and(|rest| rest.starts_with('/'))
+                || b.strip_prefix(a.as_str())
+                    .is_some_and(|rest| rest.starts_with('/'))
+                || (gold.units.len() == 1
+                    && prediction.units.len() == 1
+                    && conversion(a, b).is_some())
+        })
+    };
+    let measured =
+        |all: &[String]| -> Vec<String> { all.iter().filter(|m| is_measure(m)).cloned().collect() };
+    let (known_g, known_p) = (measured(&g), measured(&p));
+    if !known_g.is_empty() && !known_p.is_empty() {
+        return !known_g.iter().any(alike);
+    }
+    // apples are no pears
+    let single = |all: &[String]| all.len() == 1 && !is_measure(&all[0]);
+    single(&g) && single(&p) && g != p
+}
+
+/// Whether a name is of a unit, and not of things.
+fn is_measure(name: &str) -> bool {
+    let first = name.split(['/', '^']).next().unwrap_or(name);
+    NAMES
+        .iter()
+        .any(|(_, short)| *short == first || *short == name)
+        || SIZES.iter().any(|(unit, ..)| *unit == first)
+        || [
+            "hz", "khz", "kw", "kwh", "pa", "mol", "acre", "month", "ohm",
+        ]
+        .contains(&first)
+}
+
+/// The names of the units, currencies and other words beside a value, each in the form that it is compared in.
+fn measures(parsed: &Parsed) -> Vec<String> {
+    let mut all = Vec::new();
+    for words in parsed.units.iter().chain(&parsed.signs) {
+        let words = words
+            .to_lowercase()
+            .replace("a.m.", "am")
+            .replace("p.m.", "pm");
+        let squared = words.contains("square") || words.contains("sq ");
+        let cubic = words.contains("cubic");
+        let mut over = false;
+        for part in words
+            .replace('²', "^2")
+            .replace('³', "^3")
+            .replace('/', " / ")
+            .replace('^', " ^")
+            .split(|c: char| {
+                c.is_whitespace() || matches!(c, ',' | '.' | '(' | ')' | '*' | '{' | '}')
+            })
+        {
+            match part {
+                "" => {}
+                "/" | "per" => over = true,
+                _ if part.starts_with('^') => {
+                    if let Some(last) = all.last_mut() {
+                        *last = format!("{last}{part}");
+                    }
+                }
+                _ => {
+                    let name = name_of(part);
+                    let counter = COUNTERS.contains(&name.as_str());
+                    if over && let Some(last) = all.last_mut() {
+                        *last = format!("{last}/{name}");
+                    } else if !counter {
+                        let power = match (squared, cubic) {
+                            (true, _) => "^2",
+                            (_, true) => "^3",
+                            _ => "",
+                        };
+                        all.push(name + power);
+                    }
+                    over = false;
+                }
+            }
+        }
+    }
+    match &parsed.expr {
+        Expr::Degree(_) => all.push("degree".into()),
+        Expr::Percent(_) if !parsed.units.is_empty() || parsed.signs.is_empty() => {
+            all.push("%".into());
+        }
+        _ => {}
+    }
+    let scaled = all.iter().any(|m| m == "c" || m == "f");
+    all.retain(|m| !(scaled && m == "degree"));
+    all.dedup();
+    all
+}
+
+/// A unit in the form that it is compared in: short and singular.
+fn name_of(word: &str) -> String {
+    let known = |w: &str| {
+        NAMES
+            .iter()
+            .find(|(name, _)| *name == w)
+            .map(|(_, short)| *short)
+    };
+    let singular = word.strip_suffix('s').filter(|w| w.len() > 1);
+    let short = known(word)
+        .or_else(|| singular.and_then(known))
+        .or_else(|| word.strip_suffix("es").and_then(known));
+    match (short, singular) {
+        (Some(short), _) => short.to_string(),
+        (None, Some(singular)) if word.len() > 3 && !word.ends_with("ss") => singular.to_string(),
+        _ => word.to_string(),
+    }
 }
 
 /// Miles per hour as a fraction of words.
