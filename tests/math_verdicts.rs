@@ -27,7 +27,7 @@ const DISAGREEMENTS: &[(&str, &str, bool, &str, &str)] = &[
     (r"$\frac{1}{3}$", "0.3333$", false, "Math-Verify mv-0132: compares 4 decimal places there", "6 places by default; `float_rounding = 4` gives the recorded verdict"),
     (r"$\begin{pmatrix}\frac{1}{3}\end{pmatrix}$", r"$\begin{pmatrix}0.33\end{pmatrix}$", false, "Math-Verify mv-0140, og-0150: 2 decimal places", "the same"),
     (r"$(\frac{3}{5},\frac{8}{3}]$", "$(0.6,2.6667]$", false, "Math-Verify mv-0146, og-0156: 2 decimal places", "the same; the record of another grader (og-0322) says wrong too"),
-    (r"$x \in [-2,7]$", r"$-2 \le x \le 7$", false, "Math-Verify mv-0193: an option that lets inequalities answer intervals", "off by default, as recorded in mv-0194; `relation_for_set` gives the other verdict"),
+    (r"$x \in [-2,7]$", r"$-2 \le x \le 7$", true, "Math-Verify mv-0194: without the option that lets inequalities answer intervals", "on by default, as recorded in mv-0193: both say the same; `relation_for_set = false` gives the other verdict"),
     ("$f(x)$", "$f(y)$", false, "Math-Verify mv-0261: an option that ignores names", "on by default, as recorded in mv-0260; `strict = false` gives the other verdict"),
     (r"\boxed{1} and and and or thus but \boxed{2} and \boxed{3}", r"$\boxed{2,3}$", false, "lighteval og-0230", "boxes with an \"and\" between them are one list; Math-Verify 0.9 agrees with us"),
     (r"\boxed{1} and and and or thus but \boxed{2} and \boxed{3}", r"$\boxed{1,2,3}$", true, "lighteval og-0231", "the same"),
@@ -84,10 +84,10 @@ fn options_give_the_other_verdicts() {
     };
     assert!(check("$(0.6,2.6667]$", r"$(\frac{3}{5},\frac{8}{3}]$", few));
     let relations = MathOptions {
-        relation_for_set: true,
+        relation_for_set: false,
         ..default()
     };
-    assert!(check(r"$-2 \le x \le 7$", r"$x \in [-2,7]$", relations));
+    assert!(!check(r"$-2 \le x \le 7$", r"$x \in [-2,7]$", relations));
     let loose = MathOptions {
         strict: false,
         ..default()

@@ -12,6 +12,7 @@
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
 //! | [`debug_policy`] | hidden: loss and gradient of a policy update |
+//! | [`debug_preference`] | hidden: preference and reward-model training on rows of token ids |
 //! | [`debug_train`] | hidden: the loop on rows of token ids |
 //! | [`options`] | options that several commands share |
 //! | [`rows`], [`stream`], `cases` | JSON lines in and out, by chunks, and the fields of graded rows |
@@ -26,6 +27,7 @@ pub mod color;
 pub mod data;
 pub mod debug_model;
 pub mod debug_policy;
+pub mod debug_preference;
 pub mod debug_train;
 pub mod eval;
 pub mod generate;
@@ -67,6 +69,8 @@ enum Command {
     #[command(hide = true)]
     DebugModel(debug_model::Args),
     #[command(hide = true)]
+    DebugPreference(debug_preference::Args),
+    #[command(hide = true)]
     DebugTrain(debug_train::Args),
     #[command(hide = true)]
     DebugPolicy(debug_policy::Args),
@@ -87,6 +91,7 @@ impl Command {
     fn run(self, session: &Session) -> Result<()> {
         match self {
             Self::DebugModel(args) => debug_model::run(&args, session),
+            Self::DebugPreference(args) => debug_preference::run(&args, session),
             Self::DebugTrain(args) => debug_train::run(&args, session),
             Self::DebugPolicy(args) => debug_policy::run(&args, session),
             Self::Plan(args) => plan::run(&args, session),

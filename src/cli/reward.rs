@@ -33,7 +33,7 @@ Presets:
   open-r1  accuracy + format + tag_count
 Rewards:
   accuracy format tag_count reasoning_steps length cosine repetition_penalty soft_overlong code binary_code code_format
-  language_consistency judge")]
+  language_consistency judge reward_model")]
 pub struct Args {
     /// What is scored, JSON lines; `-` is stdin
     #[arg(long, value_name = "FILE")]

@@ -2,8 +2,9 @@
 
 use super::options::show_count;
 use super::run::{asked, sft, student};
-use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
+use crate::recipe::graph::{Job, PairSources, PipelinePlan, StagePlan};
 use crate::recipe::load::Loaded;
+use crate::recipe::pairs::PairRules;
 use crate::recipe::stage::Leaves;
 use std::fmt::Write;
 
@@ -144,10 +145,47 @@ fn details(plan: &PipelinePlan, stage: &StagePlan) -> Vec<(&'static str, String)
             let suites = eval.iter().flat_map(|eval| &eval.suites);
             lines.extend(suites.map(|suite| ("suite", asked(suite))));
         }
+        Job::RewardModel { sources, table } => {
+            lines.extend(pairs(sources, &table.build));
+            let training = table.training();
+            let loss = format!("{:?}", table.loss).to_lowercase();
+            lines.push(("loss", format!("{loss}, {}", sft(&training))));
+        }
+        Job::Preference { sources, table } => {
+            lines.extend(pairs(sources, &table.build));
+            let objective = table.objective();
+            let loss = format!("{:?}", objective.loss).to_lowercase();
+            let how = format!(
+                "{loss}, beta {}, {}",
+                objective.beta,
+                sft(&table.training())
+            );
+            lines.push(("loss", how));
+        }
         Job::Eval(eval) => lines.extend(eval.suites.iter().map(|suite| ("suite", asked(suite)))),
     }
     if stage.seed != plan.seed {
         lines.push(("seed", stage.seed.to_string()));
+    }
+    lines
+}
+
+/// Where pairs come from.
+fn pairs(sources: &PairSources, rules: &PairRules) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    if !sources.pairs.is_empty() {
+        lines.push(("pairs", list(sources.pairs.iter().cloned())));
+    }
+    if !sources.samples.is_empty() {
+        let from = list(sources.samples.iter().cloned());
+        let by = format!("{:?}", rules.by).to_lowercase();
+        lines.push((
+            "pairs",
+            format!(
+                "of {from} by {by}, at most {} a prompt",
+                rules.max_per_prompt
+            ),
+        ));
     }
     lines
 }

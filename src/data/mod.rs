@@ -4,7 +4,8 @@
 //! recipe ([`mapping`]), verdicts of a file of their own are joined ([`labels`]), and what cannot be used is dropped with
 //! its reason ([`source`]). [`build`] tokenises what is left once, in parallel, into the memory-mapped [`store`] and says
 //! in a [`report`] what became of every row. Problems for evaluations come from [`problems`](mod@problems), prompts to sample
-//! answers for from [`prompts`](mod@prompts); what needs no file at all is made by [`builtin`].
+//! answers for from [`prompts`](mod@prompts); what needs no file at all is made by [`builtin`]. Preferences and
+//! labelled answers are in [`judged`].
 //!
 //! Rows are never held all in memory. What is trained of a row is found in `tokenize/`.
 
@@ -16,6 +17,7 @@ mod builtin_text;
 mod builtin_tokenizer;
 mod chain;
 mod columns;
+pub mod judged;
 pub mod labels;
 pub mod mapping;
 pub mod parquet;
@@ -30,6 +32,7 @@ pub mod thinking;
 pub mod trace;
 
 pub use build::{BuildOptions, TraceSource, hash_file, key as store_key};
+pub use judged::{Judged, JudgedOptions, JudgedReport, JudgedRow, judged_rows};
 pub use problems::{Problem, problems};
 pub use prompts::{Prompt, Rendered, prompts};
 pub use report::BuildReport;

@@ -1,6 +1,6 @@
 //! Prompts to sample answers for, with what an answer is held to: from a built-in family, or from a file by its columns.
 //!
-//! Problems of benchmarks, which always have a right answer, are in [`super::problems`].
+//! Problems of benchmarks, which always have a right answer, are in [`problems`](mod@super::problems).
 
 use super::columns::{self, Values};
 use super::{builtin, rows};

@@ -41,13 +41,26 @@ impl Architecture {
     }
 
     /// The class of transformers, for `architectures`.
-    pub fn class_name(self) -> &'static str {
-        match self {
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
-            Self::Llama => "LlamaForCausalLM",
+    pub fn class_name(self, head: Head) -> &'static str {
+        match (self, head) {
+            (Self::Qwen2, Head::Vocabulary) => "Qwen2ForCausalLM",
+            (Self::Qwen3, Head::Vocabulary) => "Qwen3ForCausalLM",
+            (Self::Llama, Head::Vocabulary) => "LlamaForCausalLM",
+            (Self::Qwen2, Head::Score) => "Qwen2ForSequenceClassification",
+            (Self::Qwen3, Head::Score) => "Qwen3ForSequenceClassification",
+            (Self::Llama, Head::Score) => "LlamaForSequenceClassification",
         }
     }
+}
+
+/// What stands behind the last norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Head {
+    /// A logit for each token of the vocabulary.
+    #[default]
+    Vocabulary,
+    /// One number: a reward model.
+    Score,
 }
 
 /// `rope_type = "llama3"`: low frequencies are slowed down, those between are blended (Llama 3.1).
@@ -80,6 +93,7 @@ pub struct ModelConfig {
     /// q and k are normalised per head.
     pub qk_norm: bool,
     pub initializer_range: f64,
+    pub head: Head,
     /// The file as it was.
     pub raw: Map<String, Value>,
 }
@@ -133,7 +147,7 @@ impl ModelConfig {
             }
         };
         let known = json!({
-            "architectures": [self.architecture.class_name()],
+            "architectures": [self.architecture.class_name(self.head)],
             "model_type": self.architecture.model_type(),
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -159,6 +173,11 @@ impl ModelConfig {
         }
         if self.architecture != Architecture::Qwen2 {
             out.insert("attention_bias".into(), json!(self.attention_bias));
+        }
+        if self.head == Head::Score {
+            // transformers counts the labels
+            out.insert("id2label".into(), json!({"0": "LABEL_0"}));
+            out.insert("label2id".into(), json!({"LABEL_0": 0}));
         }
         Value::Object(out)
     }
@@ -195,8 +214,10 @@ impl ModelConfig {
             add("mlp.down_proj.weight", vec![c, f]);
         }
         all.push(("model.norm.weight".into(), vec![c]));
-        if !self.tie_word_embeddings {
-            all.push(("lm_head.weight".into(), vec![self.vocab_size, c]));
+        match self.head {
+            Head::Score => all.push(("score.weight".into(), vec![1, c])),
+            Head::Vocabulary if self.tie_word_embeddings => {}
+            Head::Vocabulary => all.push(("lm_head.weight".into(), vec![self.vocab_size, c])),
         }
         all
     }
@@ -288,8 +309,30 @@ impl Fields<'_> {
             attention_bias: bias,
             qk_norm: architecture == Architecture::Qwen3,
             initializer_range: self.number_or("initializer_range", 0.02)?,
+            head: self.head()?,
             raw: Map::new(),
         })
+    }
+
+    fn head(&self) -> Result<Head> {
+        let classes = self.get("architectures").and_then(Value::as_array);
+        let is_classifier = classes
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .any(|class| class.ends_with("ForSequenceClassification"));
+        if !is_classifier {
+            return Ok(Head::Vocabulary);
+        }
+        let labels = self.get("id2label").and_then(Value::as_object);
+        let num_labels =
+            labels.map_or_else(|| self.size_or("num_labels", 2), |labels| Ok(labels.len()))?;
+        match num_labels {
+            1 => Ok(Head::Score),
+            n => Err(self.input(&format!(
+                "a classifier of {n} labels is no reward model, which has 1"
+            ))),
+        }
     }
 
     fn refuse_what_does_not_train(&self) -> Result<()> {

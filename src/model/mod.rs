@@ -6,19 +6,22 @@
 //!
 //! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
 //! - `block`: one transformer block; [`cache`]: keys and values of sequences being sampled;
-//! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences.
+//! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences;
+//! - [`reward`]: the same blocks with one number as their result.
 
 mod block;
 pub mod cache;
 pub mod config;
 pub mod family;
 pub mod policy;
+pub mod reward;
 mod rope;
 pub mod weights;
 
 pub use cache::KvCache;
-pub use config::{Architecture, Llama3Scaling, ModelConfig};
+pub use config::{Architecture, Head, Llama3Scaling, ModelConfig};
 pub use policy::{TokenObjective, TokenStats};
+pub use reward::RewardModel;
 
 use crate::ops::{self, Gradients, ParamId, RopeTable, SeqLens};
 use crate::{Error, Result};
@@ -91,6 +94,13 @@ impl CausalLm {
     /// # Errors
     /// As [`CausalLm::load`].
     pub fn load_as(folder: &Path, config: ModelConfig, options: &LoadOptions) -> Result<Self> {
+        if config.head == Head::Score {
+            return Err(Error::input(format!(
+                "`{}` holds a reward model, which writes no text",
+                folder.display()
+            ))
+            .with_hint("name it where rewards are listed: `name = \"reward_model\"`"));
+        }
         let weights = weights::load(folder, &config, &options.device, options.dtype)?;
         Self::from_weights(config, weights, &options.device, options.dtype)
     }
@@ -145,10 +155,10 @@ impl CausalLm {
                 .collect(),
             embed,
             norm: id("model.norm.weight"),
-            head: if config.tie_word_embeddings {
-                embed
-            } else {
-                id("lm_head.weight")
+            head: match config.head {
+                Head::Score => id("score.weight"),
+                Head::Vocabulary if config.tie_word_embeddings => embed,
+                Head::Vocabulary => id("lm_head.weight"),
             },
             rope: rope::table(&config, device)?,
             config,

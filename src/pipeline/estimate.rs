@@ -98,7 +98,7 @@ pub fn estimate_stages(
     let of_stage = |stage: &StagePlan| -> Result<StageEstimate> {
         let estimate = match &stage.job {
             Job::Sft { .. } => Some(estimate(&plan.sft(stage)?, device_memory, reporter, stop)?),
-            Job::Select { .. } => None,
+            Job::Select { .. } | Job::RewardModel { .. } | Job::Preference { .. } => None,
             Job::Generate { sampling, .. } => {
                 let slots = (sampling.batch_size, sampling.max_new_tokens);
                 Some(of_sampling(plan, stage, slots, "sampling", device_memory)?)

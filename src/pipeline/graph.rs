@@ -5,19 +5,23 @@
 //! unchanged is skipped where it is finished, and goes on where it is not. Where one has changed, what it left is thrown
 //! away only if the user says so (`--rerun`), evaluations and selections aside, which cost little to make again.
 //!
-//! What a kind does is one function in a file of its own. A kind is added by its arms in [`inputs`], [`leaves`] and
-//! [`execute`].
+//! What a kind does is one function in a file of its own. A kind is added by its arms in `inputs`, `leaves` and
+//! `execute`.
 
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
-use super::open::Student;
+use super::open::{Student, contents};
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
 use super::stages::{Place, earlier_inputs, first_difference};
-use super::{stage_eval, stage_generate, stage_grpo, stage_select, stage_sft};
+use super::{
+    stage_eval, stage_generate, stage_grpo, stage_preference, stage_reward_model, stage_select,
+    stage_sft,
+};
 use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::load::{Loaded, closest};
+use crate::recipe::reward::{RewardKind, RewardTable};
 use crate::recipe::stage::Kind;
 use crate::{Error, Result, report};
 use serde_json::{Map, Value, json};
@@ -108,6 +112,8 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
         (Job::Grpo { .. }, Some(student)) => stage_grpo::inputs(opening, stage, student),
         (Job::Eval(eval), Some(student)) => stage_eval::inputs(opening, eval, student),
         (Job::Select { .. }, _) => stage_select::inputs(opening, stage),
+        (Job::RewardModel { .. }, Some(_)) => stage_reward_model::inputs(opening, stage),
+        (Job::Preference { .. }, Some(_)) => stage_preference::inputs(opening, stage),
         (_, None) => stage.student().map(|_| json!({})),
     }
 }
@@ -115,7 +121,9 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
 /// Files without which a finished stage is not finished.
 fn leaves(job: &Job) -> &'static [&'static str] {
     match job {
-        Job::Sft { .. } | Job::Grpo { .. } => &["model/config.json"],
+        Job::Sft { .. } | Job::Grpo { .. } | Job::RewardModel { .. } | Job::Preference { .. } => {
+            &["model/config.json"]
+        }
         Job::Generate { .. } => &[stage_generate::GENERATIONS],
         Job::Select { .. } => &[stage_select::TRACES],
         Job::Eval(_) => &["eval.json", "samples.jsonl"],
@@ -129,6 +137,8 @@ fn execute(context: &StageContext) -> Result<Value> {
         Job::Grpo { .. } => stage_grpo::run(context),
         Job::Generate { .. } => stage_generate::run(context),
         Job::Select { .. } => stage_select::run(context),
+        Job::RewardModel { .. } => stage_reward_model::run(context),
+        Job::Preference { .. } => stage_preference::run(context),
         Job::Eval(eval) => stage_eval::run(context, eval),
     }
 }
@@ -225,16 +235,23 @@ pub fn run(
 
 /// That the rewards of a stage can be had: no sandbox or no key for the judge shows before hours of training, not after.
 fn check_rewards(stage: &StagePlan, stop: &Stop) -> Result<()> {
-    let table = match &stage.job {
-        Job::Generate { rewards, .. } | Job::Select { rewards, .. } => rewards.as_ref(),
-        Job::Grpo { rewards, .. } => Some(rewards),
-        Job::Sft { .. } | Job::Eval(_) => None,
+    let Some(table) = stage.job.rewards() else {
+        return Ok(());
     };
-    let at = |e: Error| e.at(format!("stage `{}`", stage.name));
-    match table {
-        Some(table) => open_rewards(table, stop).map(|_| ()).map_err(at),
-        None => Ok(()),
+    let mut rewards = table.rewards();
+    // those of stages are not there yet
+    rewards.retain(|reward| match &reward.kind {
+        RewardKind::RewardModel(settings) => !settings.model.starts_with('@'),
+        _ => true,
+    });
+    if rewards.is_empty() && !table.rewards().is_empty() {
+        return Ok(());
     }
+    let at = |e: Error| e.at(format!("stage `{}`", stage.name));
+    let table = RewardTable::List(rewards);
+    open_rewards(&table, Path::new(""), stop)
+        .map(|_| ())
+        .map_err(at)
 }
 
 /// A stage before it runs.
@@ -287,6 +304,18 @@ fn prepare(
         inputs["kind"] = json!(stage.kind);
         inputs["seed"] = json!(stage.seed);
         inputs["model"] = json!(model);
+        for scorer in stage
+            .job
+            .rewards()
+            .into_iter()
+            .flat_map(RewardTable::models)
+        {
+            let key = match opening.key_of(scorer).map_err(at)? {
+                Some(key) => json!({ "stage": key }),
+                None => contents(Path::new(scorer)).map_err(at)?,
+            };
+            inputs["reward_model_weights"] = key;
+        }
         // numbers as they read back from a file
         let inputs: Value = serde_json::from_str(&inputs.to_string())
             .map_err(|e| Error::input(format!("settings of the stage: {e}")).at(&stage.name))?;

@@ -2,7 +2,7 @@
 //! standard cache; local folders and files need no network.
 
 use crate::data::builtin;
-use crate::model::{Architecture, CausalLm, LoadOptions, ModelConfig, family};
+use crate::model::{Architecture, CausalLm, Head, LoadOptions, ModelConfig, family};
 use crate::progress::Reporter;
 use crate::recipe::plan::{Plan, StudentPlan, StudentSource, model_source};
 use crate::recipe::{Dtype, Init, shipped};
@@ -108,7 +108,7 @@ pub fn open_model(
 }
 
 /// The hash of each file of a checkpoint folder that says what the model is.
-fn contents(folder: &Path) -> Result<serde_json::Value> {
+pub(super) fn contents(folder: &Path) -> Result<serde_json::Value> {
     let io = |e| Error::io("reading", folder, e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io)? {
@@ -395,7 +395,7 @@ fn random_config(init: &Init, vocab_of_tokenizer: usize) -> Result<ModelConfig> 
     let architecture = Architecture::parse(&init.architecture)?;
     ModelConfig::from_json(
         &json!({
-            "architectures": [architecture.class_name()],
+            "architectures": [architecture.class_name(Head::Vocabulary)],
             "model_type": init.architecture,
             "hidden_size": init.hidden_size,
             "intermediate_size": init.intermediate_size,

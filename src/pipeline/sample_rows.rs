@@ -4,6 +4,7 @@
 use crate::data::{self, Prompt};
 use crate::recipe::select::{Accept, Select};
 use crate::recipe::stage::{FromSource, Prompts};
+use crate::reward::pairs::{PairPrompt, PairSample};
 use crate::reward::{Group, Rewards, Sample};
 use crate::tokenize::Message;
 use crate::verify::readability::readability;
@@ -152,6 +153,26 @@ impl SampleRow {
         }
         row.insert("num_tokens".into(), json!(candidate.num_tokens));
         Value::Object(row)
+    }
+
+    /// Its samples as pairs are made of them, with what was found out about each.
+    pub fn for_pairs(&self, candidates: &[Candidate]) -> PairPrompt {
+        let sample = |candidate: &Candidate| {
+            let answer = &self.samples[candidate.sample];
+            PairSample {
+                text: self.whole(candidate.sample),
+                num_tokens: answer.num_tokens(),
+                truncated: answer.is_truncated(),
+                correct: candidate.correct,
+                reward: candidate.reward,
+            }
+        };
+        PairPrompt {
+            id: self.id.clone(),
+            question: self.question.clone(),
+            messages: self.messages.clone(),
+            samples: candidates.iter().map(sample).collect(),
+        }
     }
 
     fn group(&self) -> Group<'_> {

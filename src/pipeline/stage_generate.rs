@@ -153,7 +153,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
         return Err(Error::input("the stage does not generate"));
     };
     let rewards = match rewards {
-        Some(table) => Some(open_rewards(table, context.stop)?),
+        Some(table) => Some(open_rewards(table, context.root, context.stop)?),
         None => None,
     };
     let student = context.student()?;
@@ -266,7 +266,8 @@ pub fn sampling(table: &SamplingTable, stop_ids: &[u32], seed: u64) -> Result<Sa
 ///
 /// # Errors
 /// As [`Rewards::build`]; no sandbox where programs are run.
-pub fn open_rewards(table: &RewardTable, stop: &Stop) -> Result<Rewards> {
+pub fn open_rewards(table: &RewardTable, root: &Path, stop: &Stop) -> Result<Rewards> {
+    let table = &with_folders(table, root);
     let sandbox = match table.needs_sandbox() {
         true => Some(Sandbox::open()?),
         false => None,
@@ -276,6 +277,19 @@ pub fn open_rewards(table: &RewardTable, stop: &Stop) -> Result<Rewards> {
         stop: stop.clone(),
     };
     Rewards::build(table, tools)
+}
+
+/// The table with the folders that stages of the run in `root` leave in place of their names.
+fn with_folders(table: &RewardTable, root: &Path) -> RewardTable {
+    let mut rewards = table.rewards();
+    for reward in &mut rewards {
+        if let RewardKind::RewardModel(settings) = &mut reward.kind
+            && let Some(name) = settings.model.strip_prefix('@')
+        {
+            settings.model = root.join(name).join("model").display().to_string();
+        }
+    }
+    RewardTable::List(rewards)
 }
 
 /// Whether a sample is right: the verifier says so, or the judge does; none where neither was asked or could tell.

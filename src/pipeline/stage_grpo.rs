@@ -81,7 +81,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
     else {
         return Err(Error::input("the stage is not one of `grpo`"));
     };
-    let rewards = open_rewards(rewards, context.stop)?;
+    let rewards = open_rewards(rewards, context.root, context.stop)?;
     let student = context.student()?;
     let model = context.model()?;
     let num_positions = model.config().max_position_embeddings;

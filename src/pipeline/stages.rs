@@ -7,8 +7,9 @@ use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop, Task};
 use crate::recipe::plan::{Plan, Stage, StageKind};
 use crate::report::{EventWriter, MetricsLog};
-use crate::train::{self, Observer, SftSettings, StepRecord};
+use crate::train::{self, JudgedRecord, Observer, SftSettings, StepRecord};
 use crate::{Error, Result, data, hub};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 const SOURCES: &str = "sources.json";
 
 /// Weights of a result are cut into files of at most so many bytes, as transformers does.
-const MAX_SHARD_BYTES: u64 = 50_000_000_000;
+pub(super) const MAX_SHARD_BYTES: u64 = 50_000_000_000;
 
 /// What every stage gets.
 pub struct Context<'a> {
@@ -211,15 +212,7 @@ pub fn train_rows(
             plan.sft.epochs
         ),
     );
-    let mut log = StepLog {
-        dir: &context.dir,
-        reporter: context.reporter,
-        task: context
-            .reporter
-            .task("training", Some(total as u64), "steps"),
-        metrics: None,
-        events: None,
-    };
+    let mut log = StepLog::new(&context.place(), total);
     let outcome = train::train_sft(
         model,
         store,
@@ -239,14 +232,24 @@ pub fn train_rows(
 /// # Errors
 /// The disk refuses.
 pub fn save_model(model: &CausalLm, student: &Student, dir: &Path) -> Result<()> {
+    publish_model(dir, |beside| {
+        model.save(beside, MAX_SHARD_BYTES)?;
+        student.chat().save(beside)
+    })
+}
+
+/// Makes `model/` of what `write` puts into the folder it is given.
+///
+/// # Errors
+/// As `write`; the disk refuses.
+pub fn publish_model(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (beside, place) = (dir.join("model.partial"), dir.join("model"));
     for path in [&beside, &place] {
         if path.exists() {
             fs::remove_dir_all(path).map_err(|e| Error::io("deleting", path, e))?;
         }
     }
-    model.save(&beside, MAX_SHARD_BYTES)?;
-    student.chat().save(&beside)?;
+    write(&beside)?;
     fs::rename(&beside, &place).map_err(|e| Error::io("renaming", &beside, e))
 }
 
@@ -353,7 +356,7 @@ pub fn first_difference(at: &str, a: &Value, b: &Value) -> Option<String> {
 }
 
 /// Writes every step to `metrics.jsonl` and TensorBoard, and shows it.
-struct StepLog<'a> {
+pub struct StepLog<'a> {
     dir: &'a Path,
     reporter: &'a dyn Reporter,
     task: Box<dyn Task>,
@@ -361,8 +364,23 @@ struct StepLog<'a> {
     events: Option<EventWriter>,
 }
 
-impl StepLog<'_> {
-    fn sync(&mut self) -> Result<()> {
+impl<'a> StepLog<'a> {
+    /// For a training of `total` steps; files are opened when it begins.
+    pub fn new(place: &Place<'a>, total: usize) -> Self {
+        Self {
+            dir: place.dir,
+            reporter: place.reporter,
+            task: place.reporter.task("training", Some(total as u64), "steps"),
+            metrics: None,
+            events: None,
+        }
+    }
+
+    /// Everything is on the disk when this returns.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn sync(&mut self) -> Result<()> {
         if let Some(metrics) = &mut self.metrics {
             metrics.sync()?;
         }
@@ -373,8 +391,8 @@ impl StepLog<'_> {
     }
 }
 
-impl Observer for StepLog<'_> {
-    fn resumed(&mut self, step: usize) -> Result<()> {
+impl StepLog<'_> {
+    fn begin(&mut self, step: usize) -> Result<()> {
         self.metrics = Some(MetricsLog::open(
             &self.dir.join("metrics.jsonl"),
             step as u64,
@@ -387,21 +405,26 @@ impl Observer for StepLog<'_> {
         Ok(())
     }
 
-    fn step(&mut self, record: &StepRecord) -> Result<()> {
+    /// A line of metrics, and the same in TensorBoard and on the screen.
+    fn line(
+        &mut self,
+        whole: &impl Serialize,
+        record: &StepRecord,
+        more: &[(String, f64)],
+    ) -> Result<()> {
         if let Some(metrics) = &mut self.metrics {
-            metrics.append(record)?;
+            metrics.append(whole)?;
         }
         if let Some(events) = &mut self.events {
-            events.scalars(
-                record.step as u64,
-                &[
-                    ("train/loss", record.loss),
-                    ("train/grad_norm", record.grad_norm),
-                    ("train/learning_rate", record.learning_rate),
-                    ("train/tokens_per_s", record.tokens_per_s),
-                    ("train/epoch", record.epoch),
-                ],
-            )?;
+            let mut scalars = vec![
+                ("train/loss", record.loss),
+                ("train/grad_norm", record.grad_norm),
+                ("train/learning_rate", record.learning_rate),
+                ("train/tokens_per_s", record.tokens_per_s),
+                ("train/epoch", record.epoch),
+            ];
+            scalars.extend(more.iter().map(|(name, value)| (name.as_str(), *value)));
+            events.scalars(record.step as u64, &scalars)?;
         }
         self.task.set_position(record.step as u64);
         self.task.message(&format!(
@@ -409,6 +432,42 @@ impl Observer for StepLog<'_> {
             record.loss, record.learning_rate, record.tokens_per_s
         ));
         Ok(())
+    }
+}
+
+impl Observer<JudgedRecord> for StepLog<'_> {
+    fn resumed(&mut self, step: usize) -> Result<()> {
+        self.begin(step)
+    }
+
+    fn step(&mut self, record: &JudgedRecord) -> Result<()> {
+        let more: Vec<(String, f64)> = record
+            .means
+            .iter()
+            .map(|(name, mean)| match name.strip_prefix("held_out_") {
+                Some(name) => (format!("held_out/{name}"), *mean),
+                None => (format!("train/{name}"), *mean),
+            })
+            .collect();
+        self.line(record, &record.base, &more)
+    }
+
+    fn checkpoint(&mut self, _step: usize, _path: &Path) -> Result<()> {
+        self.sync()
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.reporter.warn(text);
+    }
+}
+
+impl Observer for StepLog<'_> {
+    fn resumed(&mut self, step: usize) -> Result<()> {
+        self.begin(step)
+    }
+
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.line(record, record, &[])
     }
 
     fn checkpoint(&mut self, _step: usize, _path: &Path) -> Result<()> {

@@ -3,18 +3,20 @@
 //! A stage may only name earlier ones, so there are no cycles, and running them in order is enough. The form resolved here
 //! is saved as `plan.json` and hashed into the stages' keys.
 //!
-//! A kind is added in four places: its settings in [`StageRecipe`], its variant of [`Job`] and its arm in [`Resolver::jobs`] here, and
-//! its function in `pipeline/`, with its arms in `pipeline::graph`. What is checked of a stage by itself is in
-//! [`super::stage_check`].
+//! A kind is added in four places: its settings in [`StageRecipe`], its variant of [`Job`] and its arm in `Resolver::jobs`
+//! here, and its function in `pipeline/`, with its arms in `pipeline::graph`. What is checked of a stage by itself is in
+//! `super::stage_check`.
 
 use super::Traces;
 use super::card::Card;
 use super::grpo::Grpo;
 use super::load::{Document, closest};
 use super::plan::{self, EvalPlan, Plan, SftPlan, StageKind, StudentPlan, in_range};
+use super::preference::Preference;
 use super::reward::RewardTable;
+use super::reward_model::{RewardLoss, RewardModelTable};
 use super::select::Select;
-use super::stage::{Kind, Leaves, PipelineRecipe, Prompts, SamplingTable, StageRecipe};
+use super::stage::{Kind, Leaves, PipelineRecipe, Prompts, SamplingTable, Sources, StageRecipe};
 use super::stage_check::{
     asked_while_learning, check_prompts, check_sampling, check_tables, evaluations, needed,
 };
@@ -87,8 +89,41 @@ pub enum Job {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         eval: Option<EvalPlan>,
     },
+    RewardModel {
+        sources: PairSources,
+        table: Box<RewardModelTable>,
+    },
+    Preference {
+        sources: PairSources,
+        table: Box<Preference>,
+    },
     /// One suite with one seed.
     Eval(EvalPlan),
+}
+
+/// Where pairs, or labelled answers, come from.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct PairSources {
+    /// `@stage`, which made some of samples, or files and data sets.
+    pub pairs: Vec<String>,
+    /// `@stage` or files; pairs are made of them.
+    pub samples: Vec<String>,
+    /// How samples without a verdict or a reward get one.
+    pub rewards: Option<RewardTable>,
+}
+
+impl Job {
+    /// The rewards that the stage asks for.
+    pub fn rewards(&self) -> Option<&RewardTable> {
+        match self {
+            Self::Generate { rewards, .. } | Self::Select { rewards, .. } => rewards.as_ref(),
+            Self::RewardModel { sources, .. } | Self::Preference { sources, .. } => {
+                sources.rewards.as_ref()
+            }
+            Self::Grpo { rewards, .. } => Some(rewards),
+            Self::Sft { .. } | Self::Eval(_) => None,
+        }
+    }
 }
 
 impl StagePlan {
@@ -104,8 +139,14 @@ impl StagePlan {
             Job::Generate { prompts, .. } | Job::Grpo { prompts, .. } => {
                 prompts.iter().map(|p| p.source.as_str()).collect()
             }
+            Job::RewardModel { sources, .. } | Job::Preference { sources, .. } => {
+                let all = sources.pairs.iter().chain(&sources.samples);
+                all.map(String::as_str).collect()
+            }
             Job::Eval(_) => Vec::new(),
         };
+        let scorers = self.job.rewards().into_iter().flat_map(RewardTable::models);
+        let named = named.into_iter().chain(scorers);
         all.extend(
             named
                 .into_iter()
@@ -249,6 +290,9 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn stage(&mut self, number: usize, stage: &StageRecipe) -> Result<()> {
         check_tables(stage)?;
+        for model in stage.rewards.iter().flat_map(RewardTable::models) {
+            self.earlier(number, "rewards.model", model, Leaves::RewardModel)?;
+        }
         let (student, model, card) = match stage.kind {
             Kind::Select => (None, None, None),
             _ => {
@@ -292,11 +336,22 @@ impl Resolver<'_> {
             Kind::Select => one(self.select(number, stage)?),
             Kind::Eval => evaluations(stage, seed),
             Kind::Grpo => one(self.grpo(number, stage)?),
-            Kind::RewardModel | Kind::Preference => Err(Error::input(format!(
-                "stages of kind `{}` are not in this version",
-                stage.kind.name()
-            ))
-            .with_hint("the kinds are `sft`, `grpo`, `generate`, `select` and `eval`")),
+            Kind::RewardModel => {
+                let table = Box::new(stage.reward_model.clone().unwrap_or_default());
+                table.check()?;
+                if table.loss == RewardLoss::Pointwise && stage.samples.is_some() {
+                    return Err(Error::input("`samples` are made into pairs, and `reward_model.loss = \"pointwise\"` learns from labelled answers")
+                        .with_hint("give `pairs` with rows of `completion` and `label`"));
+                }
+                let sources = self.pairs(number, stage)?;
+                one(Job::RewardModel { sources, table })
+            }
+            Kind::Preference => {
+                let table = Box::new(stage.preference.clone().unwrap_or_default());
+                table.check()?;
+                let sources = self.pairs(number, stage)?;
+                one(Job::Preference { sources, table })
+            }
         }
     }
 
@@ -393,7 +448,10 @@ impl Resolver<'_> {
             ));
         }
         let kind = stages[at].kind;
-        if kind.leaves() != Some(wanted) {
+        let made_pairs = wanted == Leaves::Pairs
+            && matches!(kind, Kind::RewardModel | Kind::Preference)
+            && stages[at].samples.is_some();
+        if kind.leaves() != Some(wanted) && !made_pairs {
             let leaves = match kind.leaves() {
                 Some(leaves) => format!("leaves {}, not {}", leaves.name(), wanted.name()),
                 None => format!("leaves no {}", wanted.name()),
@@ -477,6 +535,35 @@ impl Resolver<'_> {
             rewards,
             eval,
         })
+    }
+
+    /// What `reward-model` and `preference` learn from.
+    fn pairs(&self, number: usize, stage: &StageRecipe) -> Result<PairSources> {
+        let all = |sources: &Option<Sources<String>>| {
+            let sources = sources.as_ref().map(|sources| sources.0.clone());
+            sources.unwrap_or_default()
+        };
+        let sources = PairSources {
+            pairs: all(&stage.pairs),
+            samples: all(&stage.samples),
+            rewards: stage.rewards.clone(),
+        };
+        for one in &sources.pairs {
+            self.earlier(number, "pairs", one, Leaves::Pairs)?;
+        }
+        for one in &sources.samples {
+            self.earlier(number, "samples", one, Leaves::Samples)?;
+        }
+        if sources.samples.is_empty() {
+            needed(&stage.pairs, "pairs", stage)?;
+            if sources.rewards.is_some() {
+                return Err(
+                    Error::input("`rewards` mean nothing to pairs that are made already")
+                        .with_hint("they score `samples`"),
+                );
+            }
+        }
+        Ok(sources)
     }
 
     fn select(&self, number: usize, stage: &StageRecipe) -> Result<Job> {

@@ -3,14 +3,18 @@
 //! This file holds the recipe as a user writes it: one struct a table, one doc comment a field. Reading, `--set` and
 //! "did you mean" are in [`load`]; the shipped recipes, cards and suites in [`shipped`]; what a recipe means once every
 //! default is filled in, in [`plan`]; the settings of rewards in [`reward`]. A recipe of several stages is in [`stage`], and
-//! what it means in [`graph`]; what is kept of samples in [`select`].
+//! what it means in [`graph`]; what is kept of samples in [`select`];
+//! what is learnt from preferences in [`preference`] and [`reward_model`], and how pairs are made in [`pairs`].
 
 pub mod card;
 pub mod graph;
 pub mod grpo;
 pub mod load;
+pub mod pairs;
 pub mod plan;
+pub mod preference;
 pub mod reward;
+pub mod reward_model;
 pub mod select;
 pub mod shipped;
 pub mod stage;

@@ -18,6 +18,7 @@ use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::reward_model::RewardModelReward;
 use crate::verify::Kind;
 use crate::verify::format::Format;
 
@@ -36,6 +37,19 @@ impl RewardTable {
             Self::Preset(preset) => preset.rewards(),
             Self::List(list) => list.clone(),
         }
+    }
+
+    /// The reward models that it names: folders, or stages as `@stage`.
+    pub fn models(&self) -> Vec<&str> {
+        let Self::List(list) = self else {
+            return Vec::new();
+        };
+        list.iter()
+            .filter_map(|reward| match &reward.kind {
+                RewardKind::RewardModel(settings) => Some(settings.model.as_str()),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Whether programs are run.
@@ -194,11 +208,13 @@ pub enum RewardKind {
     LanguageConsistency(LanguageReward),
     /// A model's verdict against the reference.
     Judge(JudgeSettings),
+    /// The score of a trained reward model.
+    RewardModel(RewardModelReward),
 }
 
 impl RewardKind {
     /// Names in the order of the variants.
-    pub const NAMES: [&'static str; 13] = [
+    pub const NAMES: [&'static str; 14] = [
         "accuracy",
         "format",
         "tag_count",
@@ -212,6 +228,7 @@ impl RewardKind {
         "code_format",
         "language_consistency",
         "judge",
+        "reward_model",
     ];
 
     /// As `name =` has it.
@@ -230,6 +247,7 @@ impl RewardKind {
             Self::CodeFormat(_) => 10,
             Self::LanguageConsistency(_) => 11,
             Self::Judge(_) => 12,
+            Self::RewardModel(_) => 13,
         };
         Self::NAMES[at]
     }
@@ -524,6 +542,7 @@ mod tests {
     fn settings_survive_being_written() {
         let names = RewardKind::NAMES.iter().map(|name| match *name {
             "judge" => "[[reward]]\nname = \"judge\"\nurl = \"u\"\nmodel = \"m\"\n".to_string(),
+            "reward_model" => "[[reward]]\nname = \"reward_model\"\nmodel = \"m\"\n".to_string(),
             name => format!("[[reward]]\nname = \"{name}\"\nweight = 2\n"),
         });
         let table = read(&names.collect::<String>()).unwrap();

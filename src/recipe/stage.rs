@@ -15,7 +15,9 @@
 //! `@name` stands for what an earlier stage left. What the stages mean once defaults, cards and references are resolved is
 //! in [`super::graph`]; the tables of a kind that has many settings have a file of their own.
 
+use super::preference::Preference;
 use super::reward::RewardTable;
+use super::reward_model::RewardModelTable;
 use super::select::Select;
 use super::{
     Sft, Student, Traces, default_device, default_eval_batch, default_seed, default_split,
@@ -97,10 +99,10 @@ pub struct StageRecipe {
     pub grpo: Option<toml::Value>,
     /// How `reward-model` learns.
     #[serde(default)]
-    pub reward_model: Option<toml::Value>,
+    pub reward_model: Option<RewardModelTable>,
     /// How `preference` learns.
     #[serde(default)]
-    pub preference: Option<toml::Value>,
+    pub preference: Option<Preference>,
 }
 
 /// What a stage does.
@@ -160,6 +162,8 @@ pub enum Leaves {
     Samples,
     /// `traces.jsonl`
     Traces,
+    /// `pairs.jsonl`, where they were made of samples.
+    Pairs,
 }
 
 impl Leaves {
@@ -170,6 +174,7 @@ impl Leaves {
             Self::RewardModel => "reward model",
             Self::Samples => "samples",
             Self::Traces => "traces",
+            Self::Pairs => "pairs",
         }
     }
 
@@ -180,6 +185,7 @@ impl Leaves {
             Self::RewardModel => "`reward-model`",
             Self::Samples => "`generate`",
             Self::Traces => "`select`",
+            Self::Pairs => "`reward-model` or `preference` that has `samples`",
         }
     }
 }

@@ -117,35 +117,54 @@ impl Judge {
     /// # Errors
     /// As [`Self::verdicts`].
     pub fn preferences(&self, pairs: &[JudgePair<'_>]) -> Result<Vec<Preference>> {
+        self.preferences_in_rounds(pairs, 1)
+    }
+
+    /// The same, averaged over several rounds of both orders; worth its price where the judge's temperature is above 0.
+    ///
+    /// # Errors
+    /// As [`Self::verdicts`].
+    pub fn preferences_in_rounds(
+        &self,
+        pairs: &[JudgePair<'_>],
+        num_rounds: usize,
+    ) -> Result<Vec<Preference>> {
+        let num_rounds = num_rounds.max(1);
         let shown = |text| answer_part(text).unwrap_or_default().trim();
         let questions: Vec<Question<'_>> = pairs
             .iter()
-            .flat_map(|pair| {
+            .flat_map(|pair| (0..num_rounds).map(move |round| (pair, round)))
+            .flat_map(|(pair, round)| {
                 let (first, second) = (shown(pair.first), shown(pair.second));
                 let question = pair.question;
                 [(first, second), (second, first)].map(|(a, b)| Question::Preference {
                     question,
                     a,
                     b,
+                    round,
                 })
             })
             .collect();
         let asked: Vec<&Question<'_>> = questions.iter().collect();
         let answers = self.ask_all(&asked)?;
         answers
-            .chunks(2)
-            .map(|both| match both {
-                [
-                    Answer::Preference { preference: there },
-                    Answer::Preference { preference: back },
-                ] => {
-                    let (there, back) = (there.score(), -back.score());
-                    Ok(Preference {
-                        score: (there + back) / 2.0,
-                        consistent: there.partial_cmp(&0.0) == back.partial_cmp(&0.0),
+            .chunks(2 * num_rounds)
+            .map(|of_pair| {
+                let scores: Vec<f64> = of_pair
+                    .iter()
+                    .enumerate()
+                    .map(|(i, answer)| match answer {
+                        // every second time the places are swapped
+                        Answer::Preference { preference } if i % 2 == 0 => Ok(preference.score()),
+                        Answer::Preference { preference } => Ok(-preference.score()),
+                        Answer::Verdict(_) => Err(lost()),
                     })
-                }
-                _ => Err(lost()),
+                    .collect::<Result<_>>()?;
+                let sign = |score: &f64| score.partial_cmp(&0.0);
+                Ok(Preference {
+                    score: scores.iter().sum::<f64>() / scores.len() as f64,
+                    consistent: scores.iter().all(|score| sign(score) == sign(&scores[0])),
+                })
             })
             .collect()
     }
@@ -234,7 +253,14 @@ enum Question<'a> {
         question: &'a str,
         a: &'a str,
         b: &'a str,
+        /// Asked again under the same words.
+        #[serde(skip_serializing_if = "is_first")]
+        round: usize,
     },
+}
+
+fn is_first(round: &usize) -> bool {
+    *round == 0
 }
 
 /// What the judge said, as the cache keeps it.
@@ -293,7 +319,7 @@ impl Question<'_> {
                     ])
                     .collect(),
             ),
-            Self::Preference { question, a, b } => (
+            Self::Preference { question, a, b, .. } => (
                 "Two assistants, A and B, answer the question. Decide whose answer is better: first whether it is right \
                  and does what was asked, then whether it is clear and to the point. Their order and their length mean \
                  nothing. Reply with one JSON object and nothing else:\n\
@@ -494,6 +520,7 @@ mod tests {
             question: "q",
             a: "x",
             b: "y",
+            round: 0,
         };
         for (label, score) in [
             ("A>>B", 2.0),

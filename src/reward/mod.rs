@@ -1,7 +1,9 @@
 //! Samples to numbers: the weighted sum of rewards, with the part of each.
 //!
 //! This file holds what is scored and the sum; the formulas are in [`shape`], the tags in [`crate::verify::format`], the
-//! model that judges in [`judge`]. Which rewards a run has is [`crate::recipe::reward`].
+//! model that judges in [`judge`], the one that was trained to score in [`model_score`], pairs of
+//! samples to learn preferences from in [`pairs`]. Which rewards a run has is
+//! [`crate::recipe::reward`].
 //!
 //! A reward that does not apply to a sample (a gold answer nobody can read, a row without tests, a prompt without a
 //! language) has no value: it adds nothing to the sum, says why, and is counted. It is never a 0 or a 1 that looks earned.
@@ -9,11 +11,14 @@
 mod endpoint;
 pub mod judge;
 mod judged;
+pub mod model_score;
+pub mod pairs;
 mod retry_after;
 pub mod shape;
 
 pub use endpoint::Usage;
 pub use judge::{Judge, JudgeCase};
+use model_score::ModelScorer;
 
 use std::borrow::Cow;
 
@@ -106,6 +111,7 @@ pub struct Rewards {
     targets: Vec<Option<Language>>,
     sandbox: Option<Sandbox>,
     judge: Option<Judge>,
+    scorer: Option<ModelScorer>,
 }
 
 impl Rewards {
@@ -121,6 +127,7 @@ impl Rewards {
         }
         let mut targets = Vec::new();
         let mut judge = None;
+        let mut scorer = None;
         for (i, reward) in settings.iter().enumerate() {
             let name = reward.kind.name();
             let at = |e: Error| e.at(format!("reward `{name}`"));
@@ -138,6 +145,9 @@ impl Rewards {
             if let RewardKind::Judge(settings) = &reward.kind {
                 judge = Some(Judge::open(settings, tools.stop.clone()).map_err(at)?);
             }
+            if let RewardKind::RewardModel(settings) = &reward.kind {
+                scorer = Some(ModelScorer::open(settings).map_err(at)?);
+            }
         }
         if table.needs_sandbox() && tools.sandbox.is_none() {
             return Err(Error::input(
@@ -149,6 +159,7 @@ impl Rewards {
             targets,
             sandbox: tools.sandbox,
             judge,
+            scorer,
         })
     }
 
@@ -194,6 +205,10 @@ impl Rewards {
                 sample.parts[at] = part;
                 sample.sum_up();
             }
+        }
+        let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::RewardModel(_));
+        if let (Some(at), Some(scorer)) = (self.settings.iter().position(at), &self.scorer) {
+            scorer.put(groups, &mut scored, at)?;
         }
         Ok(scored)
     }
@@ -318,7 +333,7 @@ impl Rewards {
             RewardKind::BinaryCode {} => {
                 self.run_programs(group, seen, |verdict| yes(verdict.verdict.is_correct()))?
             }
-            RewardKind::Judge(_) => none(group, "it was not asked"),
+            RewardKind::Judge(_) | RewardKind::RewardModel(_) => none(group, "it was not asked"),
         })
     }
 

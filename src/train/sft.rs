@@ -41,10 +41,10 @@ pub struct StepRecord {
     pub step_time_s: f64,
 }
 
-/// What a run tells while it goes.
-pub trait Observer {
+/// What a run tells while it goes, a record of type `R` a step.
+pub trait Observer<R = StepRecord> {
     /// A step is done.
-    fn step(&mut self, record: &StepRecord) -> Result<()>;
+    fn step(&mut self, record: &R) -> Result<()>;
 
     /// The checkpoint of `step` is written and about to count under `path`: what must not lag behind it has to be on the
     /// disk when this returns.

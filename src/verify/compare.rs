@@ -4,10 +4,11 @@
 
 use super::exact::Budget;
 use super::expr::{Constant, Expr};
-use super::matrix::matrix;
+use super::matrix::{components, matrix};
 use super::rational::Rational;
 use super::relations::{
-    condition, equation, is_equation, is_member, is_order, is_unequal, without_approximation,
+    condition, equation, is_equation, is_member, is_named, is_order, is_unequal, residue,
+    without_approximation,
 };
 use super::{scalar, sets};
 
@@ -69,6 +70,13 @@ impl Rules<'_> {
                     if name.starts_with(|c: char| c.is_ascii_uppercase())) =>
             {
                 factors[1].clone()
+            }
+            // `\overline{AB}` is the segment
+            Expr::Apply(name, arguments)
+                if name == "overline"
+                    && matches!(&arguments[..], [Expr::Mul(ends)] if ends.iter().all(is_point)) =>
+            {
+                arguments[0].clone()
             }
             Expr::List(all) => {
                 let flat: Vec<Expr> = all
@@ -148,7 +156,7 @@ impl Rules<'_> {
             }
             (Some(g), None) if !is_order(prediction) => {
                 let computed = !g[0].has_symbols() && !g[g.len() - 1].has_symbols();
-                let named = g[0].is_name() || g.len() > 2 || computed;
+                let named = is_named(&g[0]) || g.len() > 2 || computed;
                 return named && self.closes(g) && self.equal(&g[g.len() - 1], prediction);
             }
             _ => {}
@@ -178,10 +186,29 @@ impl Rules<'_> {
             (false, true) => {
                 return self.relation_for_set && sets::satisfies(prediction, gold, self.budget);
             }
+            // `x < 1 or x > 2` and `x ≠ 2` for sets
+            (false, false) if self.relation_for_set && is_set(gold) => match prediction {
+                Expr::List(all) if all.iter().all(is_order) => {
+                    return sets::any_satisfies(all, gold, self.joined, self.budget);
+                }
+                _ if is_unequal(prediction) => {
+                    return sets::satisfies(prediction, gold, self.budget);
+                }
+                _ => {}
+            },
             _ => {}
         }
         if let (Expr::Relation(g, gr), Expr::Relation(p, pr)) = (gold, prediction) {
             return self.other_relations(g, gr, p, pr);
+        }
+        if let Some(rest) = residue(gold) {
+            return self.equal(rest, prediction);
+        }
+        if let (Expr::Apply(g, gold), Expr::Apply(p, prediction)) = (gold, prediction)
+            && g == "cases"
+            && p == "cases"
+        {
+            return self.all_equal(gold, prediction);
         }
         if let Some(verdict) = self.percentages(gold, prediction) {
             return verdict;
@@ -207,10 +234,22 @@ impl Rules<'_> {
         // the digits without the base that was asked for; in another base they are another number
         match (gold, prediction) {
             (Expr::Based(digits, _), Expr::Number(value)) => return value.to_string() == *digits,
+            (gold, Expr::Based(digits, 10)) => {
+                let value = Rational::from_decimal(digits).map(Expr::Number);
+                return value.is_some_and(|value| self.equal(gold, &value));
+            }
             (_, Expr::Based(..)) => return false,
             _ => {}
         }
-        gold.is_scalar() && prediction.is_scalar() && self.scalars(gold, prediction)
+        if !gold.is_scalar() || !prediction.is_scalar() {
+            return false;
+        }
+        match (gold, prediction) {
+            (Expr::Degree(angle), other) | (other, Expr::Degree(angle)) if has_pi(other) => {
+                self.scalars(&radians(angle), other)
+            }
+            _ => self.scalars(gold, prediction),
+        }
     }
 
     pub(super) fn all_equal(&self, gold: &[Expr], prediction: &[Expr]) -> bool {
@@ -286,6 +325,13 @@ impl Rules<'_> {
             }
             (Expr::Tuple(g), p) | (p, Expr::Tuple(g)) if matches!(p, Expr::Matrix(_)) => {
                 column(p).is_some_and(|p| self.all_equal(g, &p))
+            }
+            (Expr::Tuple(g), p) if p.is_scalar() => {
+                let zero = Expr::integer(0);
+                components(p).is_some_and(|p| match g.len() {
+                    2 => self.all_equal(g, &p[..2]) && self.equal(&zero, &p[2]),
+                    _ => self.all_equal(g, &p),
+                })
             }
             (Expr::NamedSet(a), Expr::NamedSet(b)) => a == b,
             _ => sets::same(gold, prediction, self),
@@ -375,6 +421,32 @@ impl Rules<'_> {
             g == p
         })
     }
+}
+
+fn has_pi(expr: &Expr) -> bool {
+    expr.any(&mut |part| *part == Expr::Constant(Constant::Pi))
+}
+
+/// An angle in degrees as one in radians.
+fn radians(degrees: &Expr) -> Expr {
+    let turn = Expr::Div(
+        Box::new(Expr::Constant(Constant::Pi)),
+        Box::new(Expr::integer(180)),
+    );
+    Expr::Mul(vec![degrees.clone(), turn])
+}
+
+/// Whether an expression is the name of a point.
+fn is_point(expr: &Expr) -> bool {
+    matches!(expr, Expr::Symbol(name) if name.starts_with(|c: char| c.is_ascii_uppercase()))
+}
+
+/// Whether an expression is a set of numbers that an inequality may describe.
+fn is_set(expr: &Expr) -> bool {
+    matches!(
+        expr,
+        Expr::Interval(..) | Expr::Sets(..) | Expr::NamedSet(_) | Expr::Tuple(_)
+    )
 }
 
 /// The letters of a word, however it was written.

@@ -386,10 +386,16 @@ impl<'a, R: Real> Evaluator<'a, R> {
         else {
             return None;
         };
-        let ends = (
-            exact(low, self.budget).and_then(|n| n.to_i64()),
-            exact(high, self.budget).and_then(|n| n.to_i64()),
-        );
+        let mut whole = |expr: &Expr| {
+            if let Some(n) = exact(expr, self.budget) {
+                return n.to_i64();
+            }
+            let symbolic = self.point.integers && expr.has_symbols();
+            let value = self.value(expr).filter(|v| symbolic && v.is_real())?;
+            let double = value.re.to_f64();
+            (double.fract() == 0.0 && double.abs() < 1e6).then_some(double as i64)
+        };
+        let ends = (whole(low), whole(high));
         if let (Some(from), Some(to), Binder::Sum | Binder::Product) = (ends.0, ends.1, binder) {
             if to.checked_sub(from)? > MAX_TERMS {
                 return None;

@@ -285,7 +285,10 @@ impl Lexer {
                 '|' => self.sign('‖')?,
                 '%' => self.sign('%')?,
                 '&' | '#' | '_' => self.sign(first)?,
-                '\\' if self.in_table => self.push(Token::RowEnd)?,
+                '\\' if self.in_table => {
+                    self.push(Token::RowEnd)?;
+                    return Some(row_space(after).unwrap_or(after));
+                }
                 // somebody escaped the backslash of a command
                 '\\' if after.starts_with(|c: char| {
                     c.is_ascii_alphabetic() || "{}[]()%$,;! ".contains(c)
@@ -470,8 +473,23 @@ impl Lexer {
         if upright && formula {
             return self.run(content, depth + 1);
         }
+        // `1\text{ million dollars}`
+        if let Some((first, rest)) = content.split_once(' ')
+            && super::units::is_multiplier(first)
+        {
+            self.push(Token::Text(first.to_string()))?;
+            return self.push(Token::Text(rest.to_string()));
+        }
         self.push(Token::Text(content.to_string()))
     }
+}
+
+/// What follows the space between rows, as in `\\[4pt]`.
+fn row_space(text: &str) -> Option<&str> {
+    let (length, rest) = text.strip_prefix('[')?.split_once(']')?;
+    let unit =
+        length.trim_start_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '-' | ' '));
+    matches!(unit, "pt" | "em" | "ex" | "mm" | "cm" | "in" | "\\jot").then_some(rest)
 }
 
 /// The content of a braced group at the beginning of `text` (after spaces), and the rest.

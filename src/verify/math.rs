@@ -32,7 +32,7 @@ pub struct MathOptions {
     /// A decimal is compared with a fraction, a root or a constant after rounding to this many places: 0.142857 answers
     /// 1/7, 3.141593 answers pi. Two numerals must agree in every digit.
     pub float_rounding: u32,
-    /// An inequality answers a gold interval too, not only an interval a gold inequality.
+    /// An inequality answers a gold interval, as an interval a gold inequality.
     pub relation_for_set: bool,
     /// Letters matter: f(x) is not f(y).
     pub strict: bool,
@@ -45,7 +45,7 @@ impl Default for MathOptions {
             latex: true,
             plain: true,
             float_rounding: 6,
-            relation_for_set: false,
+            relation_for_set: true,
             strict: true,
         }
     }
@@ -128,6 +128,10 @@ fn judge(gold: &str, prediction: &str, options: &MathOptions) -> (Outcome, &'sta
     {
         return (Outcome::Correct, "the same text");
     }
+    if let Some(verdict) = chosen(gold, &flat_gold, prediction, &flat, options) {
+        return verdict;
+    }
+    let (gold, prediction) = (in_signs(gold, &flat_gold), in_signs(prediction, &flat));
     let budget = Budget::new(BUDGET);
     let rules = Rules {
         rounding: options.float_rounding,
@@ -402,6 +406,47 @@ fn option(gold: &str) -> Option<(&str, &str)> {
     let words = after.trim_start_matches([')', '.', ':']).trim_start();
     let name = after.starts_with(' ') && words.starts_with(|c: char| c.is_uppercase());
     (words.len() > 1 && (marked || name)).then_some((letter, words))
+}
+
+/// The verdict on an option with its value, `(C) 12`, where the gold answer is the letter or the value.
+fn chosen(
+    gold: &str,
+    flat_gold: &str,
+    prediction: &str,
+    flat: &str,
+    options: &MathOptions,
+) -> Option<(Outcome, &'static str)> {
+    let (letter, words) = option(flat).filter(|_| flat.starts_with('('))?;
+    let another = words.contains('(') || words.starts_with([',', '+', '-', '/', '=']);
+    let joined = ["or ", "and ", "not "]
+        .iter()
+        .any(|word| words.starts_with(word));
+    if another || joined {
+        return None;
+    }
+    if flat_gold == letter {
+        return Some((Outcome::Correct, "the same option"));
+    }
+    let (_, value) = prediction.split_once(')')?;
+    let apart = value.starts_with(['}', ' ', '\\', '~']);
+    let value = value.trim_start_matches(['}', ' ', '~']);
+    let value = value.strip_prefix("\\ ").unwrap_or(value);
+    let verdict = judge(gold, value, options);
+    (apart && verdict.0 == Outcome::Correct).then_some(verdict)
+}
+
+/// A set named in words as the sign of it.
+fn in_signs<'a>(text: &'a str, flat: &str) -> &'a str {
+    const REALS: [&str; 4] = [
+        "all real numbers",
+        "all reals",
+        "the set of all real numbers",
+        "all real numbers x",
+    ];
+    match REALS.iter().any(|words| flat.eq_ignore_ascii_case(words)) {
+        true => "\\mathbb{R}",
+        false => text,
+    }
 }
 
 /// Whether a text is words only.

@@ -1,6 +1,6 @@
 //! Matrices of formulas: sums, products and multiples written out cell by cell.
 
-use super::expr::Expr;
+use super::expr::{Constant, Expr};
 
 /// The matrix that an expression of matrices is.
 pub fn matrix(expr: &Expr) -> Option<Vec<Vec<Expr>>> {
@@ -51,6 +51,49 @@ pub fn matrix(expr: &Expr) -> Option<Vec<Vec<Expr>>> {
         })),
         _ => None,
     }
+}
+
+/// The coordinates of `3i - j + 2k`; None for what is no sum of multiples of the three, or only of the imaginary unit.
+pub fn components(expr: &Expr) -> Option<Vec<Expr>> {
+    let axis = |factor: &Expr| match factor {
+        Expr::Constant(Constant::I) => Some(0),
+        Expr::Symbol(name) if name == "i" => Some(0),
+        Expr::Symbol(name) if name == "j" => Some(1),
+        Expr::Symbol(name) if name == "k" => Some(2),
+        _ => None,
+    };
+    let mut all = vec![Expr::integer(0); 3];
+    let terms = match expr {
+        Expr::Add(terms) => &terms[..],
+        other => std::slice::from_ref(other),
+    };
+    let mut upper = false;
+    for term in terms {
+        let (negative, term) = match term {
+            Expr::Neg(inner) => (true, &**inner),
+            other => (false, other),
+        };
+        let factors = match term {
+            Expr::Mul(factors) => &factors[..],
+            other => std::slice::from_ref(other),
+        };
+        let at = factors.iter().position(|factor| axis(factor).is_some())?;
+        let n = axis(&factors[at])?;
+        upper |= n > 0;
+        let mut rest = factors.to_vec();
+        rest.remove(at);
+        if rest
+            .iter()
+            .any(|factor| factor.has_symbols() || axis(factor).is_some())
+        {
+            return None;
+        }
+        if negative {
+            rest.push(Expr::integer(-1));
+        }
+        all[n] = Expr::Add(vec![all[n].clone(), Expr::Mul(rest)]);
+    }
+    upper.then_some(all)
 }
 
 fn each(rows: &[Vec<Expr>], edit: impl Fn(&Expr) -> Expr) -> Vec<Vec<Expr>> {

@@ -382,7 +382,15 @@ impl Parser {
                 let factor = self.power()?;
                 let proper = matches!(&factor, Expr::Div(n, d)
                     if matches!((&**n, &**d), (Expr::Number(n), Expr::Number(d)) if n.is_integer() && !n.is_negative() && n < d));
-                if fresh && is_fraction && proper && above.len() == 1 && below.is_empty() {
+                // `33\frac13\%`
+                let percent = match &factor {
+                    Expr::Percent(inner) if fresh && is_fraction => Some((**inner).clone()),
+                    _ => None,
+                };
+                if let (Some(part), true) = (percent, above.len() == 1 && below.is_empty()) {
+                    let whole = above.pop()?;
+                    above.push(Expr::Percent(Box::new(Expr::Add(vec![whole, part]))));
+                } else if fresh && is_fraction && proper && above.len() == 1 && below.is_empty() {
                     let whole = above.pop()?;
                     above.push(Expr::Add(vec![whole, factor]));
                 } else if units::is_unit_fraction(&factor) {

@@ -115,6 +115,11 @@ impl Parser {
             let index = self.index()?;
             return Some(match index {
                 Ok(index) => {
+                    if name == "C"
+                        && let Some(binomial) = self.combinations(&index)
+                    {
+                        return Some(binomial);
+                    }
                     let named = format!("{name}_{index}");
                     if matches!(name.as_str(), "f" | "g" | "h") && self.is_sign('(') {
                         self.at += 1;
@@ -135,6 +140,25 @@ impl Parser {
             }
         }
         Some(Expr::Symbol(name))
+    }
+
+    /// `C_{10}^3`: how many ways to choose 3 of 10.
+    fn combinations(&mut self, index: &str) -> Option<Expr> {
+        let n: i64 = index.parse().ok()?;
+        let braced = usize::from(self.peek_at(1) == Some(&Token::Sign('{')));
+        let Some(Token::Number { value, .. }) = self.peek_at(1 + braced) else {
+            return None;
+        };
+        let k = value.to_i64()?;
+        let closed = braced == 0 || self.peek_at(3) == Some(&Token::Sign('}'));
+        if !self.is_sign('^') || !closed || !(0..=n).contains(&k) {
+            return None;
+        }
+        self.at += 2 + 2 * braced;
+        Some(Expr::Function(
+            Function::Binomial,
+            vec![Expr::integer(n), Expr::integer(k)],
+        ))
     }
 
     /// An index: plain letters and digits are part of the name, a formula is an argument.
@@ -429,6 +453,12 @@ impl Parser {
                     rows.push(Vec::new());
                 }
                 Token::Sign('&') => self.at += 1,
+                // conditions of cases
+                Token::Text(word)
+                    if matches!(word.trim().to_lowercase().as_str(), "if" | "for" | "when") =>
+                {
+                    self.at += 1;
+                }
                 _ => {
                     cells += 1;
                     if cells > MAX_CELLS {

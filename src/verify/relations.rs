@@ -11,7 +11,7 @@ impl Rules<'_> {
     pub(super) fn value_of_equation<'e>(&self, sides: &'e [Expr]) -> Option<&'e Expr> {
         let (first, last) = (&sides[0], &sides[sides.len() - 1]);
         let consistent = || first.is_scalar() && last.is_scalar() && self.scalars(first, last);
-        ((first.is_name() || self.converted || consistent()) && self.closes(sides)).then_some(last)
+        ((is_named(first) || self.converted || consistent()) && self.closes(sides)).then_some(last)
     }
 
     /// Whether the numbers of a chain such as `m + n = 12 + 1 = 13` are equal; `x = 6 = 5` says nothing.
@@ -126,6 +126,9 @@ impl Rules<'_> {
         let congruence = |r: &[Relation]| {
             r == [Relation::Congruent, Relation::Modulo] || r == [Relation::Equal, Relation::Modulo]
         };
+        if gr == [Relation::Modulo] && pr == [Relation::Modulo] {
+            return self.equal(&g[1], &p[1]) && scalar::congruent(&g[0], &p[0], &g[1], self.budget);
+        }
         if congruence(gr) && congruence(pr) {
             return self.equal(&g[0], &p[0])
                 && self.equal(&g[2], &p[2])
@@ -133,6 +136,38 @@ impl Rules<'_> {
         }
         false
     }
+}
+
+/// Whether the left side of an equation names what the right side is, `f^{-1}(x)` included.
+pub fn is_named(side: &Expr) -> bool {
+    let inverse = |factors: &[Expr]| match factors {
+        [Expr::Pow(function, power), Expr::Symbol(_)] => {
+            matches!(&**function, Expr::Symbol(name) if name.len() == 1)
+                && **power == Expr::integer(-1)
+        }
+        _ => false,
+    };
+    side.is_name() || matches!(side, Expr::Mul(factors) if inverse(factors))
+}
+
+/// The 7 of `7 (mod 11)` and of `x ≡ 7 (mod 11)`, where it is the smallest remainder.
+pub fn residue(expr: &Expr) -> Option<&Expr> {
+    let Expr::Relation(sides, relations) = expr else {
+        return None;
+    };
+    let (rest, modulus) = match (&sides[..], &relations[..]) {
+        ([rest, modulus], [Relation::Modulo]) => (rest, modulus),
+        ([name, rest, modulus], [Relation::Congruent, Relation::Modulo]) if name.is_name() => {
+            (rest, modulus)
+        }
+        _ => return None,
+    };
+    let small = |expr: &Expr| match expr {
+        Expr::Number(value) => value.to_i64(),
+        _ => None,
+    };
+    matches!((small(rest), small(modulus)), (Some(r), Some(m)) if (0..m).contains(&r))
+        .then_some(rest)
 }
 
 /// The sides of an equation or chain of equations.

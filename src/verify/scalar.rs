@@ -3,7 +3,7 @@
 
 use super::eval::{Evaluator, Point};
 use super::exact::{Budget, exact};
-use super::expr::{Constant, Expr, Function};
+use super::expr::{Binder, Constant, Expr, Function};
 use super::fixed::Fixed;
 use super::rational::Rational;
 use super::real::Real;
@@ -152,6 +152,12 @@ fn needs_integers(expr: &Expr) -> bool {
             Function::Factorial | Function::Binomial | Function::Gcd | Function::Lcm,
             all,
         ) => all.iter().any(Expr::has_symbols),
+        Expr::Bound {
+            binder: Binder::Sum | Binder::Product,
+            low,
+            high,
+            ..
+        } => low.has_symbols() || high.has_symbols(),
         Expr::Pow(base, exponent) => {
             exponent.has_symbols()
                 && match &**base {

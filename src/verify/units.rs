@@ -73,6 +73,12 @@ const NAMES: &[(&str, &str)] = &[
     ("percent", "%"), ("cent", "cent"), ("newton", "n"), ("joule", "j"), ("watt", "w"), ("volt", "v"),
 ];
 
+/// Whether a word multiplies the number before it.
+pub fn is_multiplier(word: &str) -> bool {
+    let lower = word.to_lowercase();
+    MULTIPLIERS.iter().any(|(name, _)| *name == lower)
+}
+
 /// Whether a word is a unit, or counts things.
 pub fn is_unit(word: &str) -> bool {
     let lower = word.to_lowercase();

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-TORCH=torch==2.15.0
+# each of them asks for PyTorch with its CUDA dependencies
+NO_DEPS=(torch==2.15.0 accelerate==1.15.0 trl==1.16.0)
 venv=target/peers
 wanted=$(cat tests/peers/setup.sh tests/peers/requirements.txt tests/peers/cuda_stubs.py | sha256sum)
 if [ "$(cat "$venv/complete" 2>/dev/null)" != "$wanted" ]; then
@@ -13,7 +14,7 @@ if [ "$(cat "$venv/complete" 2>/dev/null)" != "$wanted" ]; then
         python3 -m venv "$venv"
         pip="$venv/bin/python -m pip --disable-pip-version-check install --quiet"
         $pip --requirement tests/peers/requirements.txt
-        $pip --no-deps "$TORCH"
+        $pip --no-deps "${NO_DEPS[@]}"
         # CPU builds (other processors, other indexes) load as they are
         if ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
             "$venv/bin/python" tests/peers/cuda_stubs.py "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch/lib"
