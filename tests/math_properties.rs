@@ -213,7 +213,7 @@ fn mutated_texts_get_verdicts() {
             &options,
         );
         // tags and boxes inside the text make it another text than the gold field is
-        let plain = ["think>", "answer>", "box", "####"]
+        let plain = ["think>", "think >", "answer>", "box", "####"]
             .iter()
             .all(|mark| !text.contains(mark));
         assert!(

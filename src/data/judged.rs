@@ -110,6 +110,8 @@ impl JudgedReport {
 enum Unfit {
     TooLong(usize),
     Bad(Error),
+    /// Names its place.
+    Unreadable(Error),
 }
 
 impl From<Error> for Unfit {
@@ -144,7 +146,7 @@ pub fn judged_rows(
                     (row.place, found)
                 }
                 Err(bad) if bad.fatal => return Err(*bad.error),
-                Err(bad) => (bad.place, Err(Unfit::Bad(*bad.error))),
+                Err(bad) => (bad.place, Err(Unfit::Unreadable(*bad.error))),
             };
             let reason = match found {
                 Ok(judged) => {
@@ -166,6 +168,10 @@ pub fn judged_rows(
                     .with_hint("raise `max_length`, or set `over_length = \"drop\"`"));
                 }
                 Err(Unfit::TooLong(_)) => "longer than `max_length`".to_string(),
+                Err(Unfit::Unreadable(error)) if options.on_bad == OnBad::Error => {
+                    return Err(error);
+                }
+                Err(Unfit::Unreadable(_)) => "a row that cannot be read".to_string(),
                 Err(Unfit::Bad(error)) if options.on_bad == OnBad::Error => {
                     return Err(error.at(format!("`{place}`")));
                 }

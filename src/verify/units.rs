@@ -67,7 +67,7 @@ const NAMES: &[(&str, &str)] = &[
     ("feet", "ft"), ("yard", "yd"), ("mile", "mi"), ("gram", "g"), ("kilogram", "kg"), ("kgs", "kg"),
     ("pound", "lb"), ("ounce", "oz"), ("liter", "l"), ("litre", "l"), ("milliliter", "ml"), ("hour", "h"),
     ("hr", "h"), ("minute", "min"), ("second", "s"), ("sec", "s"), ("year", "yr"), ("dollar", "dollar"),
-    ("usd", "dollar"), ("$", "dollar"), ("€", "euro"), ("eur", "euro"), ("£", "pound"), ("rupee", "₹"), ("rs", "₹"),
+    ("usd", "dollar"), ("$", "dollar"), ("€", "euro"), ("eur", "euro"), ("£", "lb"), ("rupee", "₹"), ("rs", "₹"),
     ("yen", "¥"), ("yuan", "¥"), ("rmb", "¥"), ("₽", "rub"), ("mph", "mi/h"), ("kph", "km/h"), ("kmh", "km/h"),
     ("kmph", "km/h"), ("celsius", "c"), ("fahrenheit", "f"), ("radian", "rad"), ("deg", "degree"), ("°", "degree"),
     ("percent", "%"), ("cent", "cent"), ("newton", "n"), ("joule", "j"), ("watt", "w"), ("volt", "v"),
@@ -301,28 +301,45 @@ pub fn conflict(gold: &Parsed, prediction: &Parsed) -> bool {
     if opposite {
         return true;
     }
-    // two lengths may be converted, and 5 dollars a week are 5 dollars
-    let alike = |a: &String| {
-        p.iter().any(|b| {
-            a == b
-                || a.strip_prefix(b.as_str())
-                    .is_some_and(|rest| rest.starts_with('/'))
-                || b.strip_prefix(a.as_str())
-                    .is_some_and(|rest| rest.starts_with('/'))
-                || (gold.units.len() == 1
-                    && prediction.units.len() == 1
-                    && conversion(a, b).is_some())
-        })
-    };
-    let measured =
-        |all: &[String]| -> Vec<String> { all.iter().filter(|m| is_measure(m)).cloned().collect() };
-    let (known_g, known_p) = (measured(&g), measured(&p));
-    if !known_g.is_empty() && !known_p.is_empty() {
-        return !known_g.iter().any(alike);
+    // two lengths may be converted
+    if let ([g], [p]) = (&gold.units[..], &prediction.units[..])
+        && matches!(conversion(g, p), Some(Some(_)))
+    {
+        return false;
     }
-    // apples are no pears
-    let single = |all: &[String]| all.len() == 1 && !is_measure(&all[0]);
-    single(&g) && single(&p) && g != p
+    let known = |all: &[String]| -> Vec<String> {
+        all.iter()
+            .filter(|name| is_measure(name))
+            .cloned()
+            .collect()
+    };
+    let (known_g, known_p) = (known(&g), known(&p));
+    if !known_g.is_empty() && !known_p.is_empty() {
+        let (few, many) = match known_g.len() <= known_p.len() {
+            true => (known_g, known_p),
+            false => (known_p, known_g),
+        };
+        return !few.iter().all(|a| many.iter().any(|b| same_measure(a, b)));
+    }
+    // apples are no pears; a short word may be an abbreviation
+    let noun = |all: &[String]| {
+        all.len() == 1
+            && all[0].len() >= 4
+            && !is_measure(&all[0])
+            && all[0].bytes().all(|b| b.is_ascii_alphabetic())
+    };
+    noun(&g) && noun(&p) && g != p
+}
+
+/// Whether two units are one; 5 dollars a week are 5 dollars.
+fn same_measure(a: &str, b: &str) -> bool {
+    let rate = |rate: &str, money: &str| {
+        let coin = matches!(money, "dollar" | "cent" | "euro" | "lb" | "₹" | "¥" | "rub");
+        coin && rate
+            .strip_prefix(money)
+            .is_some_and(|rest| rest.starts_with('/'))
+    };
+    a == b || rate(a, b) || rate(b, a)
 }
 
 /// Whether a name is of a unit, and not of things.
@@ -399,20 +416,24 @@ fn measures(parsed: &Parsed) -> Vec<String> {
 
 /// A unit in the form that it is compared in: short and singular.
 fn name_of(word: &str) -> String {
-    let known = |w: &str| {
-        NAMES
+    let known = |w: &str| NAMES.iter().find(|(name, _)| *name == w);
+    let singular = match word {
+        w if w.len() < 3 || w.ends_with("ss") => None,
+        w if w.ends_with("ies") && w.len() > 4 => Some(format!("{}y", &w[..w.len() - 3])),
+        w if ["xes", "ches", "shes", "sses"]
             .iter()
-            .find(|(name, _)| *name == w)
-            .map(|(_, short)| *short)
+            .any(|end| w.ends_with(end)) =>
+        {
+            w.strip_suffix("es").map(str::to_string)
+        }
+        w => w.strip_suffix('s').map(str::to_string),
     };
-    let singular = word.strip_suffix('s').filter(|w| w.len() > 1);
-    let short = known(word)
-        .or_else(|| singular.and_then(known))
-        .or_else(|| word.strip_suffix("es").and_then(known));
-    match (short, singular) {
-        (Some(short), _) => short.to_string(),
-        (None, Some(singular)) if word.len() > 3 && !word.ends_with("ss") => singular.to_string(),
-        _ => word.to_string(),
+    match known(word).or_else(|| singular.as_deref().and_then(known)) {
+        Some((_, short)) => (*short).to_string(),
+        None => match singular {
+            Some(singular) if word.len() > 3 || is_measure(&singular) => singular,
+            _ => word.to_string(),
+        },
     }
 }
 
