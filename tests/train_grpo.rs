@@ -323,6 +323,7 @@ fn packing_changes_nothing_and_the_seed_decides() {
     assert_eq!(bits(&model), bits(&again));
     // one by one, in pairs, all together; few sampled side by side
     let once = Grpo {
+        max_new_tokens: 1,
         group_size: 64,
         num_steps: Some(1),
         num_minibatches: 1,
