@@ -16,7 +16,7 @@
 //! | 4 | [`data`] | the trace record, its sources, the token store |
 //! | 4 | [`generate`] | batched sampling |
 //! | 5 | [`reward`] | samples to numbers: weighted sum with breakdown, judge, reward model; samples to pairs |
-//! | 6 | [`train`] | SFT, preference and reward-model training, checkpoints, memory footprint |
+//! | 6 | [`train`] | SFT, GRPO, preference and reward-model training, checkpoints, memory footprint |
 //! | 6 | [`eval`] | benchmark runs with intervals |
 //! | 7 | [`report`] | metrics log, TensorBoard events, HTML report |
 //! | 8 | [`pipeline`] | stages in order, run folder, resume |

@@ -3,10 +3,10 @@
 use super::Session;
 use super::options::{ModelArgs, SamplingArgs};
 use super::rows::{Row, Rows};
+use crate::generate::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
 use crate::generate::{Engine, LocalEngine, Sampling};
 use crate::pipeline::folder::{read_json, write_json};
 use crate::pipeline::open::{Opened, open_model};
-use crate::pipeline::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
 use crate::progress::{Reporter, Stop, Task};
 use crate::tokenize::Chat;
 use crate::verify::format::opened_thinking;
@@ -152,6 +152,7 @@ impl Job<'_> {
                 first,
                 n: self.n,
                 sampling: &self.sampling,
+                keep_sampled: false,
             },
             &mut || task.advance(1),
             &mut on_row,

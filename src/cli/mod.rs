@@ -11,6 +11,7 @@
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
+//! | [`debug_policy`] | hidden: loss and gradient of a policy update |
 //! | [`debug_preference`] | hidden: preference and reward-model training on rows of token ids |
 //! | [`debug_train`] | hidden: the loop on rows of token ids |
 //! | [`options`] | options that several commands share |
@@ -25,6 +26,7 @@ pub mod chat;
 pub mod color;
 pub mod data;
 pub mod debug_model;
+pub mod debug_policy;
 pub mod debug_preference;
 pub mod debug_train;
 pub mod eval;
@@ -71,6 +73,8 @@ enum Command {
     DebugPreference(debug_preference::Args),
     #[command(hide = true)]
     DebugTrain(debug_train::Args),
+    #[command(hide = true)]
+    DebugPolicy(debug_policy::Args),
     Plan(plan::Args),
     Preview(preview::Args),
     Generate(generate::Args),
@@ -90,6 +94,7 @@ impl Command {
             Self::DebugModel(args) => debug_model::run(&args, session),
             Self::DebugPreference(args) => debug_preference::run(&args, session),
             Self::DebugTrain(args) => debug_train::run(&args, session),
+            Self::DebugPolicy(args) => debug_policy::run(&args, session),
             Self::Plan(args) => plan::run(&args, session),
             Self::Preview(args) => preview::run(&args, session),
             Self::Eval(args) => eval::run(&args, session),

@@ -115,6 +115,36 @@ fn details(plan: &PipelinePlan, stage: &StagePlan) -> Vec<(&'static str, String)
                 lines.push(("mix", value));
             }
         }
+        Job::Grpo {
+            prompts,
+            grpo,
+            rewards,
+            eval,
+        } => {
+            let sources = prompts
+                .iter()
+                .map(|p| with_limit(&p.source, p.limit.or(p.num_problems)));
+            lines.push(("prompts", list(sources)));
+            let updates = match grpo.num_steps {
+                Some(n) => format!("{} updates", show_count(n as u64)),
+                None => format!("{} epochs", grpo.epochs),
+            };
+            lines.push((
+                "grpo",
+                format!(
+                    "{updates} of {} prompts, {} samples each, at most {} tokens, learning rate {:e}",
+                    grpo.num_prompts_per_step,
+                    grpo.group_size,
+                    show_count(grpo.max_new_tokens as u64),
+                    grpo.learning_rate
+                ),
+            ));
+            let rewards = rewards.rewards();
+            let names = rewards.iter().map(|r| r.kind.name().to_string());
+            lines.push(("rewards", list(names)));
+            let suites = eval.iter().flat_map(|eval| &eval.suites);
+            lines.extend(suites.map(|suite| ("suite", asked(suite))));
+        }
         Job::RewardModel { sources, table } => {
             lines.extend(pairs(sources, &table.build));
             let training = table.training();

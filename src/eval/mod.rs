@@ -315,6 +315,7 @@ mod tests {
                     id: request.id,
                     tokens: vec![1; 5],
                     logprobs: vec![-1.0; 5],
+                    sampled_logprobs: vec![-1.0; 5],
                     text: format!("so</think> \\boxed{{{answer}}}"),
                     finish_reason: FinishReason::Stop,
                 })?;

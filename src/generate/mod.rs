@@ -2,10 +2,11 @@
 //!
 //! This file holds what goes in and comes out: [`Sampling`], [`Request`], [`Completion`] and the [`Engine`] trait. The
 //! engine on our own weights is in [`local`], who is sampled when in `schedule`, how a token is chosen in `sampler`, where
-//! a text ends in `stopping`, log-probabilities of given tokens in [`score`]. Prompts come as tokens: templates belong to
+//! a text ends in `stopping`, files that grow row by row in [`row_log`], log-probabilities of given tokens in [`score`]. Prompts come as tokens: templates belong to
 //! `tokenize/`.
 
 pub mod local;
+pub mod row_log;
 mod sampler;
 mod schedule;
 pub mod score;
@@ -128,6 +129,9 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Natural log-probability of each token under the model itself: temperature 1, nothing filtered, no penalty.
     pub logprobs: Vec<f32>,
+    /// The same at the temperature that was sampled at, still with nothing filtered: what the sampler believed where no
+    /// filter is on. 0 where the most probable token is always taken.
+    pub sampled_logprobs: Vec<f32>,
     /// The text up to the stop token or stop text, special tokens left out.
     pub text: String,
     pub finish_reason: FinishReason,

@@ -15,6 +15,8 @@ use super::softmax::{self, CHUNK, Weights};
 pub struct Choice {
     pub token: u32,
     pub logprob: f32,
+    /// The same at the temperature of the draw; 0 for a greedy one.
+    pub sampled_logprob: f32,
 }
 
 /// Buffers of one thread, used again for each row.
@@ -84,8 +86,8 @@ pub fn choose(
         }
         penalised
     };
-    let token = if sampling.temperature < MIN_TEMPERATURE {
-        softmax::argmax(adjusted)
+    let (token, sampled_logprob) = if sampling.temperature < MIN_TEMPERATURE {
+        (softmax::argmax(adjusted), 0.0)
     } else {
         softmax::weigh(adjusted, sampling.temperature as f32, weights);
         let total: f64 = weights.chunk_sum.iter().sum();
@@ -93,11 +95,15 @@ pub fn choose(
             return None;
         }
         let cut = lowest_kept(weights, sampling, counts, masses, keys);
-        draw(weights, cut, u)
+        let token = draw(weights, cut, u);
+        let best = softmax::largest(adjusted);
+        let distance = f64::from(adjusted[token as usize] - best) / sampling.temperature;
+        (token, (distance - total.ln()) as f32)
     };
     Some(Choice {
         token,
         logprob: logits[token as usize] - max - log_sum,
+        sampled_logprob,
     })
 }
 

@@ -41,6 +41,7 @@ struct Sequence {
     slot: u32,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    sampled_logprobs: Vec<f32>,
     watch: Watch,
     /// distinct tokens of prompt and completion, where a repetition penalty needs them
     seen: HashSet<u32>,
@@ -263,6 +264,7 @@ impl Sequence {
             slot,
             tokens: Vec::new(),
             logprobs: Vec::new(),
+            sampled_logprobs: Vec::new(),
             watch: Watch::default(),
             seen,
             limit: sampling
@@ -281,6 +283,7 @@ impl Sequence {
     ) -> Result<Option<Completion>> {
         self.tokens.push(choice.token);
         self.logprobs.push(choice.logprob);
+        self.sampled_logprobs.push(choice.sampled_logprob);
         if sampling.repetition_penalty != 1.0 {
             self.seen.insert(choice.token);
         }
@@ -301,6 +304,7 @@ impl Sequence {
             id: request.id,
             tokens: std::mem::take(&mut self.tokens),
             logprobs: std::mem::take(&mut self.logprobs),
+            sampled_logprobs: std::mem::take(&mut self.sampled_logprobs),
             text,
             finish_reason: match by_token || by_text || cut.is_some() {
                 true => FinishReason::Stop,

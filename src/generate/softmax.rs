@@ -72,6 +72,13 @@ vectorised! {
 }
 
 vectorised! {
+    /// The largest logit.
+    pub fn largest(row: &[f32]) -> f32 {
+        max_of(row)
+    }
+}
+
+vectorised! {
     /// The first token with the largest logit.
     pub fn argmax(row: &[f32]) -> u32 {
         let max = max_of(row);

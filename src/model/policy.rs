@@ -8,6 +8,7 @@ use super::{Batch, CausalLm, Recompute, in_place};
 use crate::ops::{self, Gradients};
 use crate::{Error, Result};
 use candle_core::Tensor;
+use std::path::Path;
 
 /// Of each token of a batch, 0 where its weight is 0.
 pub use crate::ops::TokenStats;
@@ -24,6 +25,40 @@ pub trait TokenObjective: Send {
 }
 
 impl CausalLm {
+    /// A model of its own with the same weights.
+    ///
+    /// # Errors
+    /// The device has no room for them.
+    pub fn copy(&self) -> Result<Self> {
+        let copies = self.parameters().iter().map(|p| Ok(p.value.copy()?));
+        let weights = copies.collect::<Result<_>>()?;
+        Self::from_weights(self.config().clone(), weights, self.device(), self.dtype())
+    }
+
+    /// Takes over the weights of a model of the same shape.
+    ///
+    /// # Errors
+    /// Another shape or dtype.
+    pub fn copy_from(&self, other: &Self) -> Result<()> {
+        for (own, other) in self.parameters().iter().zip(other.parameters()) {
+            own.value.slice_set(&other.value, 0, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the weights alone, in one file.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn save_file(&self, path: &Path) -> Result<()> {
+        let named = self.parameters().iter();
+        let named: Vec<_> = named.map(|p| (p.name.clone(), p.value.clone())).collect();
+        safetensors::serialize_to_file(named, None, path).map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(source) => Error::io("writing", path, source),
+            other => Error::input(format!("writing `{}`: {other}", path.display())),
+        })
+    }
+
     /// `log pi_T` and entropy of each target whose weight is not 0, without a gradient.
     ///
     /// # Errors

@@ -103,6 +103,10 @@ pub fn estimate_stages(
                 let slots = (sampling.batch_size, sampling.max_new_tokens);
                 Some(of_sampling(plan, stage, slots, "sampling", device_memory)?)
             }
+            Job::Grpo { grpo, .. } => {
+                let slots = (grpo.batch_size, grpo.max_new_tokens);
+                Some(of_sampling(plan, stage, slots, "grpo", device_memory)?)
+            }
             Job::Eval(eval) => {
                 let lengths = eval.suites.iter().map(|s| s.sampling.max_new_tokens);
                 let slots = (eval.batch_size, lengths.max().unwrap_or(0));

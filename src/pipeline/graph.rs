@@ -14,7 +14,8 @@ use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report}
 use super::stage_generate::open_rewards;
 use super::stages::{Place, earlier_inputs, first_difference};
 use super::{
-    stage_eval, stage_generate, stage_preference, stage_reward_model, stage_select, stage_sft,
+    stage_eval, stage_generate, stage_grpo, stage_preference, stage_reward_model, stage_select,
+    stage_sft,
 };
 use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop};
@@ -108,6 +109,7 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
     match (&stage.job, student) {
         (Job::Sft { .. }, Some(student)) => stage_sft::inputs(opening, stage, student),
         (Job::Generate { .. }, Some(student)) => stage_generate::inputs(opening, stage, student),
+        (Job::Grpo { .. }, Some(student)) => stage_grpo::inputs(opening, stage, student),
         (Job::Eval(eval), Some(student)) => stage_eval::inputs(opening, eval, student),
         (Job::Select { .. }, _) => stage_select::inputs(opening, stage),
         (Job::RewardModel { .. }, Some(_)) => stage_reward_model::inputs(opening, stage),
@@ -119,7 +121,7 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
 /// Files without which a finished stage is not finished.
 fn leaves(job: &Job) -> &'static [&'static str] {
     match job {
-        Job::Sft { .. } | Job::RewardModel { .. } | Job::Preference { .. } => {
+        Job::Sft { .. } | Job::Grpo { .. } | Job::RewardModel { .. } | Job::Preference { .. } => {
             &["model/config.json"]
         }
         Job::Generate { .. } => &[stage_generate::GENERATIONS],
@@ -132,6 +134,7 @@ fn leaves(job: &Job) -> &'static [&'static str] {
 fn execute(context: &StageContext) -> Result<Value> {
     match &context.stage.job {
         Job::Sft { .. } => stage_sft::run(context),
+        Job::Grpo { .. } => stage_grpo::run(context),
         Job::Generate { .. } => stage_generate::run(context),
         Job::Select { .. } => stage_select::run(context),
         Job::RewardModel { .. } => stage_reward_model::run(context),

@@ -3,8 +3,8 @@
 //! - [`open`]: devices, students and data sources by name;
 //! - [`folder`]: the run folder: lock, stage keys, atomic writes;
 //! - [`run`]: the stages of a student's recipe, top to bottom; [`stages`], [`suites`]: what each does;
-//! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_select`], [`stage_reward_model`],
-//!   [`stage_preference`], [`stage_eval`]: what each kind does; [`row_log`]: files that grow row by row;
+//! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_grpo`], [`stage_select`],
+//!   [`stage_reward_model`], [`stage_preference`], [`stage_eval`]: what each kind does;
 //!   [`sample_rows`], [`pair_rows`]: which samples are fit to learn from, alone or in pairs;
 //! - [`estimate`]: what a run would take;
 //! - [`preview`]: rows as the trainer will see them.
@@ -15,11 +15,11 @@ pub mod graph;
 pub mod open;
 pub mod pair_rows;
 pub mod preview;
-pub mod row_log;
 pub mod run;
 pub mod sample_rows;
 pub mod stage_eval;
 pub mod stage_generate;
+pub mod stage_grpo;
 pub mod stage_preference;
 pub mod stage_reward_model;
 pub mod stage_select;

@@ -9,11 +9,11 @@
 
 use super::graph::{Opening, StageContext};
 use super::open::Student;
-use super::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
 use super::run::interrupted;
 use super::stage_select::TRACES;
 use super::stages::{earlier_inputs, files};
 use crate::data::{self, Prompt, hash_file};
+use crate::generate::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
 use crate::generate::{FinishReason, LocalEngine, Sampling};
 use crate::progress::{Reporter, Stop};
 use crate::recipe::graph::{Job, StagePlan};
@@ -219,6 +219,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
                     first: num_kept + i * CHUNK,
                     n,
                     sampling: &sampling,
+                    keep_sampled: false,
                 },
                 &mut || task.advance(1),
                 &mut |at, answers| writer.row(at, answers),

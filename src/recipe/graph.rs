@@ -9,6 +9,7 @@
 
 use super::Traces;
 use super::card::Card;
+use super::grpo::Grpo;
 use super::load::{Document, closest};
 use super::plan::{self, EvalPlan, Plan, SftPlan, StageKind, StudentPlan, in_range};
 use super::preference::Preference;
@@ -16,7 +17,9 @@ use super::reward::RewardTable;
 use super::reward_model::{RewardLoss, RewardModelTable};
 use super::select::Select;
 use super::stage::{Kind, Leaves, PipelineRecipe, Prompts, SamplingTable, Sources, StageRecipe};
-use super::stage_check::{check_prompts, check_sampling, check_tables, evaluations, needed};
+use super::stage_check::{
+    asked_while_learning, check_prompts, check_sampling, check_tables, evaluations, needed,
+};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +81,14 @@ pub enum Job {
         rewards: Option<RewardTable>,
         mix: Vec<Traces>,
     },
+    Grpo {
+        prompts: Vec<Prompts>,
+        grpo: Box<Grpo>,
+        rewards: RewardTable,
+        /// Asked while it learns.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eval: Option<EvalPlan>,
+    },
     RewardModel {
         sources: PairSources,
         table: Box<RewardModelTable>,
@@ -109,6 +120,7 @@ impl Job {
             Self::RewardModel { sources, .. } | Self::Preference { sources, .. } => {
                 sources.rewards.as_ref()
             }
+            Self::Grpo { rewards, .. } => Some(rewards),
             Self::Sft { .. } | Self::Eval(_) => None,
         }
     }
@@ -124,7 +136,9 @@ impl StagePlan {
                 let mixed = mix.iter().map(|t| t.source.as_str());
                 samples.iter().map(String::as_str).chain(mixed).collect()
             }
-            Job::Generate { prompts, .. } => prompts.iter().map(|p| p.source.as_str()).collect(),
+            Job::Generate { prompts, .. } | Job::Grpo { prompts, .. } => {
+                prompts.iter().map(|p| p.source.as_str()).collect()
+            }
             Job::RewardModel { sources, .. } | Job::Preference { sources, .. } => {
                 let all = sources.pairs.iter().chain(&sources.samples);
                 all.map(String::as_str).collect()
@@ -321,6 +335,7 @@ impl Resolver<'_> {
             Kind::Generate => one(self.generate(number, stage)?),
             Kind::Select => one(self.select(number, stage)?),
             Kind::Eval => evaluations(stage, seed),
+            Kind::Grpo => one(self.grpo(number, stage)?),
             Kind::RewardModel => {
                 let table = Box::new(stage.reward_model.clone().unwrap_or_default());
                 table.check()?;
@@ -337,8 +352,6 @@ impl Resolver<'_> {
                 let sources = self.pairs(number, stage)?;
                 one(Job::Preference { sources, table })
             }
-            Kind::Grpo => Err(Error::input("stages of kind `grpo` are not in this version")
-                .with_hint("the kinds are `sft`, `generate`, `select`, `reward-model`, `preference` and `eval`")),
         }
     }
 
@@ -494,6 +507,33 @@ impl Resolver<'_> {
             prompts,
             sampling,
             rewards: stage.rewards.clone(),
+        })
+    }
+
+    fn grpo(&self, number: usize, stage: &StageRecipe) -> Result<Job> {
+        let prompts = self.prompts(number, stage)?;
+        let grpo = Box::new(Grpo::from_table(stage.grpo.as_ref())?);
+        let Some(rewards) = stage.rewards.clone() else {
+            return Err(
+                Error::input("a stage of kind `grpo` needs `rewards`").with_hint(
+                    "add `rewards = \"r1\"`, or `[[stage.rewards]]` with `name = \"accuracy\"`",
+                ),
+            );
+        };
+        let eval = asked_while_learning(stage)?;
+        if eval.is_some() != (grpo.eval_every_steps > 0) {
+            return Err(
+                Error::input("`[stage.eval]` and `grpo.eval_every_steps` need each other")
+                    .with_hint(
+                        "say both which suites are asked and after how many updates, or neither",
+                    ),
+            );
+        }
+        Ok(Job::Grpo {
+            prompts,
+            grpo,
+            rewards,
+            eval,
         })
     }
 

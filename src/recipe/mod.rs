@@ -8,6 +8,7 @@
 
 pub mod card;
 pub mod graph;
+pub mod grpo;
 pub mod load;
 pub mod pairs;
 pub mod plan;

@@ -4,7 +4,7 @@
 use super::Eval;
 use super::graph::Job;
 use super::plan::{self, EvalPlan, at_least, in_range};
-use super::stage::{Kind, Prompts, SamplingTable, StageRecipe};
+use super::stage::{Kind, Prompts, SamplingTable, StageEval, StageRecipe};
 use crate::{Error, Result};
 
 /// Refuses tables that the stage's kind does not read: they would change nothing, and their author believes otherwise.
@@ -34,7 +34,7 @@ pub(super) fn check_tables(stage: &StageRecipe) -> Result<()> {
             stage.rewards.is_some(),
             &[Generate, Select, Grpo, Preference, RewardModel],
         ),
-        ("sampling", stage.sampling.is_some(), &[Generate, Grpo]),
+        ("sampling", stage.sampling.is_some(), &[Generate]),
         ("sft", stage.sft.is_some(), &[Sft]),
         ("select", stage.select.is_some(), &[Select]),
         ("mix", stage.mix.is_some(), &[Select]),
@@ -107,12 +107,7 @@ pub(super) fn check_sampling(sampling: &SamplingTable) -> Result<()> {
     Ok(())
 }
 
-/// A stage for each suite and seed.
-pub(super) fn evaluations(stage: &StageRecipe, seed: u64) -> Result<Vec<(String, u64, Job)>> {
-    let table = stage.eval.as_ref().ok_or_else(|| {
-        Error::input("a stage of kind `eval` needs `[stage.eval]`")
-            .with_hint("add `[stage.eval]` with `suites = [\"math-500\"]`")
-    })?;
+fn eval_plan(table: &StageEval) -> Result<EvalPlan> {
     let all = plan::resolve_eval(&Eval {
         suites: table.suites.clone(),
         before: false,
@@ -121,9 +116,32 @@ pub(super) fn evaluations(stage: &StageRecipe, seed: u64) -> Result<Vec<(String,
         max_new_tokens: table.max_new_tokens,
         batch_size: table.batch_size,
     })?;
-    if all.suites.is_empty() {
-        return Err(Error::input("`eval.suites` is empty"));
+    match all.suites.is_empty() {
+        true => Err(Error::input("`eval.suites` is empty")),
+        false => Ok(all),
     }
+}
+
+/// The suites that a stage asks while it learns.
+pub(super) fn asked_while_learning(stage: &StageRecipe) -> Result<Option<EvalPlan>> {
+    let Some(table) = &stage.eval else {
+        return Ok(None);
+    };
+    if !table.seeds.is_empty() {
+        return Err(Error::input(
+            "`eval.seeds` means nothing to a stage of kind `grpo`",
+        ));
+    }
+    eval_plan(table).map(Some)
+}
+
+/// A stage for each suite and seed.
+pub(super) fn evaluations(stage: &StageRecipe, seed: u64) -> Result<Vec<(String, u64, Job)>> {
+    let table = stage.eval.as_ref().ok_or_else(|| {
+        Error::input("a stage of kind `eval` needs `[stage.eval]`")
+            .with_hint("add `[stage.eval]` with `suites = [\"math-500\"]`")
+    })?;
+    let all = eval_plan(table)?;
     let seeds = match table.seeds.is_empty() {
         true => vec![seed],
         false => table.seeds.clone(),

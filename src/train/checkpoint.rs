@@ -2,22 +2,36 @@
 //!
 //! `checkpoint-N/` holds the weights in the Hugging Face layout, `optimizer.safetensors`, and `checkpoint.json` with the
 //! cursor, the key of the run, and size and CRC-32C of every file. It is written as `checkpoint-N.partial`, synced, and
-//! renamed. The order of rows is a function of seed and step, so the step is the whole data cursor.
+//! renamed. The order of rows is a function of seed and step, so a cursor of few numbers is enough.
 
 use crate::model::CausalLm;
 use crate::optim::AdamW;
 use crate::{Error, Result};
 use candle_core::safetensors::MmapedSafetensors;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
+const REFERENCE: &str = "reference.safetensors";
 const MARKER: &str = "checkpoint.json";
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// How far a run has come.
+pub trait Progress: Serialize + DeserializeOwned {
+    /// Updates done.
+    fn step(&self) -> usize;
+}
+
+impl Progress for Cursor {
+    fn step(&self) -> usize {
+        self.step
+    }
+}
+
+/// How far supervised fine-tuning has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cursor {
     /// Updates done.
@@ -39,10 +53,10 @@ pub struct Checkpoints {
 
 /// `checkpoint.json`
 #[derive(Serialize, Deserialize)]
-struct Marker {
+struct Marker<C> {
     version: u32,
     key: String,
-    cursor: Cursor,
+    cursor: C,
     files: Vec<Content>,
 }
 
@@ -73,15 +87,26 @@ impl Checkpoints {
 
     /// Takes weights and states from the newest complete checkpoint. A damaged one is passed over for the one before it,
     /// with a word to `warn`; where all are damaged that is an error.
-    pub fn restore(
+    pub fn restore<C: Progress>(
         &self,
         model: &CausalLm,
         optimizer: &mut AdamW,
         warn: &mut dyn FnMut(&str),
-    ) -> Result<Option<Cursor>> {
+    ) -> Result<Option<C>> {
+        self.restore_with(model, None, optimizer, warn)
+    }
+
+    /// [`Checkpoints::restore`], also of a reference model where the checkpoint holds one.
+    pub fn restore_with<C: Progress>(
+        &self,
+        model: &CausalLm,
+        reference: Option<&CausalLm>,
+        optimizer: &mut AdamW,
+        warn: &mut dyn FnMut(&str),
+    ) -> Result<Option<C>> {
         let mut damage = None;
         for (step, path) in self.list()?.into_iter().rev() {
-            match verify(&path) {
+            match verify::<C>(&path) {
                 Ok(marker) if marker.key != self.key => {
                     return Err(Error::input(format!(
                         "checkpoint `{}` is of a run with other settings, model or data",
@@ -93,12 +118,17 @@ impl Checkpoints {
                 }
                 Ok(marker) => {
                     restore_weights(model, &path, &marker)?;
+                    if let Some(reference) = reference
+                        && marker.files.iter().any(|file| file.name == REFERENCE)
+                    {
+                        copy_weights(reference, &path, &[path.join(REFERENCE)])?;
+                    }
                     optimizer.load(&path.join(OPTIMIZER))?;
-                    if marker.cursor.step != step || optimizer.num_steps() != step {
+                    if marker.cursor.step() != step || optimizer.num_steps() != step {
                         return Err(Error::input(format!(
                             "checkpoint `{}` holds step {} and optimiser states of step {}",
                             path.display(),
-                            marker.cursor.step,
+                            marker.cursor.step(),
                             optimizer.num_steps()
                         ))
                         .with_hint("delete that folder to go on from the checkpoint before it"));
@@ -122,13 +152,32 @@ impl Checkpoints {
     }
 
     /// Writes a checkpoint beside its final place.
-    pub fn write(&self, cursor: Cursor, model: &CausalLm, optimizer: &AdamW) -> Result<Pending> {
-        let path = self.dir.join(format!("checkpoint-{}", cursor.step));
+    pub fn write<C: Progress>(
+        &self,
+        cursor: C,
+        model: &CausalLm,
+        optimizer: &AdamW,
+    ) -> Result<Pending> {
+        self.write_with(cursor, model, None, optimizer)
+    }
+
+    /// [`Checkpoints::write`], also of a reference model.
+    pub fn write_with<C: Progress>(
+        &self,
+        cursor: C,
+        model: &CausalLm,
+        reference: Option<&CausalLm>,
+        optimizer: &AdamW,
+    ) -> Result<Pending> {
+        let path = self.dir.join(format!("checkpoint-{}", cursor.step()));
         let partial = path.with_extension("partial");
         remove(&partial)?;
         fs::create_dir(&partial).map_err(|e| Error::io("creating", &partial, e))?;
         model.save(&partial, MAX_SHARD_BYTES)?;
         optimizer.save(&partial.join(OPTIMIZER))?;
+        if let Some(reference) = reference {
+            reference.save_file(&partial.join(REFERENCE))?;
+        }
         let mut files = Vec::new();
         for name in file_names(&partial)? {
             let file = partial.join(&name);
@@ -203,7 +252,7 @@ impl Pending {
 }
 
 /// The marker of a checkpoint whose files are all there and unchanged.
-fn verify(path: &Path) -> Result<Marker> {
+fn verify<C: Progress>(path: &Path) -> Result<Marker<C>> {
     let damaged = |what: String| {
         Error::input(format!(
             "checkpoint `{}` is damaged: {what}",
@@ -211,7 +260,7 @@ fn verify(path: &Path) -> Result<Marker> {
         ))
     };
     let json = fs::read(path.join(MARKER)).map_err(|e| damaged(format!("`{MARKER}`: {e}")))?;
-    let marker: Marker =
+    let marker: Marker<C> =
         serde_json::from_slice(&json).map_err(|e| damaged(format!("`{MARKER}`: {e}")))?;
     for expected in &marker.files {
         let file = path.join(&expected.name);
@@ -235,17 +284,22 @@ fn verify(path: &Path) -> Result<Marker> {
 }
 
 /// Copies the saved weights into the model's tensors.
-fn restore_weights(model: &CausalLm, path: &Path, marker: &Marker) -> Result<()> {
-    let place =
-        |e: candle_core::Error| Error::input(format!("checkpoint `{}`: {e}", path.display()));
+fn restore_weights<C>(model: &CausalLm, path: &Path, marker: &Marker<C>) -> Result<()> {
     let files: Vec<PathBuf> = marker
         .files
         .iter()
-        .filter(|f| f.name.ends_with(".safetensors") && f.name != OPTIMIZER)
+        .filter(|f| f.name.ends_with(".safetensors") && ![OPTIMIZER, REFERENCE].contains(&&*f.name))
         .map(|f| path.join(&f.name))
         .collect();
+    copy_weights(model, path, &files)
+}
+
+/// Copies the weights in `files` of the checkpoint `path` into the model's tensors.
+fn copy_weights(model: &CausalLm, path: &Path, files: &[PathBuf]) -> Result<()> {
+    let place =
+        |e: candle_core::Error| Error::input(format!("checkpoint `{}`: {e}", path.display()));
     // SAFETY: mapped for the duration of this call; a checkpoint is never written in place
-    let saved = unsafe { MmapedSafetensors::multi(&files) }.map_err(place)?;
+    let saved = unsafe { MmapedSafetensors::multi(files) }.map_err(place)?;
     for parameter in model.parameters() {
         let tensor = saved
             .load(&parameter.name, model.device())

@@ -143,7 +143,7 @@ pub fn run(
     let mut optimizer = AdamW::new(&parameters, settings.adamw())?;
     let mut gradients = learner.weights().new_gradients();
     let checkpoints = Checkpoints::new(job.dir, key.to_string(), settings.keep_checkpoints)?;
-    let mut cursor = checkpoints
+    let mut cursor: Cursor = checkpoints
         .restore(learner.weights(), &mut optimizer, &mut |text| {
             observer.warn(text)
         })?

@@ -101,7 +101,7 @@ pub fn train_sft(
     let mut optimizer = AdamW::new(&parameters, settings.adamw())?;
     let mut gradients = model.new_gradients();
     let checkpoints = Checkpoints::new(dir, settings.key(num_rows)?, settings.keep_checkpoints)?;
-    let mut cursor = checkpoints
+    let mut cursor: Cursor = checkpoints
         .restore(model, &mut optimizer, &mut |text| observer.warn(text))?
         .unwrap_or_default();
     let num_resumed_steps = cursor.step;

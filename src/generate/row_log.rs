@@ -1,7 +1,7 @@
 //! JSON lines that grow row by row, in order: a killed process leaves whole rows and at most a half-written one, which the
 //! next one cuts off. And answers of an engine, which come in any order, brought into that order.
 
-use crate::generate::{Completion, Engine, FinishReason, Request, Sampling};
+use super::{Completion, Engine, FinishReason, Request, Sampling};
 use crate::progress::Stop;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -124,6 +124,9 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     #[serde(default)]
     pub logprobs: Vec<f32>,
+    /// [`Completion::sampled_logprobs`]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sampled_logprobs: Vec<f32>,
     pub finish_reason: FinishReason,
 }
 
@@ -135,6 +138,8 @@ pub struct Asked<'a> {
     /// Answers to each.
     pub n: usize,
     pub sampling: &'a Sampling,
+    /// Whether [`Generation::sampled_logprobs`] are kept.
+    pub keep_sampled: bool,
 }
 
 /// Samples answers and hands each prompt's to `on_row` in the order of the prompts, with the prompt's place in
@@ -157,6 +162,7 @@ pub fn sample_in_order(
         first,
         n,
         sampling,
+        keep_sampled,
     } = asked;
     let mut requests = Vec::with_capacity(prompts.len() * n);
     for (i, prompt) in prompts.into_iter().enumerate() {
@@ -177,6 +183,10 @@ pub fn sample_in_order(
             text: done.text,
             tokens: done.tokens,
             logprobs: done.logprobs,
+            sampled_logprobs: match keep_sampled {
+                true => done.sampled_logprobs,
+                false => Vec::new(),
+            },
             finish_reason: done.finish_reason,
         });
         on_answer();

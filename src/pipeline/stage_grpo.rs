@@ -1,0 +1,302 @@
+//! The `grpo` stage of a pipeline: reinforcement learning from rewards, with its metrics, samples and evaluations. It
+//! leaves `model/`, and beside it
+//!
+//! | file | holds |
+//! |---|---|
+//! | `metrics.jsonl` | [`GrpoRecord`]s, one an update |
+//! | `rollouts.jsonl` | some groups at chosen updates: prompt, completions, rewards, advantages |
+//! | `eval/step-N/` | evaluations at chosen updates |
+
+use super::graph::{Opening, StageContext};
+use super::open::Student;
+
+use super::stage_generate::{open_rewards, prompt_inputs, read_prompts};
+use super::stages::{Place, save_model};
+use super::suites::{SuiteRun, run_suite, suite_problems};
+use crate::eval::Problem;
+use crate::generate::LocalEngine;
+use crate::generate::row_log::check_length;
+use crate::model::CausalLm;
+use crate::progress::{Silent, Task};
+use crate::recipe::graph::{Job, StagePlan};
+use crate::recipe::grpo::Grpo;
+use crate::recipe::plan::EvalPlan;
+use crate::report::{EventWriter, MetricsLog};
+use crate::train::grpo::HeldOut;
+use crate::train::grpo_record::GrpoRecord;
+use crate::train::rollout::{Group, is_correct};
+use crate::train::{GrpoJob, GrpoObserver, GrpoPrompt, train_grpo};
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::Path;
+
+const ROLLOUTS: &str = "rollouts.jsonl";
+
+/// What is learnt depends on this besides the model.
+pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result<Value> {
+    let Job::Grpo {
+        prompts,
+        grpo,
+        rewards,
+        ..
+    } = &stage.job
+    else {
+        return Ok(json!({}));
+    };
+    let chat = student.chat();
+    // how often something is saved or looked at, and what is computed side by side, changes nothing
+    let learned = Grpo {
+        batch_size: 0,
+        checkpoint_every_steps: 0,
+        keep_checkpoints: 0,
+        samples_every_steps: 0,
+        num_sample_groups: 0,
+        eval_every_steps: 0,
+        recompute: Default::default(),
+        ..(**grpo).clone()
+    };
+    let tokenizer = Sha256::digest(chat.tokenizer.json());
+    Ok(json!({
+        "prompts": prompt_inputs(opening, stage, prompts)?,
+        "grpo": learned,
+        "rewards": rewards,
+        "template": chat.template()?.source(),
+        "tokenizer": tokenizer.iter().map(|b| format!("{b:02x}")).collect::<String>(),
+    }))
+}
+
+/// Learns from the rewards; leaves `model/`.
+///
+/// # Errors
+/// A prompt that the template refuses or that is too long; as [`train_grpo`].
+pub fn run(context: &StageContext) -> Result<Value> {
+    let Job::Grpo {
+        prompts: sources,
+        grpo,
+        rewards,
+        eval,
+    } = &context.stage.job
+    else {
+        return Err(Error::input("the stage is not one of `grpo`"));
+    };
+    let rewards = open_rewards(rewards, context.root, context.stop)?;
+    let student = context.student()?;
+    let model = context.model()?;
+    let num_positions = model.config().max_position_embeddings;
+    let prompts: Vec<GrpoPrompt> = read_prompts(context, sources)?
+        .into_iter()
+        .map(|prompt| {
+            let rendered = prompt.render(student.chat())?;
+            check_length(rendered.tokens.len(), num_positions)
+                .map_err(|e| Error::input(format!("prompt `{}`: {e}", prompt.id)))?;
+            Ok(GrpoPrompt {
+                prompt,
+                tokens: rendered.tokens,
+                opening: rendered.opening,
+            })
+        })
+        .collect::<Result<_>>()?;
+    let total = grpo.total_steps(prompts.len());
+    context.reporter.stage(
+        &context.stage.name,
+        &format!(
+            "{total} updates of {} prompts, {} completions each, from {} prompts",
+            grpo.num_prompts_per_step,
+            grpo.group_size,
+            prompts.len()
+        ),
+    );
+    let held_out = match eval {
+        None => Vec::new(),
+        Some(eval) => eval
+            .suites
+            .iter()
+            .map(|suite| suite_problems(suite, eval.limit, context.reporter))
+            .collect::<Result<_>>()?,
+    };
+    let mut log = StepLog {
+        context,
+        model: &model,
+        student,
+        eval: eval.as_ref(),
+        held_out,
+        task: context
+            .reporter
+            .task("learning", Some(total as u64), "updates"),
+        metrics: None,
+        samples: None,
+        events: None,
+    };
+    let mut engine = LocalEngine::new(&model, &student.chat().tokenizer, grpo.batch_size);
+    let job = GrpoJob {
+        engine: &mut engine,
+        prompts: &prompts,
+        rewards: &rewards,
+        settings: grpo,
+        stop_ids: student.chat().stop_ids(),
+        seed: context.stage.seed,
+        inputs_key: context.key,
+    };
+    let outcome = train_grpo(&model, job, &context.dir, &mut log, context.stop)?;
+    log.sync()?;
+    drop(log);
+    save_model(&model, student, &context.dir)?;
+    Ok(json!(outcome))
+}
+
+/// Writes every update to `metrics.jsonl` and TensorBoard, and shows it.
+struct StepLog<'a> {
+    context: &'a StageContext<'a>,
+    model: &'a CausalLm,
+    student: &'a Student,
+    eval: Option<&'a EvalPlan>,
+    /// Of each suite.
+    held_out: Vec<Vec<Problem>>,
+    task: Box<dyn Task>,
+    metrics: Option<MetricsLog>,
+    samples: Option<MetricsLog>,
+    events: Option<EventWriter>,
+}
+
+impl StepLog<'_> {
+    fn sync(&mut self) -> Result<()> {
+        for log in [&mut self.metrics, &mut self.samples].into_iter().flatten() {
+            log.sync()?;
+        }
+        match &mut self.events {
+            Some(events) => events.flush(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl GrpoObserver for StepLog<'_> {
+    fn resumed(&mut self, step: usize) -> Result<()> {
+        let dir = &self.context.dir;
+        self.metrics = Some(MetricsLog::open(&dir.join("metrics.jsonl"), step as u64)?);
+        self.samples = Some(MetricsLog::open(&dir.join(ROLLOUTS), step as u64)?);
+        self.events = Some(EventWriter::create(dir, step as u64)?);
+        if step > 0 {
+            let text = format!("going on after update {step}");
+            self.context.reporter.note(&text);
+            self.task.set_position(step as u64);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, record: &GrpoRecord) -> Result<()> {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.append(record)?;
+        }
+        if let Some(events) = &mut self.events {
+            let row = json!(record);
+            let scalars: Vec<(String, f64)> = row
+                .as_object()
+                .into_iter()
+                .flatten()
+                .filter(|(name, _)| *name != "step")
+                .filter_map(|(name, value)| Some((format!("train/{name}"), value.as_f64()?)))
+                .chain(
+                    record
+                        .rewards
+                        .iter()
+                        .map(|(k, v)| (format!("reward/{k}"), *v)),
+                )
+                .collect();
+            let named: Vec<(&str, f64)> = scalars.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+            events.scalars(record.step as u64, &named)?;
+        }
+        self.task.set_position(record.step as u64);
+        self.task.message(&format!(
+            "reward {:.3}, length {:.0}, entropy {:.2}, {:.1} s",
+            record.reward, record.length, record.entropy, record.step_time_s
+        ));
+        Ok(())
+    }
+
+    fn samples(&mut self, step: usize, groups: &[Group], prompts: &[GrpoPrompt]) -> Result<()> {
+        let Some(samples) = &mut self.samples else {
+            return Ok(());
+        };
+        let rows: Vec<Value> = groups
+            .iter()
+            .map(|group| {
+                let prompt = &prompts[group.prompt];
+                let completions = group
+                    .answers
+                    .iter()
+                    .zip(&group.scored)
+                    .zip(&group.advantages);
+                let completions: Vec<Value> = completions
+                    .map(|((answer, scored), advantage)| {
+                        json!({
+                            "text": answer.text,
+                            "num_tokens": answer.tokens.len(),
+                            "finish_reason": answer.finish_reason,
+                            "reward": scored.total,
+                            "parts": super::stage_generate::parts(scored),
+                            "correct": is_correct(scored),
+                            "advantage": advantage,
+                        })
+                    })
+                    .collect();
+                json!({
+                    "id": prompt.prompt.id,
+                    "question": prompt.prompt.question,
+                    "opening": prompt.opening,
+                    "golds": prompt.prompt.golds,
+                    "completions": completions,
+                })
+            })
+            .collect();
+        samples.append(&json!({"step": step, "groups": rows}))
+    }
+
+    /// Accuracy over all suites, each problem counted once.
+    fn evaluate(&mut self, step: usize) -> Result<Option<HeldOut>> {
+        let Some(eval) = self.eval else {
+            return Ok(None);
+        };
+        let (mut right, mut num_problems) = (0.0, 0);
+        for (suite, problems) in eval.suites.iter().zip(&self.held_out) {
+            let place = self.context.dir.join("eval").join(format!("step-{step}"));
+            let dir = place.join(&suite.name);
+            fs::create_dir_all(&dir).map_err(|e| Error::io("creating", &dir, e))?;
+            let place = Place {
+                name: &self.context.stage.name,
+                dir: &dir,
+                reporter: &Silent,
+                stop: self.context.stop,
+            };
+            let run = SuiteRun {
+                suite,
+                seed: self.context.stage.seed,
+                batch_size: eval.batch_size,
+                problems,
+                key: &format!("{}-step-{step}", self.context.key),
+            };
+            let result = run_suite(&place, self.student, self.model, &run)?;
+            right += result["pass@1"].as_f64().unwrap_or(0.0) * problems.len() as f64;
+            num_problems += problems.len();
+        }
+        let accuracy = right / num_problems.max(1) as f64;
+        self.context.reporter.note(&format!(
+            "update {step}: {:.1}% of {num_problems} held-out problems",
+            100.0 * accuracy
+        ));
+        Ok(Some(HeldOut {
+            accuracy,
+            num_problems,
+        }))
+    }
+
+    fn checkpoint(&mut self, _step: usize, _path: &Path) -> Result<()> {
+        self.sync()
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.context.reporter.warn(text);
+    }
+}

@@ -1,0 +1,515 @@
+//! `[stage.grpo]`: how group-relative policy optimisation learns, with the settings of the papers as presets.
+//!
+//! Where the papers differ: DeepSeekMath (arXiv 2402.03300, eq. 3) and TRL take the ratio of probabilities a token and the
+//! mean over a completion's tokens; DeepSeek-R1 (arXiv 2501.12948, eq. 1) prints the ratio of whole completions
+//! (`ratio = "sequence"`), under which its clipping at 10 is less odd than it looks a token. R1 prints the KL term for whole
+//! completions too; ours is always a token's, as DeepSeekMath's: `exp` of a sum over thousands of tokens has no use.
+
+use super::load::closest;
+use super::{Recompute, ScheduleKind};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// `[stage.grpo]`
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grpo {
+    /// Whose numbers stand for what is not said: `deepseekmath` (the default), `r1`, `dapo`, `dr_grpo`, `gspo`, `cispo`.
+    pub preset: Preset,
+    /// Updates of the weights in all; default: as many as `epochs` give.
+    pub num_steps: Option<usize>,
+    /// Passes over the prompts; a last rollout that is not full is left out.
+    pub epochs: usize,
+    /// Prompts of one update.
+    pub num_prompts_per_step: usize,
+    /// Completions a prompt, G.
+    pub group_size: usize,
+    /// Updates from one rollout, which has `num_prompts_per_step` prompts for each; its completions are split at random.
+    pub num_minibatches: usize,
+    /// Times that a rollout is learnt from.
+    pub inner_epochs: usize,
+    /// Of sampling, and of the log-probabilities that are learnt from.
+    pub temperature: f64,
+    /// Longest completion in tokens; that of `dr_grpo`'s denominator.
+    pub max_new_tokens: usize,
+    /// Texts that end a completion, besides the template's own tokens.
+    pub stop: Vec<String>,
+    /// Completions that are sampled side by side.
+    pub batch_size: usize,
+    pub loss: Loss,
+    /// Whose probabilities are compared with those before the update.
+    pub ratio: Ratio,
+    /// The ratio counts down to `1 - clip_low`.
+    pub clip_low: f64,
+    /// The ratio counts up to `1 + clip_high`; of `cispo`, up to `clip_high` itself.
+    pub clip_high: f64,
+    /// Where the advantage is negative the ratio counts up to this at most (dual clip).
+    pub clip_max: Option<f64>,
+    /// How the distance to the reference is estimated.
+    pub kl: Kl,
+    /// Weight of that distance, beta; 0 needs no reference.
+    pub kl_coef: f64,
+    /// The reference becomes the policy after every so many updates; 0 never.
+    pub reference_every_steps: usize,
+    /// What the differences from the mean of the group are divided by.
+    pub advantage: Scale,
+    /// How a sampler that is not quite the policy is corrected for.
+    pub correction: Correction,
+    /// Largest ratio of the correction.
+    pub correction_max: f64,
+    /// Smallest ratio that `token_mask` and `sequence_mask` keep.
+    pub correction_min: f64,
+    /// Completions of negative advantage whose mean `ln(p_sampler / p)` is above this are left out (DeepSeek-V3.2).
+    pub off_policy_max: Option<f64>,
+    /// Completions that were cut off are not learnt from (DAPO's overlong filtering).
+    pub overlong_filter: bool,
+    /// Groups that are all right or all wrong are replaced by those of further prompts, in at most so many further rounds
+    /// of sampling (DAPO's dynamic sampling); 0 keeps them.
+    pub dynamic_sampling_rounds: usize,
+    pub learning_rate: f64,
+    pub schedule: ScheduleKind,
+    /// Floor of the schedule as a share of the peak.
+    pub min_learning_rate_ratio: f64,
+    /// Share of all steps that warm up linearly.
+    pub warmup_ratio: f64,
+    pub weight_decay: f64,
+    pub betas: [f64; 2],
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this global norm; 0 turns it off.
+    pub max_grad_norm: f64,
+    /// Tokens that go through the model together at most; longer completions go alone.
+    pub pack_length: usize,
+    /// Which activations are computed again in the backward pass.
+    pub recompute: Recompute,
+    /// Updates between checkpoints, which come between rollouts; rollouts are kept as they are sampled in any case.
+    pub checkpoint_every_steps: usize,
+    /// Checkpoints that are kept; the newest ones.
+    pub keep_checkpoints: usize,
+    /// Updates between samples in `samples.jsonl`; 0 writes none.
+    pub samples_every_steps: usize,
+    /// Groups in `samples.jsonl` each time.
+    pub num_sample_groups: usize,
+    /// Updates between evaluations on `[stage.eval]`; 0 evaluates never.
+    pub eval_every_steps: usize,
+}
+
+/// Settings that go together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// DeepSeekMath (arXiv 2402.03300): lr 1e-6, KL 0.04, G 64, one update a rollout of 16 prompts.
+    #[default]
+    Deepseekmath,
+    /// DeepSeek-R1 (arXiv 2501.12948): lr 3e-6, KL 0.001, clipping at 10, G 16, 32 prompts an update, rollouts of 8192
+    /// completions in 16 minibatches, the reference replaced every 400 updates.
+    R1,
+    /// DAPO (arXiv 2503.14476): clipping at 0.2 and 0.28, no KL, a mean over tokens, dynamic sampling, overlong filter.
+    Dapo,
+    /// Dr. GRPO (arXiv 2503.20783): no standard deviation, a constant denominator, no KL.
+    DrGrpo,
+    /// GSPO (arXiv 2507.18071): the ratio of a completion, by its length; clipping at 3e-4 and 4e-4, no KL.
+    Gspo,
+    /// CISPO (arXiv 2506.13585): weights that are clipped and held constant, no KL.
+    Cispo,
+}
+
+/// What is summed, and what it is divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Mean over completions of the mean over their tokens.
+    #[default]
+    Grpo,
+    /// Sum over tokens, by the number of completions times the longest length there may be.
+    DrGrpo,
+    /// Mean over the tokens of the update.
+    Dapo,
+    /// The same; TRL's differs where its batch is made of several.
+    Bnpo,
+    /// Mean over tokens of `-min(ratio, clip_high) A log p`, with the weight held constant.
+    Cispo,
+}
+
+/// Of what a ratio is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ratio {
+    /// Each token.
+    #[default]
+    Token,
+    /// The completion, to the power of one by its length (GSPO).
+    SequenceMean,
+    /// The completion, as R1 prints it.
+    Sequence,
+}
+
+/// Estimators of KL(policy, reference) from sampled tokens, with `d = ln(p_reference / p)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kl {
+    /// No such term.
+    None,
+    /// `-d`
+    K1,
+    /// `d^2 / 2`
+    K2,
+    /// `exp(d) - d - 1`
+    #[default]
+    K3,
+    /// k3 times the ratio to the policy that sampled, whose gradient has no bias (DeepSeek-V3.2).
+    Unbiased,
+}
+
+/// What makes advantages of different groups alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scale {
+    /// The standard deviation of the group.
+    #[default]
+    Group,
+    /// The standard deviation over all rewards of the rollout.
+    Batch,
+    /// Nothing.
+    None,
+}
+
+/// Weights `p_policy / p_sampler` of the loss, held constant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Correction {
+    /// 1: the sampler is the policy.
+    #[default]
+    None,
+    /// Each token's, at most `correction_max`.
+    TokenTruncate,
+    /// Each token's; 0 outside `correction_min` to `correction_max`.
+    TokenMask,
+    /// The completion's, at most `correction_max`.
+    SequenceTruncate,
+    /// The completion's; 0 outside `correction_min` to `correction_max`.
+    SequenceMask,
+}
+
+impl Default for Grpo {
+    fn default() -> Self {
+        Self {
+            preset: Preset::Deepseekmath,
+            num_steps: None,
+            epochs: 1,
+            num_prompts_per_step: 16,
+            group_size: 64,
+            num_minibatches: 1,
+            inner_epochs: 1,
+            temperature: 1.0,
+            max_new_tokens: 1024,
+            stop: Vec::new(),
+            batch_size: 128,
+            loss: Loss::Grpo,
+            ratio: Ratio::Token,
+            clip_low: 0.2,
+            clip_high: 0.2,
+            clip_max: None,
+            kl: Kl::K3,
+            kl_coef: 0.04,
+            reference_every_steps: 0,
+            advantage: Scale::Group,
+            correction: Correction::None,
+            correction_max: 2.0,
+            correction_min: 0.5,
+            off_policy_max: None,
+            overlong_filter: false,
+            dynamic_sampling_rounds: 0,
+            learning_rate: 1e-6,
+            schedule: ScheduleKind::Constant,
+            min_learning_rate_ratio: 0.0,
+            warmup_ratio: 0.0,
+            weight_decay: 0.0,
+            betas: [0.9, 0.95],
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            pack_length: 4096,
+            recompute: Recompute::None,
+            checkpoint_every_steps: 50,
+            keep_checkpoints: 2,
+            samples_every_steps: 10,
+            num_sample_groups: 2,
+            eval_every_steps: 0,
+        }
+    }
+}
+
+impl Preset {
+    /// The settings of the paper; sizes that it does not give are DeepSeekMath's.
+    pub fn settings(self) -> Grpo {
+        let base = Grpo {
+            preset: self,
+            ..Grpo::default()
+        };
+        let without_kl = Grpo {
+            kl: Kl::None,
+            kl_coef: 0.0,
+            ..base.clone()
+        };
+        match self {
+            Self::Deepseekmath => base,
+            Self::R1 => Grpo {
+                num_prompts_per_step: 32,
+                group_size: 16,
+                num_minibatches: 16,
+                max_new_tokens: 32_768,
+                pack_length: 32_768,
+                clip_low: 10.0,
+                clip_high: 10.0,
+                kl_coef: 0.001,
+                reference_every_steps: 400,
+                learning_rate: 3e-6,
+                ..base
+            },
+            Self::Dapo => Grpo {
+                num_prompts_per_step: 32,
+                group_size: 16,
+                num_minibatches: 16,
+                max_new_tokens: 20_480,
+                pack_length: 20_480,
+                loss: Loss::Dapo,
+                clip_high: 0.28,
+                overlong_filter: true,
+                dynamic_sampling_rounds: 10,
+                weight_decay: 0.1,
+                ..without_kl
+            },
+            Self::DrGrpo => Grpo {
+                group_size: 8,
+                loss: Loss::DrGrpo,
+                advantage: Scale::None,
+                ..without_kl
+            },
+            Self::Gspo => Grpo {
+                num_minibatches: 4,
+                ratio: Ratio::SequenceMean,
+                clip_low: 3e-4,
+                clip_high: 4e-4,
+                ..without_kl
+            },
+            Self::Cispo => Grpo {
+                num_minibatches: 4,
+                loss: Loss::Cispo,
+                clip_high: 5.0,
+                ..without_kl
+            },
+        }
+    }
+}
+
+impl Grpo {
+    /// The settings of a table: what it says, and the preset's numbers for the rest.
+    ///
+    /// # Errors
+    /// An unknown key, a wrong type, a value out of range.
+    pub fn from_table(table: Option<&toml::Value>) -> Result<Self> {
+        let place = |e: toml::de::Error| Error::input(format!("`grpo`: {}", e.message()));
+        let Some(table) = table else {
+            return Ok(Self::default());
+        };
+        let Some(table) = table.as_table() else {
+            return Err(Error::input("`grpo` is no table").with_hint("write `[stage.grpo]`"));
+        };
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Named {
+            preset: Preset,
+        }
+        let Named { preset } = table.clone().try_into().map_err(place)?;
+        let mut all = toml::Table::try_from(preset.settings())
+            .map_err(|e| Error::input(format!("`grpo`: {e}")))?;
+        // an absent option is no key of the preset's table
+        let options = ["num_steps", "clip_max", "off_policy_max"];
+        for (key, value) in table {
+            let known = all.contains_key(key) || options.contains(&key.as_str());
+            if !known {
+                let names = all.keys().map(String::as_str).chain(options);
+                let hint = match closest(key, names) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "`[stage.grpo]` has no such key".into(),
+                };
+                return Err(Error::input(format!("`grpo`: unknown key `{key}`")).with_hint(hint));
+            }
+            all.insert(key.clone(), value.clone());
+        }
+        let settings: Self = all.try_into().map_err(place)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Refuses settings that mean nothing.
+    ///
+    /// # Errors
+    /// The first such setting, by its key.
+    pub fn check(&self) -> Result<()> {
+        let counts = [
+            ("epochs", self.epochs),
+            ("num_prompts_per_step", self.num_prompts_per_step),
+            ("group_size", self.group_size),
+            ("num_minibatches", self.num_minibatches),
+            ("inner_epochs", self.inner_epochs),
+            ("max_new_tokens", self.max_new_tokens),
+            ("batch_size", self.batch_size),
+            ("pack_length", self.pack_length),
+            ("checkpoint_every_steps", self.checkpoint_every_steps),
+            ("keep_checkpoints", self.keep_checkpoints),
+            ("num_steps", self.num_steps.unwrap_or(1)),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, n)| *n == 0) {
+            return Err(Error::input(format!(
+                "`grpo.{key}` must be at least 1, found 0"
+            )));
+        }
+        let least = |key: &'static str, value: f64, least: f64| (key, value, least, f64::MAX);
+        let ranges = [
+            ("temperature", self.temperature, 1e-3, 1e3),
+            ("clip_low", self.clip_low, 0.0, f64::MAX),
+            ("betas", self.betas[0], 0.0, 1.0 - f64::EPSILON),
+            ("betas", self.betas[1], 0.0, 1.0 - f64::EPSILON),
+            ("warmup_ratio", self.warmup_ratio, 0.0, 1.0),
+            (
+                "min_learning_rate_ratio",
+                self.min_learning_rate_ratio,
+                0.0,
+                1.0,
+            ),
+            least("clip_high", self.clip_high, 0.0),
+            least("clip_max", self.clip_max.unwrap_or(1.0), 0.0),
+            least("kl_coef", self.kl_coef, 0.0),
+            least("correction_max", self.correction_max, 0.0),
+            least("correction_min", self.correction_min, 0.0),
+            least("learning_rate", self.learning_rate, 0.0),
+            least("weight_decay", self.weight_decay, 0.0),
+            least("adam_epsilon", self.adam_epsilon, 0.0),
+            least("max_grad_norm", self.max_grad_norm, 0.0),
+        ];
+        for (key, value, low, high) in ranges {
+            if !(low..=high).contains(&value) {
+                let most = match high == f64::MAX {
+                    true => String::new(),
+                    false => format!(" and at most {high}"),
+                };
+                return Err(Error::input(format!(
+                    "`grpo.{key}` is {value}, and must be at least {low}{most}"
+                )));
+            }
+        }
+        if self.loss == Loss::Cispo && self.ratio != Ratio::Token {
+            return Err(Error::input(
+                "`grpo.loss = \"cispo\"` weighs tokens: `ratio` must be `token`",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a reference is compared with.
+    pub fn needs_reference(&self) -> bool {
+        self.kl != Kl::None && self.kl_coef > 0.0
+    }
+
+    /// Updates from one rollout.
+    pub fn num_updates_per_rollout(&self) -> usize {
+        self.num_minibatches * self.inner_epochs
+    }
+
+    /// Prompts of one rollout.
+    pub fn num_prompts_per_rollout(&self) -> usize {
+        self.num_prompts_per_step * self.num_minibatches
+    }
+
+    /// Updates of a run on `num_prompts` prompts: as `num_steps` says, else those of whole rollouts.
+    pub fn total_steps(&self, num_prompts: usize) -> usize {
+        let num_rollouts = self.epochs * num_prompts / self.num_prompts_per_rollout().max(1);
+        self.num_steps
+            .unwrap_or(num_rollouts * self.num_updates_per_rollout())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(text: &str) -> Result<Grpo> {
+        let table: toml::Table = text.parse().unwrap();
+        Grpo::from_table(Some(&toml::Value::Table(table)))
+    }
+
+    #[test]
+    fn a_preset_stands_for_what_is_not_said() {
+        assert_eq!(Grpo::from_table(None).unwrap(), Grpo::default());
+        let r1 = from("preset = \"r1\"\ngroup_size = 4\nnum_steps = 3").unwrap();
+        assert_eq!((r1.group_size, r1.num_steps), (4, Some(3)));
+        assert_eq!(
+            (r1.learning_rate, r1.kl_coef, r1.clip_high),
+            (3e-6, 1e-3, 10.0)
+        );
+        // 8192 completions a rollout
+        let r1 = from("preset = \"r1\"").unwrap();
+        assert_eq!(r1.num_prompts_per_rollout() * r1.group_size, 8192);
+        assert!(r1.needs_reference());
+        let dapo = from("preset = \"dapo\"").unwrap();
+        assert!(!dapo.needs_reference() && dapo.overlong_filter);
+        for name in ["deepseekmath", "dr_grpo", "gspo", "cispo"] {
+            from(&format!("preset = \"{name}\"")).unwrap();
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let table = [
+            ("group_sise = 4", "`grpo`: unknown key `group_sise`"),
+            (
+                "group_size = 0",
+                "`grpo.group_size` must be at least 1, found 0",
+            ),
+            (
+                "temperature = 0.0",
+                "`grpo.temperature` is 0, and must be at least 0.001 and at most 1000",
+            ),
+            (
+                "kl_coef = -1.0",
+                "`grpo.kl_coef` is -1, and must be at least 0",
+            ),
+            (
+                "preset = \"cispo\"\nratio = \"sequence\"",
+                "`grpo.loss = \"cispo\"` weighs tokens: `ratio` must be `token`",
+            ),
+        ];
+        for (text, message) in table {
+            assert_eq!(from(text).unwrap_err().to_string(), message);
+        }
+        let error = from("group_sise = 4").unwrap_err();
+        assert_eq!(error.hint().unwrap(), "did you mean `group_size`?");
+        assert!(
+            from("loss = \"ppo\"")
+                .unwrap_err()
+                .to_string()
+                .contains("ppo")
+        );
+    }
+
+    #[test]
+    fn steps_of_whole_rollouts() {
+        let settings = Grpo {
+            num_prompts_per_step: 4,
+            num_minibatches: 2,
+            inner_epochs: 3,
+            epochs: 2,
+            ..Grpo::default()
+        };
+        // 2 x 21 prompts make 5 rollouts of 8, of 6 updates each
+        assert_eq!(settings.total_steps(21), 30);
+        assert_eq!(
+            Grpo {
+                num_steps: Some(7),
+                ..settings
+            }
+            .total_steps(21),
+            7
+        );
+    }
+}

@@ -1,0 +1,469 @@
+//! Group-relative policy optimisation (arXiv 2402.03300, algorithm 1; 2501.12948): the loop, top to bottom.
+//!
+//! A rollout samples G completions for each of its prompts, rewards them, and turns rewards into advantages within each
+//! group. Its completions are split at random into minibatches, one update of the weights each. Checkpoints come between
+//! rollouts; what was sampled since stays on the disk, so a killed run does only updates again, and these give the same
+//! weights to the bit on the CPU in f32.
+//!
+//! A log-probability that is known is not computed again: with one update a rollout the policy before the update is the
+//! policy, and a reference that is the policy needs no pass of its own.
+
+use super::checkpoint::{Checkpoints, Progress};
+use super::grpo_record::{GrpoRecord, shares_of_groups};
+use super::grpo_update::{self, Learnt};
+use super::hacking::{Point, alarm, share_error};
+use super::rollout::{Group, GrpoPrompt, Rollout, Rollouts};
+use super::{non_finite, order};
+use crate::generate::{Engine, FinishReason, Sampling};
+use crate::model::{CausalLm, Recompute};
+use crate::ops;
+use crate::optim::{AdamW, AdamWConfig, Schedule, clip_scale};
+use crate::progress::Stop;
+use crate::recipe::grpo::Grpo;
+use crate::reward::Rewards;
+use crate::{Error, Result, recipe};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::time::Instant;
+
+/// What [`train_grpo`] works with.
+pub struct GrpoJob<'a> {
+    /// Samples from the policy.
+    pub engine: &'a mut dyn Engine,
+    pub prompts: &'a [GrpoPrompt],
+    pub rewards: &'a Rewards,
+    pub settings: &'a Grpo,
+    /// Tokens that end a completion.
+    pub stop_ids: &'a [u32],
+    /// Of the order of prompts, sampling and minibatches.
+    pub seed: u64,
+    /// What stands for model, prompts and rewards: a checkpoint of another key is refused.
+    pub inputs_key: &'a str,
+}
+
+/// Held-out problems after an update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeldOut {
+    pub accuracy: f64,
+    pub num_problems: usize,
+}
+
+/// What a run tells while it goes.
+pub trait GrpoObserver {
+    /// An update is done.
+    fn step(&mut self, record: &GrpoRecord) -> Result<()>;
+
+    /// Some groups that were learnt from in the rollout that ends with `step`.
+    fn samples(&mut self, step: usize, groups: &[Group], prompts: &[GrpoPrompt]) -> Result<()>;
+
+    /// Held-out problems are to be asked; none where there are none.
+    fn evaluate(&mut self, step: usize) -> Result<Option<HeldOut>>;
+
+    /// The checkpoint of `step` is written and about to count: what must not lag behind it has to be on the disk when this
+    /// returns.
+    fn checkpoint(&mut self, step: usize, path: &Path) -> Result<()>;
+
+    /// Called once before the first step: `step` updates are done already. What was recorded of later ones does not count.
+    fn resumed(&mut self, step: usize) -> Result<()>;
+
+    /// Something the user should know that is no error.
+    fn warn(&mut self, _text: &str) {}
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GrpoOutcome {
+    pub num_steps: usize,
+    /// Updates that an earlier process had done.
+    pub num_resumed_steps: usize,
+    pub num_rollouts: usize,
+    pub num_prompts: usize,
+    pub num_completions: u64,
+    pub num_tokens: u64,
+    /// Groups that were replaced as all right or all wrong.
+    pub num_dropped_groups: u64,
+    /// Of the last update.
+    pub reward: Option<f64>,
+}
+
+/// How far a run has come; always between rollouts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Cursor {
+    step: usize,
+    num_rollouts: usize,
+    /// Prompts drawn so far.
+    num_prompts: usize,
+    num_completions: u64,
+    num_tokens: u64,
+    num_dropped_groups: u64,
+    /// The update whose weights are the reference's.
+    reference_step: usize,
+    reward: Option<f64>,
+    /// Evaluations so far.
+    points: Vec<Point>,
+    /// Sum and number of rewards since the last of them.
+    rewards_since: (f64, usize),
+}
+
+impl Progress for Cursor {
+    fn step(&self) -> usize {
+        self.step
+    }
+}
+
+/// Trains `policy` in place, with checkpoints in `dir`; goes on from the newest one there. `policy` must be the model that
+/// the run began with: its weights are the first reference.
+///
+/// # Errors
+/// [`Error::Interrupted`] after `stop`, with everything saved. [`Error::NonFinite`] where a loss or gradient is no number,
+/// before the weights are touched. What the engine or a reward returns, a full disk, a damaged or foreign checkpoint; after
+/// any of them the same call goes on.
+pub fn train_grpo(
+    policy: &CausalLm,
+    job: GrpoJob,
+    dir: &Path,
+    observer: &mut dyn GrpoObserver,
+    stop: &Stop,
+) -> Result<GrpoOutcome> {
+    let GrpoJob {
+        settings, prompts, ..
+    } = job;
+    settings.check()?;
+    check_prompts(prompts, policy)?;
+    let total_steps = settings.total_steps(prompts.len());
+    if total_steps == 0 {
+        return Err(Error::input(format!(
+            "{} prompts make no rollout of {}",
+            prompts.len(),
+            settings.num_prompts_per_rollout()
+        ))
+        .with_hint("lower `grpo.num_prompts_per_step` or `num_minibatches`, or set `num_steps`"));
+    }
+    let schedule = Schedule {
+        kind: settings.schedule,
+        warmup_steps: Schedule::warmup_steps(total_steps, settings.warmup_ratio),
+        total_steps,
+        peak: settings.learning_rate,
+        floor_ratio: settings.min_learning_rate_ratio,
+    };
+    let named: Vec<_> = policy
+        .parameters()
+        .iter()
+        .map(|p| (p.name.clone(), p.value.clone()))
+        .collect();
+    let adamw = AdamWConfig {
+        betas: settings.betas,
+        eps: settings.adam_epsilon,
+        weight_decay: settings.weight_decay,
+    };
+    let mut optimizer = AdamW::new(&named, adamw)?;
+    let mut gradients = policy.new_gradients();
+    let reference = match settings.needs_reference() {
+        true => Some(policy.copy()?),
+        false => None,
+    };
+    let key = key(settings, job.seed, job.inputs_key, prompts.len())?;
+    let checkpoints = Checkpoints::new(dir, key.clone(), settings.keep_checkpoints)?;
+    let mut cursor: Cursor = checkpoints
+        .restore_with(policy, reference.as_ref(), &mut optimizer, &mut |text| {
+            observer.warn(text)
+        })?
+        .unwrap_or_default();
+    let num_resumed_steps = cursor.step;
+    let mut saved_step = cursor.step;
+    observer.resumed(cursor.step)?;
+    let mut rollouts = Rollouts {
+        engine: job.engine,
+        prompts,
+        rewards: job.rewards,
+        settings,
+        sampling: Sampling {
+            temperature: settings.temperature,
+            max_new_tokens: settings.max_new_tokens,
+            stop: settings.stop.clone(),
+            stop_ids: job.stop_ids.to_vec(),
+            seed: job.seed,
+            ..Sampling::default()
+        },
+        dir: dir.join("rollouts"),
+        key,
+        stop,
+    };
+    rollouts.forget_before(cursor.num_rollouts)?;
+    let save = |cursor: &Cursor, optimizer: &AdamW, observer: &mut dyn GrpoObserver| {
+        non_finite::check_weights(cursor.step, policy)?;
+        let changed = reference.as_ref().filter(|_| cursor.reference_step > 0);
+        let pending = checkpoints.write_with(cursor.clone(), policy, changed, optimizer)?;
+        observer.checkpoint(cursor.step, pending.path())?;
+        pending.publish()?;
+        checkpoints.prune(cursor.step)
+    };
+
+    while cursor.step < total_steps {
+        // samples and rewards
+        let rollout = match stop.requested() {
+            true => Err(Error::Interrupted {
+                message: String::new(),
+            }),
+            false => rollouts.take(cursor.num_rollouts, cursor.num_prompts),
+        };
+        let rollout = match rollout {
+            Ok(rollout) => rollout,
+            Err(e) => {
+                if cursor.step > saved_step {
+                    save(&cursor, &optimizer, observer)?;
+                    rollouts.forget_before(cursor.num_rollouts)?;
+                }
+                return Err(match e {
+                    Error::Interrupted { .. } => interrupted(cursor.step, total_steps, dir),
+                    e => e.at(format!("step {}", cursor.step + 1)),
+                });
+            }
+        };
+        let (mut learnt, places) = learnt(&rollout, prompts, settings);
+
+        // log-probabilities before the first update
+        let started = Instant::now();
+        let several = settings.num_updates_per_rollout() > 1;
+        if several {
+            let old = grpo_update::logprobs(policy, &learnt, settings)?;
+            for (one, old) in learnt.iter_mut().zip(old) {
+                one.old = Some(old);
+            }
+        }
+        if let Some(reference) = &reference {
+            if cursor.reference_step != cursor.step {
+                let found = grpo_update::logprobs(reference, &learnt, settings)?;
+                for (one, reference) in learnt.iter_mut().zip(found) {
+                    one.reference = Some(reference);
+                }
+            } else if several {
+                learnt
+                    .iter_mut()
+                    .for_each(|one| one.reference = one.old.clone());
+            }
+        }
+        let reference_s = started.elapsed().as_secs_f64();
+
+        // updates
+        let (all_right, all_wrong) = shares_of_groups(&rollout.groups, rollout.num_dropped);
+        let minibatches = minibatches(learnt.len(), settings, job.seed, cursor.num_rollouts);
+        let num_minibatches = minibatches.len().min(total_steps - cursor.step);
+        cursor.num_prompts += rollout.num_drawn;
+        cursor.num_completions += (rollout.num_drawn * settings.group_size) as u64;
+        cursor.num_dropped_groups += rollout.num_dropped as u64;
+        let sampled: usize = learnt.iter().map(Learnt::num_tokens).sum();
+        cursor.num_tokens += sampled as u64;
+        let step_before = cursor.step;
+        for (i, which) in minibatches.into_iter().take(num_minibatches).enumerate() {
+            let started = Instant::now();
+            let at = |e: Error| e.at(format!("step {}", cursor.step + 1));
+            gradients.zero();
+            let recompute = recompute(settings);
+            let stats =
+                grpo_update::backward(policy, &learnt, &which, settings, recompute, &mut gradients)
+                    .map_err(at)?;
+            let grad_norm = ops::in_pool(|| gradients.sum_squares())?.sqrt();
+            if !(grad_norm.is_finite() && stats.tally.loss.is_finite()) {
+                return Err(not_finite(cursor.step + 1));
+            }
+            let learning_rate = schedule.at(cursor.step);
+            let scale = clip_scale(grad_norm, settings.max_grad_norm);
+            ops::in_pool(|| optimizer.step(&gradients, learning_rate, scale))?;
+            cursor.step += 1;
+            cursor.num_tokens += stats.num_input_tokens as u64;
+            let first = |seconds: f64| if i == 0 { seconds } else { 0.0 };
+            let mut record = GrpoRecord {
+                step: cursor.step,
+                epoch: cursor.num_prompts as f64 / prompts.len() as f64,
+                grad_norm,
+                learning_rate,
+                all_right,
+                all_wrong,
+                num_dropped_groups: rollout.num_dropped,
+                num_tokens: cursor.num_tokens,
+                rollout_s: first(rollout.rollout_s),
+                reward_s: first(rollout.reward_s),
+                reference_s: first(reference_s),
+                update_s: started.elapsed().as_secs_f64(),
+                ..GrpoRecord::default()
+            };
+            record.step_time_s =
+                record.rollout_s + record.reward_s + record.reference_s + record.update_s;
+            record.add_update(&stats, reference.is_some());
+            let of_update: Vec<(usize, usize)> = which.iter().map(|&i| places[i]).collect();
+            record.add_completions(&rollout.groups, prompts, &of_update);
+            cursor.reward = Some(record.reward);
+            let (sum, num) = cursor.rewards_since;
+            cursor.rewards_since = (sum + record.reward, num + 1);
+            let last = i + 1 == num_minibatches;
+            if last && passed(step_before, cursor.step, settings.eval_every_steps) {
+                record.held_out_accuracy = held_out(&mut cursor, observer)?;
+            }
+            observer.step(&record)?;
+        }
+        if passed(step_before, cursor.step, settings.samples_every_steps) {
+            let n = rollout.groups.len().min(settings.num_sample_groups);
+            observer.samples(cursor.step, &rollout.groups[..n], prompts)?;
+        }
+
+        // the reference follows, and everything is saved
+        cursor.num_rollouts += 1;
+        if let Some(reference) = &reference
+            && passed(step_before, cursor.step, settings.reference_every_steps)
+        {
+            reference.copy_from(policy)?;
+            cursor.reference_step = cursor.step;
+        }
+        let due = passed(saved_step, cursor.step, settings.checkpoint_every_steps);
+        if due || cursor.step == total_steps {
+            save(&cursor, &optimizer, observer)?;
+            saved_step = cursor.step;
+            rollouts.forget_before(cursor.num_rollouts)?;
+        }
+    }
+    Ok(GrpoOutcome {
+        num_steps: cursor.step,
+        num_resumed_steps,
+        num_rollouts: cursor.num_rollouts,
+        num_prompts: cursor.num_prompts,
+        num_completions: cursor.num_completions,
+        num_tokens: cursor.num_tokens,
+        num_dropped_groups: cursor.num_dropped_groups,
+        reward: cursor.reward,
+    })
+}
+
+/// Whether a multiple of `every` lies after `before`, up to `now`; 0 has none.
+fn passed(before: usize, now: usize, every: usize) -> bool {
+    every > 0 && now / every > before / every
+}
+
+fn recompute(settings: &Grpo) -> Recompute {
+    match settings.recompute {
+        recipe::Recompute::None => Recompute::None,
+        recipe::Recompute::Block => Recompute::Block,
+    }
+}
+
+/// Completions to learn from, and which answer of which group each is.
+fn learnt(
+    rollout: &Rollout,
+    prompts: &[GrpoPrompt],
+    settings: &Grpo,
+) -> (Vec<Learnt>, Vec<(usize, usize)>) {
+    let mut all = Vec::new();
+    let mut places = Vec::new();
+    for (g, group) in rollout.groups.iter().enumerate() {
+        let prompt = &prompts[group.prompt];
+        for (a, answer) in group.answers.iter().enumerate() {
+            let sampled = answer.sampled_logprobs.iter().map(|&l| f64::from(l));
+            let is_cut = answer.finish_reason == FinishReason::Length;
+            all.push(Learnt {
+                tokens: [&prompt.tokens[..], &answer.tokens[..]].concat(),
+                num_prompt_tokens: prompt.tokens.len(),
+                sampled: (answer.sampled_logprobs.len() == answer.tokens.len())
+                    .then(|| sampled.collect()),
+                advantages: vec![group.advantages[a]; answer.tokens.len()],
+                is_trained: !(settings.overlong_filter && is_cut),
+                name: format!("completion {} of prompt `{}`", a + 1, prompt.prompt.id),
+                ..Learnt::default()
+            });
+            places.push((g, a));
+        }
+    }
+    (all, places)
+}
+
+/// The completions of each update of a rollout: all in order where there is one, else split at random, anew each time.
+fn minibatches(num: usize, settings: &Grpo, seed: u64, rollout: usize) -> Vec<Vec<usize>> {
+    let m = settings.num_minibatches;
+    let seed = seed ^ (rollout as u64 + 1).wrapping_mul(0xd134_2543_de82_ef95);
+    let mut all = Vec::new();
+    for epoch in 0..settings.inner_epochs {
+        let order = order::epoch_order(num, m > 1, seed, epoch);
+        let parts = (0..m).map(|i| order[num * i / m..num * (i + 1) / m].to_vec());
+        all.extend(parts.filter(|part| !part.is_empty()));
+    }
+    all
+}
+
+/// Asks the held-out problems, and warns where the reward is earned without being deserved.
+fn held_out(cursor: &mut Cursor, observer: &mut dyn GrpoObserver) -> Result<Option<f64>> {
+    let Some(found) = observer.evaluate(cursor.step)? else {
+        return Ok(None);
+    };
+    let (sum, num) = std::mem::take(&mut cursor.rewards_since);
+    cursor.points.push(Point {
+        step: cursor.step,
+        reward: sum / num.max(1) as f64,
+        accuracy: found.accuracy,
+        accuracy_error: share_error(found.accuracy, found.num_problems),
+    });
+    if let (Some(best), Some(now)) = (alarm(&cursor.points), cursor.points.last()) {
+        observer.warn(&format!(
+            "step {}: the reward is up from {:.3} to {:.3} since step {}, the held-out accuracy down from {:.3} to {:.3}: what is rewarded may not be what is wanted",
+            now.step, best.reward, now.reward, best.step, best.accuracy, now.accuracy
+        ));
+    }
+    Ok(Some(found.accuracy))
+}
+
+/// Refuses prompts that could not be continued.
+fn check_prompts(prompts: &[GrpoPrompt], model: &CausalLm) -> Result<()> {
+    if prompts.is_empty() {
+        return Err(Error::input("there is no prompt to learn from"));
+    }
+    let most = model.config().max_position_embeddings;
+    for prompt in prompts {
+        let n = prompt.tokens.len();
+        if n == 0 || n >= most {
+            return Err(Error::input(format!(
+                "prompt `{}` has {n} tokens; the model has {most} positions for prompt and completion",
+                prompt.prompt.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Hash of everything that changes what is learnt.
+fn key(settings: &Grpo, seed: u64, inputs_key: &str, num_prompts: usize) -> Result<String> {
+    let same = Grpo {
+        recompute: recipe::Recompute::None,
+        batch_size: 0,
+        checkpoint_every_steps: 0,
+        keep_checkpoints: 0,
+        samples_every_steps: 0,
+        num_sample_groups: 0,
+        eval_every_steps: 0,
+        ..settings.clone()
+    };
+    let bytes = serde_json::to_vec(&(same, seed, inputs_key, num_prompts))
+        .map_err(|e| Error::input(format!("hashing the settings of `grpo`: {e}")))?;
+    Ok(Sha256::digest(&bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect())
+}
+
+fn not_finite(step: usize) -> Error {
+    Error::NonFinite {
+        message: format!(
+            "step {step}: the loss or its gradient is not finite; the weights are as they were before the step"
+        ),
+        hint: Some(
+            "lower `grpo.learning_rate`, or bound the ratio with `grpo.clip_max`, and go on from an earlier checkpoint".into(),
+        ),
+    }
+}
+
+fn interrupted(step: usize, total_steps: usize, dir: &Path) -> Error {
+    Error::Interrupted {
+        message: format!(
+            "stopped after step {step} of {total_steps}, saved in `{}`; run the same command again to go on",
+            dir.display()
+        ),
+    }
+}

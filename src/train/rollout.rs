@@ -1,0 +1,305 @@
+//! Rollouts: which prompts, their completions and rewards. Each group is on the disk as soon as it and those before it are
+//! sampled, so that a killed run samples nothing twice.
+//!
+//! Prompts come in an order that is a function of the seed, each epoch another; draws are keyed by a prompt's place in that
+//! order, so that a rollout is a function of the weights, the seed and the place it begins at.
+
+use super::advantage::{self, is_flat};
+use super::order;
+use crate::data::Prompt;
+use crate::generate::row_log::{Asked, Generation, RowLog, sample_in_order};
+use crate::generate::{Engine, FinishReason, Sampling};
+use crate::progress::Stop;
+use crate::recipe::grpo::Grpo;
+use crate::reward::{Group as RewardGroup, Rewards, Sample, Scored};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// A prompt as the policy gets it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GrpoPrompt {
+    pub prompt: Prompt,
+    /// With the generation prompt.
+    pub tokens: Vec<u32>,
+    /// What the template wrote behind the question and belongs to the answer.
+    pub opening: String,
+}
+
+/// The completions of one prompt.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Index of the prompt.
+    pub prompt: usize,
+    pub answers: Vec<Generation>,
+    pub scored: Vec<Scored>,
+    pub advantages: Vec<f64>,
+}
+
+/// What the updates are made from.
+#[derive(Clone, Debug, Default)]
+pub struct Rollout {
+    pub groups: Vec<Group>,
+    /// Prompts that were drawn, with those of groups that were replaced.
+    pub num_drawn: usize,
+    /// Groups that were all right or all wrong, and were left out.
+    pub num_dropped: usize,
+    pub rollout_s: f64,
+    pub reward_s: f64,
+}
+
+impl Group {
+    /// Whether each completion is right, where that is known.
+    pub fn correct(&self) -> impl Iterator<Item = Option<bool>> + Clone {
+        self.scored.iter().map(is_correct)
+    }
+
+    /// Whether all are right, or all wrong; where that is not known, whether all rewards are equal.
+    pub fn is_degenerate(&self) -> bool {
+        let known: Option<Vec<bool>> = self.correct().collect();
+        match known {
+            Some(known) => known.iter().all(|c| *c) || !known.contains(&true),
+            None => is_flat(&self.scored.iter().map(|s| s.total).collect::<Vec<_>>()),
+        }
+    }
+}
+
+/// Whether a verifier found a completion right; none where none was asked or could tell.
+pub fn is_correct(scored: &Scored) -> Option<bool> {
+    let verdict = scored.verdict.as_ref().filter(|v| !v.gold_unreadable);
+    verdict.map(|v| v.is_correct())
+}
+
+/// A line of the file of a rollout.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    /// Place in the order of prompts.
+    position: usize,
+    generations: Vec<Generation>,
+}
+
+/// What rollouts are made with.
+pub struct Rollouts<'a> {
+    pub engine: &'a mut dyn Engine,
+    pub prompts: &'a [GrpoPrompt],
+    pub rewards: &'a Rewards,
+    pub settings: &'a Grpo,
+    pub sampling: Sampling,
+    /// Where the files are.
+    pub dir: PathBuf,
+    /// Of the run; files of another are not read.
+    pub key: String,
+    pub stop: &'a Stop,
+}
+
+impl Rollouts<'_> {
+    /// Rollout `number`, from the prompt at `first` on.
+    ///
+    /// # Errors
+    /// What the engine or a reward returns; [`Error::Interrupted`] after a stop, with all whole groups kept.
+    pub fn take(&mut self, number: usize, first: usize) -> Result<Rollout> {
+        fs::create_dir_all(&self.dir).map_err(|e| Error::io("creating", &self.dir, e))?;
+        let mut log = RowLog::open(&self.path(number))?;
+        let mut kept: Vec<Row> = Vec::new();
+        let path = log.path().to_path_buf();
+        let (group_size, num_prompts) = (self.settings.group_size, self.prompts.len());
+        log.keep(
+            |line, number| {
+                serde_json::from_slice::<Row>(line).map_err(|e| {
+                    Error::input(format!("`{}` line {number}: {e}", path.display()))
+                        .with_hint("delete the file to sample this rollout again")
+                })
+            },
+            |i, row| {
+                if row.position != first + i || row.generations.len() != group_size {
+                    return Err(Error::input(format!(
+                        "`{}` line {} is of another rollout",
+                        path.display(),
+                        i + 1
+                    ))
+                    .with_hint("delete the file to sample this rollout again"));
+                }
+                kept.push(row);
+                Ok(())
+            },
+        )?;
+        let mut kept = kept.into_iter();
+        let mut all = Rollout::default();
+        let wanted = self.settings.num_prompts_per_rollout();
+        let mut degenerate = Vec::new();
+        for round in 0..=self.settings.dynamic_sampling_rounds {
+            let started = Instant::now();
+            let missing = wanted - all.groups.len();
+            let start = first + all.num_drawn;
+            let mut rows: Vec<Row> = kept.by_ref().take(missing).collect();
+            let places: Vec<usize> = (start..start + missing)
+                .map(|position| self.prompt_at(position))
+                .collect();
+            self.sample(start, &places, &mut rows, &mut log)?;
+            all.num_drawn += missing;
+            all.rollout_s += started.elapsed().as_secs_f64();
+            let started = Instant::now();
+            for group in self.score(&places, rows)? {
+                match self.settings.dynamic_sampling_rounds > 0 && group.is_degenerate() {
+                    true => degenerate.push(group),
+                    false => all.groups.push(group),
+                }
+            }
+            all.reward_s += started.elapsed().as_secs_f64();
+            if all.groups.len() == wanted || round == self.settings.dynamic_sampling_rounds {
+                break;
+            }
+        }
+        log.finish()?;
+        all.num_dropped = degenerate.len();
+        if all.groups.is_empty() {
+            // nothing to learn, but something to report
+            degenerate.truncate(wanted);
+            all.groups = degenerate;
+        }
+        if all.groups.is_empty() || num_prompts == 0 {
+            return Err(Error::input("there is no prompt to sample from"));
+        }
+        self.advantages(&mut all);
+        Ok(all)
+    }
+
+    /// Deletes the files of rollouts before `number`, and those of other runs.
+    ///
+    /// # Errors
+    /// The folder cannot be read or changed.
+    pub fn forget_before(&self, number: usize) -> Result<()> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|e| Error::io("listing", &self.dir, e))?,
+        };
+        for entry in entries {
+            let path = entry
+                .map_err(|e| Error::io("listing", &self.dir, e))?
+                .path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let own = name
+                .strip_suffix(&format!("-{}.jsonl", self.short_key()))
+                .and_then(|rest| rest.strip_prefix("rollout-"))
+                .and_then(|number| number.parse::<usize>().ok());
+            if own.is_none_or(|own| own < number) {
+                fs::remove_file(&path).map_err(|e| Error::io("deleting", &path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, number: usize) -> PathBuf {
+        let name = format!("rollout-{number:06}-{}.jsonl", self.short_key());
+        Path::new(&self.dir).join(name)
+    }
+
+    fn short_key(&self) -> &str {
+        self.key.get(..12).unwrap_or(&self.key)
+    }
+
+    /// Which prompt is at a place of the order.
+    fn prompt_at(&self, position: usize) -> usize {
+        let n = self.prompts.len().max(1);
+        let order = order::epoch_order(n, true, self.sampling.seed, position / n);
+        order[position % n]
+    }
+
+    /// Adds to `rows` those that are not there yet.
+    fn sample(
+        &mut self,
+        start: usize,
+        places: &[usize],
+        rows: &mut Vec<Row>,
+        log: &mut RowLog,
+    ) -> Result<()> {
+        let first = start + rows.len();
+        let prompts: Vec<Vec<u32>> = places[rows.len()..]
+            .iter()
+            .map(|&place| self.prompts[place].tokens.clone())
+            .collect();
+        if prompts.is_empty() {
+            return Ok(());
+        }
+        let asked = Asked {
+            prompts,
+            first,
+            n: self.settings.group_size,
+            sampling: &self.sampling,
+            keep_sampled: true,
+        };
+        let mut on_row = |at: usize, generations: Vec<Generation>| {
+            let row = Row {
+                position: first + at,
+                generations,
+            };
+            let line = serde_json::to_string(&row)
+                .map_err(|e| Error::input(format!("a group cannot be written: {e}")))?;
+            log.append(&line)?;
+            rows.push(row);
+            Ok(())
+        };
+        sample_in_order(self.engine, asked, &mut || (), &mut on_row, self.stop)
+    }
+
+    fn score(&self, places: &[usize], rows: Vec<Row>) -> Result<Vec<Group>> {
+        let groups: Vec<RewardGroup> = places
+            .iter()
+            .zip(&rows)
+            .map(|(&place, row)| self.reward_group(place, &row.generations))
+            .collect();
+        let scored = self.rewards.score_groups(&groups)?;
+        drop(groups);
+        let all = places.iter().zip(rows).zip(scored);
+        Ok(all
+            .map(|((&prompt, row), scored)| Group {
+                prompt,
+                answers: row.generations,
+                scored,
+                advantages: Vec::new(),
+            })
+            .collect())
+    }
+
+    fn reward_group<'g>(&'g self, place: usize, answers: &'g [Generation]) -> RewardGroup<'g> {
+        let GrpoPrompt {
+            prompt, opening, ..
+        } = &self.prompts[place];
+        RewardGroup {
+            prompt: Some(&prompt.question),
+            opening,
+            golds: &prompt.golds,
+            options: &prompt.options,
+            row: Some(&prompt.row),
+            samples: answers
+                .iter()
+                .map(|answer| Sample {
+                    text: &answer.text,
+                    num_tokens: Some(answer.tokens.len()),
+                    truncated: answer.finish_reason == FinishReason::Length,
+                })
+                .collect(),
+        }
+    }
+
+    /// A completion that no reward applies to has no part in the mean of its group, and an advantage of 0.
+    fn advantages(&self, rollout: &mut Rollout) {
+        let has_value = |s: &&Scored| s.parts.iter().any(|part| part.value.is_some());
+        let rewards: Vec<Vec<f64>> = rollout
+            .groups
+            .iter()
+            .map(|g| g.scored.iter().filter(has_value).map(|s| s.total).collect())
+            .collect();
+        let advantages = advantage::outcome(&rewards, self.settings.advantage);
+        for (group, advantages) in rollout.groups.iter_mut().zip(advantages) {
+            let mut advantages = advantages.into_iter();
+            let each = group.scored.iter().map(|s| match has_value(&s) {
+                true => advantages.next().unwrap_or(0.0),
+                false => 0.0,
+            });
+            group.advantages = each.collect();
+        }
+    }
+}

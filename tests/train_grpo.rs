@@ -1,0 +1,544 @@
+//! The GRPO loop on a bandit whose optimum is known: every variant reaches it, a strong pull to the reference keeps the
+//! policy where it is, packing changes nothing, and a killed run goes on with the same metrics.
+
+mod train_common;
+
+use distill::data::Prompt;
+use distill::generate::{Completion, Engine, LocalEngine, Request, Sampling};
+use distill::model::CausalLm;
+use distill::progress::Stop;
+use distill::recipe::grpo::{Correction, Grpo, Kl, Loss, Preset, Ratio, Scale};
+use distill::recipe::reward::{AccuracyReward, RewardKind, RewardSettings, RewardTable};
+use distill::reward::{Rewards, Tools};
+use distill::tokenize::TextTokenizer;
+use distill::tokenize::files::TokenizerFiles;
+use distill::train::grpo::HeldOut;
+use distill::train::grpo_record::GrpoRecord;
+use distill::train::rollout::Group;
+use distill::train::{GrpoJob, GrpoObserver, GrpoOutcome, GrpoPrompt, train_grpo};
+use distill::verify::Kind;
+use distill::{Error, Result};
+use std::path::Path;
+use train_common::{VOCAB, bits, tiny};
+
+/// Ends a completion.
+const END: u32 = 0;
+
+fn tokenizer() -> TextTokenizer {
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        (0..VOCAB).map(|i| (format!("t{i}"), i.into())).collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"},
+    });
+    TextTokenizer::new(json.to_string().into_bytes(), TokenizerFiles::default()).unwrap()
+}
+
+/// Four questions; the answer to each is another word.
+fn prompts() -> Vec<GrpoPrompt> {
+    (0..4u32)
+        .map(|i| GrpoPrompt {
+            prompt: Prompt {
+                id: i.to_string(),
+                question: "what?".into(),
+                messages: Vec::new(),
+                golds: vec![format!("t{}", 9 + 3 * i)],
+                options: Vec::new(),
+                domain: None,
+                row: serde_json::Map::new(),
+            },
+            tokens: vec![i + 1, 7, i + 1],
+            opening: String::new(),
+        })
+        .collect()
+}
+
+fn rewards() -> Rewards {
+    let exact = RewardKind::Accuracy(AccuracyReward {
+        verifier: Kind::Exact,
+        ..AccuracyReward::default()
+    });
+    let table = RewardTable::List(vec![RewardSettings {
+        weight: 1.0,
+        kind: exact,
+    }]);
+    Rewards::build(&table, Tools::default()).unwrap()
+}
+
+fn settings() -> Grpo {
+    Grpo {
+        num_steps: Some(40),
+        num_prompts_per_step: 4,
+        group_size: 16,
+        max_new_tokens: 1,
+        batch_size: 64,
+        learning_rate: 2e-2,
+        kl: Kl::None,
+        kl_coef: 0.0,
+        pack_length: 64,
+        checkpoint_every_steps: 1000,
+        samples_every_steps: 0,
+        ..Grpo::default()
+    }
+}
+
+/// Remembers the records, and can ask to stop or fail.
+#[derive(Default)]
+struct Log {
+    records: Vec<GrpoRecord>,
+    checkpoints: Vec<usize>,
+    resumed: Vec<usize>,
+    warnings: Vec<String>,
+    num_samples: usize,
+    /// Accuracies to answer with.
+    held_out: Vec<f64>,
+    fail_after: Option<usize>,
+    stop: Option<(usize, Stop)>,
+}
+
+impl GrpoObserver for Log {
+    fn step(&mut self, record: &GrpoRecord) -> Result<()> {
+        self.records.push(record.clone());
+        if let Some((step, stop)) = &self.stop
+            && *step == record.step
+        {
+            stop.request();
+        }
+        match self.fail_after == Some(record.step) {
+            true => Err(Error::input("the disk is full")),
+            false => Ok(()),
+        }
+    }
+    fn samples(&mut self, _: usize, groups: &[Group], _: &[GrpoPrompt]) -> Result<()> {
+        self.num_samples += groups.len();
+        Ok(())
+    }
+    fn evaluate(&mut self, _: usize) -> Result<Option<HeldOut>> {
+        Ok(self.held_out.pop().map(|accuracy| HeldOut {
+            accuracy,
+            num_problems: 10_000,
+        }))
+    }
+    fn checkpoint(&mut self, step: usize, _: &Path) -> Result<()> {
+        self.checkpoints.push(step);
+        Ok(())
+    }
+    fn resumed(&mut self, step: usize) -> Result<()> {
+        self.resumed.push(step);
+        Ok(())
+    }
+    fn warn(&mut self, text: &str) {
+        self.warnings.push(text.into());
+    }
+}
+
+fn train(
+    model: &CausalLm,
+    settings: &Grpo,
+    dir: &Path,
+    log: &mut Log,
+    stop: &Stop,
+) -> Result<GrpoOutcome> {
+    let (tokenizer, prompts, rewards) = (tokenizer(), prompts(), rewards());
+    let mut engine = LocalEngine::new(model, &tokenizer, settings.batch_size);
+    let job = GrpoJob {
+        engine: &mut engine,
+        prompts: &prompts,
+        rewards: &rewards,
+        settings,
+        stop_ids: &[END],
+        seed: 5,
+        inputs_key: "test",
+    };
+    train_grpo(model, job, dir, log, stop)
+}
+
+fn run(settings: &Grpo) -> (CausalLm, Vec<GrpoRecord>) {
+    let (model, mut log) = (tiny(3), Log::default());
+    let dir = tempfile::tempdir().unwrap();
+    train(&model, settings, dir.path(), &mut log, &Stop::default()).unwrap();
+    (model, log.records)
+}
+
+/// Times aside, which no two runs share.
+fn timeless(records: &[GrpoRecord]) -> Vec<GrpoRecord> {
+    records
+        .iter()
+        .map(|r| GrpoRecord {
+            rollout_s: 0.0,
+            reward_s: 0.0,
+            reference_s: 0.0,
+            update_s: 0.0,
+            step_time_s: 0.0,
+            ..r.clone()
+        })
+        .collect()
+}
+
+/// Mean reward of the last steps.
+fn late(records: &[GrpoRecord]) -> f64 {
+    let last = &records[records.len() - 5..];
+    last.iter().map(|r| r.reward).sum::<f64>() / 5.0
+}
+
+#[test]
+fn every_variant_learns_the_right_word() {
+    // many completions: the right word is one of 24, and must be met
+    let base = Grpo {
+        group_size: 64,
+        learning_rate: 1e-2,
+        num_steps: Some(60),
+        ..settings()
+    };
+    let with = |preset: Preset| Grpo {
+        preset,
+        num_minibatches: 2,
+        num_prompts_per_step: 2,
+        num_steps: Some(60),
+        ..base.clone()
+    };
+    let variants = [
+        ("grpo", base.clone()),
+        (
+            "r1",
+            Grpo {
+                ratio: Ratio::Sequence,
+                clip_low: 10.0,
+                clip_high: 10.0,
+                ..with(Preset::R1)
+            },
+        ),
+        (
+            "deepseekmath",
+            Grpo {
+                kl: Kl::K3,
+                kl_coef: 0.001,
+                reference_every_steps: 10,
+                ..base.clone()
+            },
+        ),
+        (
+            "dapo",
+            Grpo {
+                loss: Loss::Dapo,
+                clip_high: 0.28,
+                dynamic_sampling_rounds: 2,
+                ..with(Preset::Dapo)
+            },
+        ),
+        (
+            "dr_grpo",
+            Grpo {
+                loss: Loss::DrGrpo,
+                advantage: Scale::None,
+                ..with(Preset::DrGrpo)
+            },
+        ),
+        (
+            "gspo",
+            Grpo {
+                ratio: Ratio::SequenceMean,
+                inner_epochs: 2,
+                ..with(Preset::Gspo)
+            },
+        ),
+        (
+            "cispo",
+            Grpo {
+                loss: Loss::Cispo,
+                clip_high: 5.0,
+                ..with(Preset::Cispo)
+            },
+        ),
+        (
+            "bnpo",
+            Grpo {
+                loss: Loss::Bnpo,
+                advantage: Scale::Batch,
+                ..base.clone()
+            },
+        ),
+        (
+            "corrected",
+            Grpo {
+                correction: Correction::SequenceTruncate,
+                ..base.clone()
+            },
+        ),
+        (
+            "unbiased",
+            Grpo {
+                kl: Kl::Unbiased,
+                kl_coef: 0.001,
+                ..base.clone()
+            },
+        ),
+    ];
+    for (name, settings) in variants {
+        let (_, records) = run(&settings);
+        let (first, last) = (records[0].reward, late(&records));
+        assert!(first < 0.3 && last > 0.6, "{name}: {first} to {last}");
+        // the sampler is the policy
+        assert!(records[0].gap_max < 1e-4, "{name}: {}", records[0].gap_max);
+        assert!(records[0].pass_rate == Some(records[0].reward), "{name}");
+    }
+}
+
+#[test]
+fn a_strong_pull_keeps_the_policy() {
+    let pulled = Grpo {
+        kl: Kl::K3,
+        kl_coef: 100.0,
+        learning_rate: 1e-3,
+        ..settings()
+    };
+    let (_, records) = run(&pulled);
+    assert!(late(&records) < 0.3, "{}", late(&records));
+    assert!(records.iter().all(|r| r.kl.unwrap() < 0.05));
+    // no advantage at all: nothing moves
+    let still = Grpo {
+        learning_rate: 0.0,
+        num_steps: Some(2),
+        ..settings()
+    };
+    assert_eq!(bits(&run(&still).0), bits(&tiny(3)));
+}
+
+#[test]
+fn packing_changes_nothing_and_the_seed_decides() {
+    let longer = Grpo {
+        max_new_tokens: 4,
+        num_steps: Some(6),
+        kl: Kl::K3,
+        kl_coef: 0.01,
+        learning_rate: 1e-3,
+        num_minibatches: 2,
+        num_prompts_per_step: 2,
+        ..settings()
+    };
+    let (model, records) = run(&longer);
+    let (again, same) = run(&longer);
+    assert_eq!(timeless(&records), timeless(&same));
+    assert_eq!(bits(&model), bits(&again));
+    // one by one, in pairs, all together; few sampled side by side
+    let once = Grpo {
+        max_new_tokens: 1,
+        group_size: 64,
+        num_steps: Some(1),
+        num_minibatches: 1,
+        num_prompts_per_step: 4,
+        kl: Kl::None,
+        ..longer
+    };
+    let first = &run(&once).1[0];
+    assert!(first.grad_norm > 0.0);
+    for (pack_length, batch_size) in [(1, 64), (13, 3), (10_000, 7)] {
+        let other = Grpo {
+            pack_length,
+            batch_size,
+            ..once.clone()
+        };
+        let other = &run(&other).1[0];
+        assert!((first.loss - other.loss).abs() < 1e-5);
+        assert!((first.grad_norm / other.grad_norm - 1.0).abs() < 1e-3);
+        assert_eq!((first.reward, first.length), (other.reward, other.length));
+    }
+}
+
+/// Fails after some completions, as a killed process would leave it.
+struct Killed<'a> {
+    engine: LocalEngine<'a>,
+    num_left: usize,
+}
+
+impl Engine for Killed<'_> {
+    fn generate(
+        &mut self,
+        requests: &[Request],
+        sampling: &Sampling,
+        on_done: &mut dyn FnMut(Completion) -> Result<()>,
+        stop: &Stop,
+    ) -> Result<()> {
+        let left = &mut self.num_left;
+        let mut some = |done| {
+            if *left == 0 {
+                return Err(Error::input("killed"));
+            }
+            *left -= 1;
+            on_done(done)
+        };
+        self.engine.generate(requests, sampling, &mut some, stop)
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_with_the_same_metrics() {
+    let settings = Grpo {
+        num_steps: Some(12),
+        max_new_tokens: 3,
+        kl: Kl::K3,
+        kl_coef: 0.01,
+        reference_every_steps: 4,
+        checkpoint_every_steps: 4,
+        num_minibatches: 2,
+        num_prompts_per_step: 2,
+        dynamic_sampling_rounds: 1,
+        ..settings()
+    };
+    let (model, straight) = run(&settings);
+    let straight = timeless(&straight);
+    let dir = tempfile::tempdir().unwrap();
+    let stop = Stop::default();
+
+    // in the middle of a rollout, after some updates that no checkpoint has
+    let (policy, mut log) = (tiny(3), Log::default());
+    let (words, asked, scores) = (tokenizer(), prompts(), rewards());
+    let mut killed = Killed {
+        engine: LocalEngine::new(&policy, &words, 64),
+        num_left: 3 * 64 + 40,
+    };
+    let job = GrpoJob {
+        engine: &mut killed,
+        prompts: &asked,
+        rewards: &scores,
+        settings: &settings,
+        stop_ids: &[END],
+        seed: 5,
+        inputs_key: "test",
+    };
+    let error = train_grpo(&policy, job, dir.path(), &mut log, &stop).unwrap_err();
+    assert!(error.to_string().contains("killed"), "{error}");
+    let num_before = log.records.len();
+    assert_eq!(timeless(&log.records), straight[..num_before]);
+
+    // a full disk two steps later, after an update
+    let (policy, mut log) = (
+        tiny(3),
+        Log {
+            fail_after: Some(7),
+            ..Log::default()
+        },
+    );
+    let error = train(&policy, &settings, dir.path(), &mut log, &stop).unwrap_err();
+    assert_eq!(error.to_string(), "the disk is full");
+    let from = log.resumed[0];
+    assert_eq!(timeless(&log.records), straight[from..7]);
+
+    // stopped, and to the end
+    let mut log = Log {
+        stop: Some((9, stop.clone())),
+        ..Log::default()
+    };
+    let error = train(&tiny(3), &settings, dir.path(), &mut log, &stop).unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+    let (policy, mut log) = (tiny(3), Log::default());
+    let outcome = train(&policy, &settings, dir.path(), &mut log, &Stop::default()).unwrap();
+    assert_eq!(log.resumed, [10]);
+    assert_eq!(outcome.num_resumed_steps, 10);
+    assert_eq!(timeless(&log.records), straight[10..]);
+    assert_eq!(bits(&policy), bits(&model));
+
+    // nothing is left to do, and other settings are refused
+    let mut log = Log::default();
+    let outcome = train(&tiny(3), &settings, dir.path(), &mut log, &Stop::default()).unwrap();
+    assert!(outcome.num_steps == 12 && log.records.is_empty());
+    let other = Grpo {
+        kl_coef: 0.02,
+        ..settings
+    };
+    let error = train(&tiny(3), &other, dir.path(), &mut log, &Stop::default()).unwrap_err();
+    assert!(error.to_string().contains("other settings"), "{error}");
+}
+
+#[test]
+fn what_is_watched() {
+    let watched = Grpo {
+        num_steps: Some(6),
+        max_new_tokens: 2,
+        eval_every_steps: 2,
+        samples_every_steps: 3,
+        num_sample_groups: 3,
+        overlong_filter: true,
+        learning_rate: 5e-2,
+        ..settings()
+    };
+    // the accuracy falls while the reward climbs
+    let mut log = Log {
+        held_out: vec![0.1, 0.2, 0.9],
+        ..Log::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    train(&tiny(3), &watched, dir.path(), &mut log, &Stop::default()).unwrap();
+    let accuracies: Vec<_> = log.records.iter().map(|r| r.held_out_accuracy).collect();
+    assert_eq!(
+        accuracies,
+        [None, Some(0.9), None, Some(0.2), None, Some(0.1)]
+    );
+    assert_eq!(log.num_samples, 6);
+    assert_eq!(log.checkpoints, [6]);
+    for r in &log.records {
+        assert_eq!(r.num_completions, 64);
+        assert!(r.length <= 2.0 && r.length_max <= 2);
+        assert!(r.entropy >= 0.0 && (0.0..=1.0).contains(&r.truncated));
+        assert!(r.rewards.contains_key("accuracy"));
+        assert_eq!(r.kl, None);
+    }
+    // all completions cut off and filtered: an update by nothing
+    let all_cut = Grpo {
+        max_new_tokens: 1,
+        num_steps: Some(1),
+        ..watched
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::default();
+    let model = tiny(3);
+    let stop_ids_never_drawn = Grpo {
+        temperature: 1e-3,
+        ..all_cut
+    };
+    train(
+        &model,
+        &stop_ids_never_drawn,
+        dir.path(),
+        &mut log,
+        &Stop::default(),
+    )
+    .unwrap();
+    assert_eq!(log.records[0].grad_norm, 0.0);
+    assert_eq!(bits(&model), bits(&tiny(3)));
+}
+
+#[test]
+fn what_cannot_be_learnt_from_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let too_many = Grpo {
+        num_steps: None,
+        num_prompts_per_step: 5,
+        ..settings()
+    };
+    let error = train(
+        &tiny(3),
+        &too_many,
+        dir.path(),
+        &mut Log::default(),
+        &Stop::default(),
+    );
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "4 prompts make no rollout of 5"
+    );
+    // a rate that breaks the weights is one error
+    let broken = Grpo {
+        learning_rate: 1e300,
+        ..settings()
+    };
+    let error = train(
+        &tiny(3),
+        &broken,
+        dir.path(),
+        &mut Log::default(),
+        &Stop::default(),
+    );
+    assert!(matches!(error, Err(Error::NonFinite { .. })), "{error:?}");
+}
