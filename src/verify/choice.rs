@@ -8,7 +8,8 @@
 //! `choice_claims.rs`, the words of the text in `choice_words.rs`.
 
 use super::choice_claims::{
-    is_anchor, is_called_right, is_denied, is_formula, is_ruled_out, says_none, says_nothing,
+    MAX_FILLERS, is_anchor, is_called_right, is_denied, is_formula, is_ruled_out, says_none,
+    says_nothing,
 };
 use super::choice_words::{Sense, Token, is_retraction, sense, tokens};
 use super::{Outcome, Verdict, answer_part};
@@ -19,9 +20,6 @@ const LAST_LETTER: char = 'J';
 
 /// A text without any claim is searched for mentions only up to this length: what long texts mention they do not choose.
 const MAX_MENTION_BYTES: usize = 400;
-
-/// Words between a statement and its letter: "the answer is for sure (B)".
-const MAX_FILLERS: usize = 10;
 
 /// The verdict on `prediction` where `gold` is a letter, or a text that begins with one such as `(D) Alina`.
 pub fn check(prediction: &str, gold: &str) -> Verdict {

@@ -2,6 +2,9 @@
 
 use super::choice_words::{Sense, Token, sense};
 
+/// Words between a statement and its letter: "the answer is for sure (B)".
+pub(super) const MAX_FILLERS: usize = 10;
+
 /// `a = 3`, `A + B`, `A^2`: letters that are names.
 pub(super) fn is_formula(words: &[Token<'_>]) -> bool {
     words.get(1).is_some_and(|t| {
@@ -100,6 +103,7 @@ pub(super) fn says_none(words: &[Token<'_>]) -> bool {
         is_anchor(words, at)
             && words[at + 1..]
                 .iter()
+                .take(MAX_FILLERS)
                 .find(|t| !says_nothing(t, true))
                 .is_some_and(|t| t.text.eq_ignore_ascii_case("none"))
     })
