@@ -1,3 +1,5 @@
+//! The numbers of [`super`], by hand and by differences.
+
 use super::*;
 use crate::recipe::grpo::Preset;
 
