@@ -197,7 +197,6 @@ fn letters_that_were_not_chosen() {
         ),
         ("empty box", r"\boxed{}"),
         ("a look-alike of another alphabet", "Answer: В"),
-        ("a fullwidth letter", "Answer: Ｂ"),
         ("a circled letter", "Answer: Ⓑ"),
         ("a letter of a word", "Answer: Banana"),
         ("a range", "Answer: A-D"),

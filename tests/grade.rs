@@ -41,7 +41,7 @@ fn rows_keep_their_text_and_order() {
     );
     assert_eq!(
         lines[1],
-        "{\"gold\":\"B\",\"prediction\":\"Answer: C\",\"kind\":\"choice\",\"verdict\":\"wrong\",\"correct\":false,\
+        "{\"gold\": \"B\",\"prediction\": \"Answer: C\",\"kind\": \"choice\",\"verdict\":\"wrong\",\"correct\":false,\
          \"extracted\":\"C\",\"reason\":\"other letter\"}"
     );
     assert_eq!(rows(&text)[2]["verdict"], "correct");
