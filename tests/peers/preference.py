@@ -20,6 +20,11 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import datasets
 import torch
 import torch.nn.functional as F
+
+if not torch.cuda.is_available():
+    # transformers asks when it looks for packed sequences; the CUDA libraries here may be stand-ins that cannot answer
+    torch.cuda.is_current_stream_capturing = lambda: False
+
 import transformers
 from datasets import Dataset
 from safetensors.torch import load_file
