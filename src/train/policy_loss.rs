@@ -183,7 +183,11 @@ pub fn terms(settings: &Grpo, known: &Known) -> Terms {
             // an advantage of 0 is worth nothing whatever the ratio
             if a != 0.0 {
                 tally.loss -= weight * free.min(clipped);
-                if free <= clipped && r < most {
+                let flows = match free <= clipped {
+                    true => r < most,
+                    false => low < r && r < high,
+                };
+                if flows {
                     through_ratio[t] -= weight * a * r;
                 }
             }

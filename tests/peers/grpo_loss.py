@@ -19,6 +19,10 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOTrainer
 
+if not torch.cuda.is_available():
+    # transformers asks when it looks for packed sequences; the CUDA libraries here may be stand-ins that cannot answer
+    torch.cuda.is_current_stream_capturing = lambda: False
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DISTILL = os.environ.get("DISTILL", str(ROOT / "target/release/distill"))
 TEMPERATURE = 0.8
