@@ -16,6 +16,7 @@ const RECIPES: &[(&str, &str)] = embedded!(
         "own-traces",
         "rejection",
         "r1-zero",
+        "r1-zero-mini",
         "r1",
         "dapo",
         "own-qwen-1.5b",
