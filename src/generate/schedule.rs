@@ -91,10 +91,7 @@ pub fn run<M: Lm>(
     loop {
         if stop.requested() {
             return Err(Error::Interrupted {
-                message: format!(
-                    "sampling was stopped with {} completions to go",
-                    waiting.len() + active.len()
-                ),
+                message: format!("with {} completions to go", waiting.len() + active.len()),
             });
         }
         // a prompt can take long: whoever stops waits for one of them, not for all slots

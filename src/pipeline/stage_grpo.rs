@@ -9,7 +9,6 @@
 
 use super::graph::{Opening, StageContext};
 use super::open::Student;
-
 use super::stage_generate::{open_rewards, prompt_inputs, read_prompts};
 use super::stages::{Place, save_model};
 use super::suites::{SuiteRun, run_suite, suite_problems};
@@ -19,7 +18,6 @@ use crate::generate::row_log::check_length;
 use crate::model::CausalLm;
 use crate::progress::{Silent, Task};
 use crate::recipe::graph::{Job, StagePlan};
-use crate::recipe::grpo::Grpo;
 use crate::recipe::plan::EvalPlan;
 use crate::report::{EventWriter, MetricsLog};
 use crate::train::grpo::HeldOut;
@@ -46,21 +44,10 @@ pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result
         return Ok(json!({}));
     };
     let chat = student.chat();
-    // how often something is saved or looked at, and what is computed side by side, changes nothing
-    let learned = Grpo {
-        batch_size: 0,
-        checkpoint_every_steps: 0,
-        keep_checkpoints: 0,
-        samples_every_steps: 0,
-        num_sample_groups: 0,
-        eval_every_steps: 0,
-        recompute: Default::default(),
-        ..(**grpo).clone()
-    };
     let tokenizer = Sha256::digest(chat.tokenizer.json());
     Ok(json!({
         "prompts": prompt_inputs(opening, stage, prompts)?,
-        "grpo": learned,
+        "grpo": grpo.learned(),
         "rewards": rewards,
         "template": chat.template()?.source(),
         "tokenizer": tokenizer.iter().map(|b| format!("{b:02x}")).collect::<String>(),

@@ -9,6 +9,7 @@
 pub mod card;
 pub mod graph;
 pub mod grpo;
+mod grpo_presets;
 pub mod load;
 pub mod pairs;
 pub mod plan;

@@ -430,17 +430,7 @@ fn check_prompts(prompts: &[GrpoPrompt], model: &CausalLm) -> Result<()> {
 
 /// Hash of everything that changes what is learnt.
 fn key(settings: &Grpo, seed: u64, inputs_key: &str, num_prompts: usize) -> Result<String> {
-    let same = Grpo {
-        recompute: recipe::Recompute::None,
-        batch_size: 0,
-        checkpoint_every_steps: 0,
-        keep_checkpoints: 0,
-        samples_every_steps: 0,
-        num_sample_groups: 0,
-        eval_every_steps: 0,
-        ..settings.clone()
-    };
-    let bytes = serde_json::to_vec(&(same, seed, inputs_key, num_prompts))
+    let bytes = serde_json::to_vec(&(settings.learned(), seed, inputs_key, num_prompts))
         .map_err(|e| Error::input(format!("hashing the settings of `grpo`: {e}")))?;
     Ok(Sha256::digest(&bytes)
         .iter()
@@ -462,7 +452,7 @@ fn not_finite(step: usize) -> Error {
 fn interrupted(step: usize, total_steps: usize, dir: &Path) -> Error {
     Error::Interrupted {
         message: format!(
-            "stopped after step {step} of {total_steps}, saved in `{}`; run the same command again to go on",
+            "after step {step} of {total_steps}, saved in `{}`; run the same command again to go on",
             dir.display()
         ),
     }

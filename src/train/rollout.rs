@@ -15,6 +15,7 @@ use crate::reward::{Group as RewardGroup, Rewards, Sample, Scored};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -134,9 +135,7 @@ impl Rollouts<'_> {
             let missing = wanted - all.groups.len();
             let start = first + all.num_drawn;
             let mut rows: Vec<Row> = kept.by_ref().take(missing).collect();
-            let places: Vec<usize> = (start..start + missing)
-                .map(|position| self.prompt_at(position))
-                .collect();
+            let places = self.prompts_at(start..start + missing);
             self.sample(start, &places, &mut rows, &mut log)?;
             all.num_drawn += missing;
             all.rollout_s += started.elapsed().as_secs_f64();
@@ -200,11 +199,20 @@ impl Rollouts<'_> {
         self.key.get(..12).unwrap_or(&self.key)
     }
 
-    /// Which prompt is at a place of the order.
-    fn prompt_at(&self, position: usize) -> usize {
+    /// Which prompts are at these places of the order.
+    fn prompts_at(&self, positions: Range<usize>) -> Vec<usize> {
         let n = self.prompts.len().max(1);
-        let order = order::epoch_order(n, true, self.sampling.seed, position / n);
-        order[position % n]
+        let mut of_epoch = (usize::MAX, Vec::new());
+        positions
+            .map(|position| {
+                let epoch = position / n;
+                if of_epoch.0 != epoch {
+                    let order = order::epoch_order(n, true, self.sampling.seed, epoch);
+                    of_epoch = (epoch, order);
+                }
+                of_epoch.1[position % n]
+            })
+            .collect()
     }
 
     /// Adds to `rows` those that are not there yet.
