@@ -210,7 +210,7 @@ fn pipeline_folder(root: &Path) {
         let mut row = json!({
             "step": step, "reward": 0.1 * t, "rewards": {"accuracy": 0.05 * t, "tag_count": 1.0 / t}, "pass_rate": 0.05 * t,
             "length": 20.0 + t, "entropy": 2.0 / t, "kl": null, "all_right": 0.0, "all_wrong": 0.5 / t, "num_prompts": 8, "stale": t});
-        if step % 4 == 0 {
+        if step.is_multiple_of(4) {
             row["held_out_accuracy"] = json!(0.9 - 0.1 * t);
         }
         if step == 8 {
