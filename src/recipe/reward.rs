@@ -52,6 +52,11 @@ impl RewardTable {
             .collect()
     }
 
+    /// Whether steps of completions are rewarded.
+    pub fn is_of_steps(&self) -> bool {
+        self.rewards().iter().any(|r| r.kind.is_of_steps())
+    }
+
     /// Whether programs are run.
     pub fn needs_sandbox(&self) -> bool {
         self.rewards()
@@ -212,7 +217,24 @@ pub enum RewardKind {
     RewardModel(RewardModelReward),
 }
 
+/// Whether a switch is off: what was not known to older runs is not written to their plans.
+pub(super) fn is_no(switch: &bool) -> bool {
+    !*switch
+}
+
 impl RewardKind {
+    /// The name of [`Self::Judge`].
+    pub const JUDGE: &'static str = Self::NAMES[12];
+
+    /// Whether each step of a completion is rewarded.
+    pub fn is_of_steps(&self) -> bool {
+        match self {
+            Self::LanguageConsistency(settings) => settings.steps,
+            Self::RewardModel(settings) => settings.steps,
+            _ => false,
+        }
+    }
+
     /// Names in the order of the variants.
     pub const NAMES: [&'static str; 14] = [
         "accuracy",
@@ -412,6 +434,9 @@ pub struct CodeFormatReward {
 pub struct LanguageReward {
     /// `en`, `zh`, ...; else the language of the prompt.
     pub target: Option<String>,
+    /// Rewards each step of a completion (`grpo.supervision = "process"`).
+    #[serde(skip_serializing_if = "is_no")]
+    pub steps: bool,
 }
 
 /// `name = "judge"`: an OpenAI-compatible endpoint.
@@ -495,96 +520,5 @@ fn default_cache() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, Deserialize, Serialize, PartialEq)]
-    struct Recipe {
-        reward: RewardTable,
-    }
-
-    fn read(text: &str) -> Result<RewardTable, String> {
-        toml::from_str::<Recipe>(text)
-            .map(|recipe| recipe.reward)
-            .map_err(|e| e.message().to_string())
-    }
-
-    #[test]
-    fn presets_and_lists() {
-        for (name, preset) in Preset::NAMES {
-            assert_eq!(
-                read(&format!("reward = \"{name}\"")),
-                Ok(RewardTable::Preset(preset))
-            );
-            let weights: f64 = preset.rewards().iter().map(|r| r.weight).sum();
-            assert!(weights > 1.0);
-        }
-        let list = read(
-            "[[reward]]\nname = \"accuracy\"\n[[reward]]\nname = \"cosine\"\nweight = 0.5\nmax_length = 100",
-        );
-        let expected = vec![
-            RewardSettings {
-                weight: 1.0,
-                kind: RewardKind::Accuracy(AccuracyReward::default()),
-            },
-            RewardSettings {
-                weight: 0.5,
-                kind: RewardKind::Cosine(CosineReward {
-                    max_length: 100,
-                    ..CosineReward::default()
-                }),
-            },
-        ];
-        assert_eq!(list, Ok(RewardTable::List(expected)));
-    }
-
-    #[test]
-    fn settings_survive_being_written() {
-        let names = RewardKind::NAMES.iter().map(|name| match *name {
-            "judge" => "[[reward]]\nname = \"judge\"\nurl = \"u\"\nmodel = \"m\"\n".to_string(),
-            "reward_model" => "[[reward]]\nname = \"reward_model\"\nmodel = \"m\"\n".to_string(),
-            name => format!("[[reward]]\nname = \"{name}\"\nweight = 2\n"),
-        });
-        let table = read(&names.collect::<String>()).unwrap();
-        for (reward, name) in table.rewards().iter().zip(RewardKind::NAMES) {
-            assert_eq!(reward.kind.name(), name);
-        }
-        let recipe = Recipe { reward: table };
-        let text = toml::to_string(&recipe).unwrap();
-        assert_eq!(toml::from_str::<Recipe>(&text).unwrap(), recipe);
-        let json = serde_json::to_string(&recipe).unwrap();
-        assert_eq!(serde_json::from_str::<Recipe>(&json).unwrap(), recipe);
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let cases = [
-            (
-                "reward = \"r2\"",
-                "unknown variant `r2`, expected one of `r1`, `classic`, `dapo`, `open-r1`",
-            ),
-            ("[[reward]]\nname = \"cosin\"", "unknown variant `cosin`"),
-            (
-                "[[reward]]\nname = \"cosine\"\nmax_lenght = 3",
-                "unknown field `max_lenght`, expected one of",
-            ),
-            (
-                "[[reward]]\nname = \"tag_count\"\nx = 3",
-                "unknown field `x`",
-            ),
-            (
-                "[[reward]]\nname = \"format\"\nweight = \"a\"",
-                "`weight`: invalid type",
-            ),
-            ("[[reward]]\nweight = 1", "missing field `name`"),
-            (
-                "reward = 3",
-                "invalid type: integer `3`, expected the name of a preset or a list of rewards",
-            ),
-        ];
-        for (text, expected) in cases {
-            let error = read(text).unwrap_err();
-            assert!(error.starts_with(expected), "{text}: {error}");
-        }
-    }
-}
+#[path = "reward_tests.rs"]
+mod tests;
