@@ -61,6 +61,7 @@ fn rewards() -> Rewards {
     });
     let table = RewardTable::List(vec![RewardSettings {
         weight: 1.0,
+        domains: Vec::new(),
         kind: exact,
     }]);
     Rewards::build(&table, Tools::default()).unwrap()
