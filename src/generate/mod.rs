@@ -139,6 +139,12 @@ pub struct Completion {
 
 /// Something that continues prompts: our own model, or another machine.
 pub trait Engine {
+    /// Says before sampling that the policy has had `step` updates, and returns after how many the weights are that will
+    /// be sampled from: fewer where the engine has a copy and is not given a new one each time.
+    fn hand_over(&mut self, step: usize) -> Result<usize> {
+        Ok(step)
+    }
+
     /// Continues every request and hands each completion to `on_done` the moment it ends, in no particular order.
     /// Returns [`Error::Interrupted`] where `stop` was requested, after which nothing more is handed out.
     fn generate(
