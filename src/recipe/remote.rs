@@ -35,8 +35,8 @@ pub struct Remote {
     /// Wait before the first further attempt; doubled each time.
     #[serde(default = "backoff_s")]
     pub backoff_s: f64,
-    /// Folder for the weights that the engine reads, under the same path on both sides; default: `remote-weights` in the
-    /// stage's folder.
+    /// Folder for the weights that the engine reads, under the same path on both sides and of this run alone; default:
+    /// `remote-weights` in the stage's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_dir: Option<String>,
     /// Updates after which new weights are handed over, which happens between rollouts; more than a rollout has makes
@@ -107,6 +107,12 @@ impl Remote {
             weights_dir: None,
             ..self.clone()
         }
+    }
+
+    /// Updates between two times that weights are handed over: they come between rollouts.
+    pub fn every_updates(&self, grpo: &Grpo) -> usize {
+        let updates = grpo.num_updates_per_rollout().max(1);
+        self.sync_every_steps.div_ceil(updates) * updates
     }
 
     /// Refuses settings that mean nothing, alone or with those of the table around them.
