@@ -226,6 +226,10 @@ impl GrpoObserver for StepLog<'_> {
                         .iter()
                         .map(|(k, v)| (format!("reward/{k}"), *v)),
                 )
+                .chain(record.held_out_accuracy.map(|_| {
+                    let raised = f64::from(u8::from(record.alarm.is_some()));
+                    ("alarm/reward_hacking".to_string(), raised)
+                }))
                 .collect();
             let named: Vec<(&str, f64)> = scalars.iter().map(|(k, v)| (k.as_str(), *v)).collect();
             events.scalars(record.step as u64, &named)?;

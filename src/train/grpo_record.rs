@@ -1,6 +1,7 @@
 //! What is watched while a policy learns: one record an update.
 
 use super::grpo_update::UpdateStats;
+use super::hacking::Alarm;
 use super::rollout::{Group, GrpoPrompt, is_correct};
 use crate::generate::FinishReason;
 use crate::reward::shape;
@@ -72,6 +73,9 @@ pub struct GrpoRecord {
     /// Right held-out problems, where they were asked after this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out_accuracy: Option<f64>,
+    /// Raised by that evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<Alarm>,
     /// Tokens through the model since the start of the run, sampled and learnt from.
     pub num_tokens: u64,
     pub num_packs: usize,
