@@ -26,14 +26,16 @@ pub enum Fault {
     NotRead,
 }
 
+/// The fault of a call, by its number among those of its path, from 0.
+pub type FaultOf = dyn Fn(usize, &str, &Call) -> Option<Fault> + Send + Sync;
+
 /// What the stand-in is.
 pub struct Config {
     /// Whether log-probabilities are those of temperature 1 whatever is sampled at.
     pub is_raw: bool,
     /// Seed of the run whose draws it makes.
     pub run_seed: u64,
-    /// Gets the number of the call among those of its path, from 0.
-    pub fault: Box<dyn Fn(usize, &str, &Call) -> Option<Fault> + Send + Sync>,
+    pub fault: Box<FaultOf>,
 }
 
 impl Default for Config {
