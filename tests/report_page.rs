@@ -180,6 +180,7 @@ fn pipeline_folder(root: &Path) {
         "stages": [
             stage("cold", "sft", None, json!({"traces": [{"source": "t.jsonl"}], "sft": {"epochs": 2}})),
             stage("rl", "grpo", Some("cold"), json!({"grpo": {"beta": 0.001}})),
+            stage("scorer", "reward-model", None, json!({"loss": "pairwise"})),
             stage("samples", "generate", Some("rl"), json!({"sampling": {"num_samples": 4}})),
             stage("chosen", "select", None, json!({"samples": ["@samples"]})),
             stage("eval-base", "eval", None, json!({"suites": []})),
@@ -205,11 +206,42 @@ fn pipeline_folder(root: &Path) {
         (1..=3).map(line).collect::<String>(),
     );
     let line = |step: u64| {
-        json!({"step": step, "reward": 0.1 * step as f64, "parts": {"accuracy": 0.05 * step as f64, "format": 1.0 / step as f64}, "entropy": 2.0 / step as f64, "num_prompts": 8}).to_string() + "\n"
+        let t = step as f64;
+        let mut row = json!({
+            "step": step, "reward": 0.1 * t, "rewards": {"accuracy": 0.05 * t, "tag_count": 1.0 / t}, "pass_rate": 0.05 * t,
+            "length": 20.0 + t, "entropy": 2.0 / t, "kl": null, "all_right": 0.0, "all_wrong": 0.5 / t, "num_prompts": 8, "stale": t});
+        if step.is_multiple_of(4) {
+            row["held_out_accuracy"] = json!(0.9 - 0.1 * t);
+        }
+        if step == 8 {
+            row["alarm"] = json!({
+                "since": {"step": 4, "reward": 0.25, "accuracy": 0.5, "accuracy_error": 0.01},
+                "now": {"step": 8, "reward": 0.65, "accuracy": 0.1, "accuracy_error": 0.01}});
+        }
+        row.to_string() + "\n"
     };
     write(
         root.join("rl/metrics.jsonl"),
         (1..=9).map(line).collect::<String>(),
+    );
+    let completion = |i: usize| json!({"text": format!("</think><script>{i}"), "num_tokens": 7, "finish_reason": "length", "reward": i, "parts": {"tag_count": i}, "correct": i > 0, "advantage": i as f64 - 2.0});
+    let groups = |step: usize| json!([{"id": step.to_string(), "question": format!("what is {step} & 1?"), "opening": "<think>\n", "golds": ["1"], "completions": (0..6).map(completion).collect::<Vec<_>>()}]);
+    let line = |step: usize| json!({"step": step, "groups": groups(step)}).to_string() + "\n";
+    write(
+        root.join("rl/rollouts.jsonl"),
+        (1..=9).map(line).collect::<String>(),
+    );
+    let line = |step: u64| {
+        let t = step as f64;
+        json!({"step": step, "loss": 0.7 / t, "accuracy": 0.5 + 0.05 * t, "margin": t, "held_out_accuracy": 0.6 + 0.01 * t}).to_string() + "\n"
+    };
+    write(
+        root.join("scorer/metrics.jsonl"),
+        (1..=3).map(line).collect::<String>(),
+    );
+    done(
+        "scorer",
+        json!({"num_steps": 3, "loss": 0.25, "held_out_accuracy": 0.625}),
     );
     done(
         "samples",
@@ -252,9 +284,30 @@ fn a_pipeline_shows_every_stage() {
         // the table of evaluations by the stage that left the model
         "<tr><td>org/base</td><td class=\"n\">10.0% <span class=\"soft\">(5.0% – 20.0%)</span></td></tr>",
         "<tr><td>rl</td><td class=\"n\">40.0%",
-        "<b>Reward</b> – mean over the samples of a step",
-        "<b>parts accuracy</b>",
+        "<td>3 steps, loss 0.25, 62.5% of held-out rows told apart</td>",
+        "<a href=\"#learning-0\">rl</a> · <a href=\"#learning-1\">scorer</a>",
+        "<h3 id=\"learning-0\">rl <span class=\"soft\">grpo</span></h3>",
+        "<li>step 8: the reward is up from 0.25 to 0.65 since step 4, the held-out accuracy down from 50.0% to 10.0%</li>",
+        "<span class=\"look0\">while training</span><span class=\"look1\">held-out problems</span>",
+        "Accuracy: while training from 0.05 to 0.45, held-out problems from 0.5 to 0.1",
+        "<line class=\"alarm\"",
+        "<b>Response length</b> – mean number of tokens",
+        "<b>Reward</b> – mean over the completions of a step",
+        "<span class=\"look0\">accuracy</span><span class=\"look1\">tag count</span>",
+        "<summary>3 more curves</summary>",
         "<b>Entropy</b>",
+        // constant, but beside a curve that is not
+        "all right from 0 to 0, all wrong from 0.5 to 0.056",
+        // a number that the page does not know
+        "<b>stale</b>",
+        "The same at every step: num prompts 8.",
+        "<summary>Samples of 4 updates</summary>",
+        "4 of 9 groups in <code>rollouts.jsonl</code>",
+        "<span class=\"soft\">step 9</span> <b>what is 9 &amp; 1?</b>",
+        "reward 5, advantage +3, 7 tokens</span><span class=\"correct\">✓ right",
+        "&lt;/think&gt;&lt;script&gt;5<span class=\"soft\"> (cut off)</span>",
+        "2 more completions are not shown",
+        "Accuracy: training from 0.55 to 0.65, held-out from 0.61 to 0.63",
         "900 of 4,000 samples are kept, for 700 of 1,000 prompts",
         "<tr><td>mixed language</td><td class=\"n\">100</td><td class=\"n\">2.5%</td><td>&lt;p9&gt; sample 1</td></tr>",
         "Mixed in: 300 traces of general.jsonl, 2 rows passed over.",
@@ -264,6 +317,7 @@ fn a_pipeline_shows_every_stage() {
     }
     // a number that never changes has no curve
     assert!(!page.contains("num prompts</b>"));
+    assert!(!page.contains("<script"));
     let copy = serde_json::from_str(&serde_json::to_string(&data).unwrap()).unwrap();
     assert!(html::page(&copy) == page);
 }

@@ -130,7 +130,7 @@ fn resume_after_every_step_ends_with_the_same_bits() {
         assert!(
             error
                 .to_string()
-                .starts_with(&format!("stopped after step {stop_after} of 6"))
+                .starts_with(&format!("after step {stop_after} of 6"))
         );
         // another process: other weights until the checkpoint is read
         let model = tiny(99);
@@ -177,7 +177,7 @@ fn stop_before_the_first_step_saves_nothing() {
     let error =
         train_sft(&tiny(7), &rows(3), &settings(), dir.path(), &mut log, &stop).unwrap_err();
     assert!(
-        error.to_string().starts_with("stopped after step 0 of 2"),
+        error.to_string().starts_with("after step 0 of 2"),
         "{error}"
     );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

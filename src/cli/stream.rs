@@ -48,7 +48,7 @@ pub fn map_rows(
         }
         if session.stop.requested() {
             let message = match is_standard(output) {
-                true => format!("stopped after {num_rows} rows"),
+                true => format!("after {num_rows} rows"),
                 false => format!("nothing was written to `{}`", output.display()),
             };
             return Err(Error::Interrupted { message });

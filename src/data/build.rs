@@ -164,9 +164,8 @@ impl Build<'_> {
         for batch in batches {
             if stop.requested() {
                 return Err(Error::Interrupted {
-                    message:
-                        "stopped while traces were tokenised; the next run begins with them again"
-                            .into(),
+                    message: "while traces were tokenised; the next run begins with them again"
+                        .into(),
                 });
             }
             let batch = batch?;
@@ -479,7 +478,7 @@ pub fn hash_file(path: &Path, stop: &Stop) -> Result<String> {
     loop {
         if stop.requested() {
             return Err(Error::Interrupted {
-                message: "stopped while files of rows were hashed; nothing is lost".into(),
+                message: "while files of rows were hashed; nothing is lost".into(),
             });
         }
         match file.read(&mut buffer) {

@@ -137,7 +137,7 @@ pub fn judged_rows(
         for row in rows::open(path)? {
             if stop.requested() {
                 return Err(Error::Interrupted {
-                    message: "stopped while reading pairs; the same command begins again".into(),
+                    message: "while reading pairs; the same command begins again".into(),
                 });
             }
             let (place, found) = match row {

@@ -1,11 +1,13 @@
-//! `[stage.grpo]`: how group-relative policy optimisation learns, with the settings of the papers as presets.
+//! `[stage.grpo]`: how group-relative policy optimisation learns. The settings of the papers are in [`super::grpo_presets`].
 //!
 //! Where the papers differ: DeepSeekMath (arXiv 2402.03300, eq. 3) and TRL take the ratio of probabilities a token and the
 //! mean over a completion's tokens; DeepSeek-R1 (arXiv 2501.12948, eq. 1) prints the ratio of whole completions
 //! (`ratio = "sequence"`), under which its clipping at 10 is less odd than it looks a token. R1 prints the KL term for whole
 //! completions too; ours is always a token's, as DeepSeekMath's: `exp` of a sum over thousands of tokens has no use.
 
+pub use super::grpo_presets::Preset;
 use super::load::closest;
+use super::remote::Remote;
 use super::{Recompute, ScheduleKind};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -36,6 +38,9 @@ pub struct Grpo {
     pub stop: Vec<String>,
     /// Completions that are sampled side by side.
     pub batch_size: usize,
+    /// Completions come from an engine that runs elsewhere; our own where this is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
     pub loss: Loss,
     /// Whose probabilities are compared with those before the update.
     pub ratio: Ratio,
@@ -53,7 +58,7 @@ pub struct Grpo {
     pub reference_every_steps: usize,
     /// What the differences from the mean of the group are divided by.
     pub advantage: Scale,
-    /// How a sampler that is not quite the policy is corrected for.
+    /// How a sampler that is not quite the policy is corrected for: one with other kernels, or with older weights.
     pub correction: Correction,
     /// Largest ratio of the correction.
     pub correction_max: f64,
@@ -85,32 +90,12 @@ pub struct Grpo {
     pub checkpoint_every_steps: usize,
     /// Checkpoints that are kept; the newest ones.
     pub keep_checkpoints: usize,
-    /// Updates between samples in `samples.jsonl`; 0 writes none.
+    /// Updates between samples in `rollouts.jsonl`; 0 writes none.
     pub samples_every_steps: usize,
     /// Groups in `samples.jsonl` each time.
     pub num_sample_groups: usize,
     /// Updates between evaluations on `[stage.eval]`; 0 evaluates never.
     pub eval_every_steps: usize,
-}
-
-/// Settings that go together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Preset {
-    /// DeepSeekMath (arXiv 2402.03300): lr 1e-6, KL 0.04, G 64, one update a rollout of 16 prompts.
-    #[default]
-    Deepseekmath,
-    /// DeepSeek-R1 (arXiv 2501.12948): lr 3e-6, KL 0.001, clipping at 10, G 16, 32 prompts an update, rollouts of 8192
-    /// completions in 16 minibatches, the reference replaced every 400 updates.
-    R1,
-    /// DAPO (arXiv 2503.14476): clipping at 0.2 and 0.28, no KL, a mean over tokens, dynamic sampling, overlong filter.
-    Dapo,
-    /// Dr. GRPO (arXiv 2503.20783): no standard deviation, a constant denominator, no KL.
-    DrGrpo,
-    /// GSPO (arXiv 2507.18071): the ratio of a completion, by its length; clipping at 3e-4 and 4e-4, no KL.
-    Gspo,
-    /// CISPO (arXiv 2506.13585): weights that are clipped and held constant, no KL.
-    Cispo,
 }
 
 /// What is summed, and what it is divided by.
@@ -204,6 +189,7 @@ impl Default for Grpo {
             max_new_tokens: 1024,
             stop: Vec::new(),
             batch_size: 128,
+            remote: None,
             loss: Loss::Grpo,
             ratio: Ratio::Token,
             clip_low: 0.2,
@@ -238,69 +224,6 @@ impl Default for Grpo {
     }
 }
 
-impl Preset {
-    /// The settings of the paper; sizes that it does not give are DeepSeekMath's.
-    pub fn settings(self) -> Grpo {
-        let base = Grpo {
-            preset: self,
-            ..Grpo::default()
-        };
-        let without_kl = Grpo {
-            kl: Kl::None,
-            kl_coef: 0.0,
-            ..base.clone()
-        };
-        match self {
-            Self::Deepseekmath => base,
-            Self::R1 => Grpo {
-                num_prompts_per_step: 32,
-                group_size: 16,
-                num_minibatches: 16,
-                max_new_tokens: 32_768,
-                pack_length: 32_768,
-                clip_low: 10.0,
-                clip_high: 10.0,
-                kl_coef: 0.001,
-                reference_every_steps: 400,
-                learning_rate: 3e-6,
-                ..base
-            },
-            Self::Dapo => Grpo {
-                num_prompts_per_step: 32,
-                group_size: 16,
-                num_minibatches: 16,
-                max_new_tokens: 20_480,
-                pack_length: 20_480,
-                loss: Loss::Dapo,
-                clip_high: 0.28,
-                overlong_filter: true,
-                dynamic_sampling_rounds: 10,
-                weight_decay: 0.1,
-                ..without_kl
-            },
-            Self::DrGrpo => Grpo {
-                group_size: 8,
-                loss: Loss::DrGrpo,
-                advantage: Scale::None,
-                ..without_kl
-            },
-            Self::Gspo => Grpo {
-                num_minibatches: 4,
-                ratio: Ratio::SequenceMean,
-                clip_low: 3e-4,
-                clip_high: 4e-4,
-                ..without_kl
-            },
-            Self::Cispo => Grpo {
-                num_minibatches: 4,
-                loss: Loss::Cispo,
-                clip_high: 5.0,
-                ..without_kl
-            },
-        }
-    }
-}
-
 impl Grpo {
     /// The settings of a table: what it says, and the preset's numbers for the rest.
     ///
@@ -323,7 +246,7 @@ impl Grpo {
         let mut all = toml::Table::try_from(preset.settings())
             .map_err(|e| Error::input(format!("`grpo`: {e}")))?;
         // an absent option is no key of the preset's table
-        let options = ["num_steps", "clip_max", "off_policy_max"];
+        let options = ["num_steps", "clip_max", "off_policy_max", "remote"];
         for (key, value) in table {
             let known = all.contains_key(key) || options.contains(&key.as_str());
             if !known {
@@ -403,7 +326,27 @@ impl Grpo {
                 "`grpo.loss = \"cispo\"` weighs tokens: `ratio` must be `token`",
             ));
         }
-        Ok(())
+        match &self.remote {
+            Some(remote) => remote.check(self),
+            None => Ok(()),
+        }
+    }
+
+    /// The settings that change what is learnt: how often something is saved or looked at, and what is computed side by
+    /// side, are at their defaults.
+    pub fn learned(&self) -> Self {
+        let same = Self::default();
+        Self {
+            batch_size: same.batch_size,
+            remote: self.remote.as_ref().map(Remote::learned),
+            checkpoint_every_steps: same.checkpoint_every_steps,
+            keep_checkpoints: same.keep_checkpoints,
+            samples_every_steps: same.samples_every_steps,
+            num_sample_groups: same.num_sample_groups,
+            eval_every_steps: same.eval_every_steps,
+            recompute: same.recompute,
+            ..self.clone()
+        }
     }
 
     /// Whether a reference is compared with.
@@ -430,86 +373,5 @@ impl Grpo {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn from(text: &str) -> Result<Grpo> {
-        let table: toml::Table = text.parse().unwrap();
-        Grpo::from_table(Some(&toml::Value::Table(table)))
-    }
-
-    #[test]
-    fn a_preset_stands_for_what_is_not_said() {
-        assert_eq!(Grpo::from_table(None).unwrap(), Grpo::default());
-        let r1 = from("preset = \"r1\"\ngroup_size = 4\nnum_steps = 3").unwrap();
-        assert_eq!((r1.group_size, r1.num_steps), (4, Some(3)));
-        assert_eq!(
-            (r1.learning_rate, r1.kl_coef, r1.clip_high),
-            (3e-6, 1e-3, 10.0)
-        );
-        // 8192 completions a rollout
-        let r1 = from("preset = \"r1\"").unwrap();
-        assert_eq!(r1.num_prompts_per_rollout() * r1.group_size, 8192);
-        assert!(r1.needs_reference());
-        let dapo = from("preset = \"dapo\"").unwrap();
-        assert!(!dapo.needs_reference() && dapo.overlong_filter);
-        for name in ["deepseekmath", "dr_grpo", "gspo", "cispo"] {
-            from(&format!("preset = \"{name}\"")).unwrap();
-        }
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let table = [
-            ("group_sise = 4", "`grpo`: unknown key `group_sise`"),
-            (
-                "group_size = 0",
-                "`grpo.group_size` must be at least 1, found 0",
-            ),
-            (
-                "temperature = 0.0",
-                "`grpo.temperature` is 0, and must be at least 0.001 and at most 1000",
-            ),
-            (
-                "kl_coef = -1.0",
-                "`grpo.kl_coef` is -1, and must be at least 0",
-            ),
-            (
-                "preset = \"cispo\"\nratio = \"sequence\"",
-                "`grpo.loss = \"cispo\"` weighs tokens: `ratio` must be `token`",
-            ),
-        ];
-        for (text, message) in table {
-            assert_eq!(from(text).unwrap_err().to_string(), message);
-        }
-        let error = from("group_sise = 4").unwrap_err();
-        assert_eq!(error.hint().unwrap(), "did you mean `group_size`?");
-        assert!(
-            from("loss = \"ppo\"")
-                .unwrap_err()
-                .to_string()
-                .contains("ppo")
-        );
-    }
-
-    #[test]
-    fn steps_of_whole_rollouts() {
-        let settings = Grpo {
-            num_prompts_per_step: 4,
-            num_minibatches: 2,
-            inner_epochs: 3,
-            epochs: 2,
-            ..Grpo::default()
-        };
-        // 2 x 21 prompts make 5 rollouts of 8, of 6 updates each
-        assert_eq!(settings.total_steps(21), 30);
-        assert_eq!(
-            Grpo {
-                num_steps: Some(7),
-                ..settings
-            }
-            .total_steps(21),
-            7
-        );
-    }
-}
+#[path = "grpo_tests.rs"]
+mod tests;

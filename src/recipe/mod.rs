@@ -9,10 +9,12 @@
 pub mod card;
 pub mod graph;
 pub mod grpo;
+mod grpo_presets;
 pub mod load;
 pub mod pairs;
 pub mod plan;
 pub mod preference;
+pub mod remote;
 pub mod reward;
 pub mod reward_model;
 pub mod select;

@@ -7,6 +7,7 @@
 //! | `run.json` | facts about machine, version, duration ([`RunClock`](super::RunClock)) |
 //! | `STAGE/done.json` | `{result}`: facts about the stage |
 //! | `STAGE/metrics.jsonl` | one [`Step`](super::Step) a line |
+//! | `STAGE/rollouts.jsonl` | completions on the way ([`Sampled`](super::Sampled)) |
 //! | `STAGE/data.json` | a [`BuildReport`](crate::data::BuildReport) |
 //! | `STAGE/select.json` | a [`Selection`](super::data::Selection) |
 //! | `STAGE/eval.json`, `STAGE/samples.jsonl` | an [`Evaluation`] and its samples |
@@ -17,12 +18,16 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::data::{Evaluation, ReportData, Sample, Series, StageReport};
+use super::data::{Alarm, Evaluation, ReportData, Sample, Series, StageReport};
+use super::rollouts;
 use crate::{Error, Result};
 
+/// Field of a step that has one.
+const ALARM: &str = "alarm";
 /// Samples kept for each evaluation; the page shows fewer.
 const MAX_SAMPLES: usize = 200;
 
@@ -240,7 +245,13 @@ fn stage(
     }
     let metrics = format!("{name}/metrics.jsonl");
     if ["grpo", "preference", "reward-model"].contains(&kind) {
-        stage.series = series(&files.lines(&metrics, true, usize::MAX));
+        let rows: Vec<Map<String, Value>> = files.lines(&metrics, true, usize::MAX);
+        stage.series = series(&rows);
+        let alarms = rows.iter().filter_map(|row| row.get(ALARM));
+        stage.alarms = alarms
+            .filter_map(|alarm| Alarm::deserialize(alarm).ok())
+            .collect();
+        stage.sampled = rollouts::read(&folder.join("rollouts.jsonl"));
     } else {
         stage.steps = files.lines(&metrics, kind == "sft", usize::MAX);
     }
@@ -279,6 +290,7 @@ fn series(rows: &[Map<String, Value>]) -> Vec<Series> {
                 prefix => format!("{prefix}.{key}"),
             };
             match value {
+                Value::Object(_) if name == ALARM => {}
                 Value::Object(inner) => numbers(&name, inner, step, all),
                 Value::Number(number) if name != "step" => {
                     let Some(number) = number.as_f64() else {
@@ -301,9 +313,6 @@ fn series(rows: &[Map<String, Value>]) -> Vec<Series> {
         let step = row.get("step").and_then(Value::as_f64);
         numbers("", row, step.unwrap_or(i as f64 + 1.0), &mut all);
     }
-    // what never changes needs no curve
-    let moves = |series: &Series| series.points.iter().any(|p| p.1 != series.points[0].1);
-    all.retain(moves);
     all
 }
 

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rollouts::Sampled;
 use crate::data::BuildReport;
 
 /// One run.
@@ -44,6 +45,10 @@ pub struct StageReport {
     pub steps: Vec<Step>,
     /// What a stage that learns from something else than traces logs of each step.
     pub series: Vec<Series>,
+    /// Evaluations on the way that found the reward up and the accuracy down.
+    pub alarms: Vec<Alarm>,
+    /// Completions on the way.
+    pub sampled: Option<Sampled>,
     /// What became of samples.
     pub selection: Option<Selection>,
     /// What became of the data.
@@ -62,6 +67,25 @@ pub struct Series {
     pub name: String,
     /// Step and value, ascending.
     pub points: Vec<(f64, f64)>,
+}
+
+/// Of a step of `metrics.jsonl`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Alarm {
+    /// The best accuracy before.
+    pub since: AlarmPoint,
+    pub now: AlarmPoint,
+}
+
+/// One evaluation on the way.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AlarmPoint {
+    pub step: u64,
+    /// Mean since the evaluation before.
+    pub reward: f64,
+    pub accuracy: f64,
 }
 
 /// `select.json`

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::data::{Evaluation, ReportData, StageReport};
 use super::plot::short;
-use super::{answers, sections, stages};
+use super::{answers, learning, sections, stages};
 use crate::{Error, Result};
 
 /// Writes `run_dir/report.html` and returns its path.
@@ -25,7 +25,11 @@ pub fn page(data: &ReportData) -> String {
         ("stages", "Stages", stages::overview(data)),
         ("evaluation", "Evaluation", sections::evaluation(data)),
         ("training", "Training", sections::training(data)),
-        ("learning", "Rewards and preferences", stages::series(data)),
+        (
+            "learning",
+            "Rewards and preferences",
+            learning::learning(data),
+        ),
         ("selection", "Selection", stages::selections(data)),
         ("data", "Data", sections::data(data)),
         (

@@ -8,8 +8,11 @@ mod clock;
 mod collect;
 mod data;
 pub mod html;
+mod learning;
+mod lines;
 mod metrics;
 mod plot;
+mod rollouts;
 mod sections;
 mod stages;
 mod tensorboard;
@@ -17,7 +20,8 @@ mod tensorboard;
 pub use clock::RunClock;
 pub use collect::collect;
 pub use data::{
-    Evaluation, Mixed, NotKept, ReportData, Sample, Selection, Series, StageReport, Step,
+    Alarm, Evaluation, Mixed, NotKept, ReportData, Sample, Selection, Series, StageReport, Step,
 };
 pub use metrics::MetricsLog;
+pub use rollouts::{Completion, Sampled, SampledGroup};
 pub use tensorboard::EventWriter;

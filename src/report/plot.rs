@@ -10,7 +10,7 @@ const WIDTH: f64 = 430.0;
 const HEIGHT: f64 = 236.0;
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 10.0;
-const TOP: f64 = 12.0;
+pub(super) const TOP: f64 = 12.0;
 const BOTTOM: f64 = 34.0;
 /// More points than this cannot be told apart on a screen.
 const MAX_POINTS: usize = 600;
@@ -29,16 +29,16 @@ pub struct Curve<'a> {
 }
 
 /// The vertical or horizontal axis: values to pixels.
-struct Axis {
+pub(super) struct Axis {
     lo: f64,
     hi: f64,
     log: bool,
-    start: f64,
+    pub(super) start: f64,
     end: f64,
 }
 
 impl Axis {
-    fn at(&self, value: f64) -> f64 {
+    pub(super) fn at(&self, value: f64) -> f64 {
         let (lo, hi, v) = match self.log {
             true => (self.lo.ln(), self.hi.ln(), value.max(self.lo).ln()),
             false => (self.lo, self.hi, value),
@@ -47,7 +47,7 @@ impl Axis {
     }
 
     /// Round values within the axis.
-    fn ticks(&self, about: usize) -> Vec<f64> {
+    pub(super) fn ticks(&self, about: usize) -> Vec<f64> {
         if self.log {
             let decades = (self.lo.log10().ceil() as i32)..=(self.hi.log10().floor() as i32);
             let factors: &[f64] = if decades.clone().count() > 2 {
@@ -124,7 +124,7 @@ pub fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 }
 
 /// At most [`MAX_POINTS`] points that keep every peak: the least and the greatest of each stretch.
-fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+pub(super) fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= MAX_POINTS {
         return points.to_vec();
     }
@@ -149,35 +149,9 @@ impl Curve<'_> {
             .copied()
             .filter(|(_, y)| y.is_finite())
             .collect();
-        let (&(first, from), &(last, to)) = (points.first()?, points.last()?);
-        let low = points.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
-        let high = points.iter().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
-        let mut sorted: Vec<f64> = points.iter().map(|p| p.1).collect();
-        sorted.sort_by(f64::total_cmp);
-        // a few spikes must not flatten the rest
-        let log = low > 0.0 && high / sorted[sorted.len() / 2] > 20.0;
-        let (lo, hi) = match (log, low >= 0.0 && (self.from_zero || low < high / 2.0)) {
-            (true, _) => (low * 0.9, high * 1.1),
-            (false, true) => (0.0, if high > 0.0 { high * 1.06 } else { 1.0 }),
-            (false, false) => {
-                let pad = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-12);
-                (low - pad, high + pad)
-            }
-        };
-        let x = Axis {
-            lo: first,
-            hi: if last > first { last } else { first + 1.0 },
-            log: false,
-            start: LEFT,
-            end: WIDTH - RIGHT,
-        };
-        let y = Axis {
-            lo,
-            hi,
-            log,
-            start: HEIGHT - BOTTOM,
-            end: TOP,
-        };
+        let (&(first, from), &(_, to)) = (points.first()?, points.last()?);
+        let (low, high) = range(&points);
+        let (x, y) = axes(&points, self.from_zero);
         let label = format!(
             "{} over {} steps: from {} to {}, lowest {}, highest {}",
             self.title,
@@ -188,13 +162,7 @@ impl Curve<'_> {
             short(high)
         );
         let mut svg = open(&label, HEIGHT);
-        grid(
-            &mut svg,
-            &x,
-            &x.ticks(6),
-            &y,
-            if log { "step · logarithmic" } else { "step" },
-        );
+        grid(&mut svg, &x, &x.ticks(6), &y, x_title(&y));
         for (step, epoch) in self.epochs {
             let at = x.at(*step);
             let _ = write!(
@@ -224,6 +192,57 @@ impl Curve<'_> {
     }
 }
 
+/// The lowest and the highest value.
+fn range(points: &[(f64, f64)]) -> (f64, f64) {
+    let values = points.iter().map(|p| p.1);
+    let low = values.clone().fold(f64::INFINITY, f64::min);
+    (low, values.fold(f64::NEG_INFINITY, f64::max))
+}
+
+/// The axes that show all `points`, of which there is one at least; none of them is NaN or infinite.
+pub(super) fn axes(points: &[(f64, f64)], from_zero: bool) -> (Axis, Axis) {
+    let (low, high) = range(points);
+    let mut sorted: Vec<f64> = points.iter().map(|p| p.1).collect();
+    sorted.sort_by(f64::total_cmp);
+    // a few spikes must not flatten the rest
+    let log = low > 0.0 && high / sorted[sorted.len() / 2] > 20.0;
+    let (lo, hi) = match (log, low >= 0.0 && (from_zero || low < high / 2.0)) {
+        (true, _) => (low * 0.9, high * 1.1),
+        (false, true) => (0.0, if high > 0.0 { high * 1.06 } else { 1.0 }),
+        (false, false) => {
+            let pad = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-12);
+            (low - pad, high + pad)
+        }
+    };
+    let first = points.iter().map(|p| p.0).fold(f64::INFINITY, f64::min);
+    let last = points.iter().map(|p| p.0).fold(f64::NEG_INFINITY, f64::max);
+    let x = Axis {
+        lo: first,
+        hi: if last > first { last } else { first + 1.0 },
+        log: false,
+        start: LEFT,
+        end: WIDTH - RIGHT,
+    };
+    let y = Axis {
+        lo,
+        hi,
+        log,
+        start: HEIGHT - BOTTOM,
+        end: TOP,
+    };
+    (x, y)
+}
+
+/// What stands under the horizontal axis.
+pub(super) fn x_title(y: &Axis) -> &'static str {
+    if y.log { "step · logarithmic" } else { "step" }
+}
+
+/// The element of a plot of the usual size.
+pub(super) fn open_plot(label: &str) -> String {
+    open(label, HEIGHT)
+}
+
 fn open(label: &str, height: f64) -> String {
     format!(
         "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{0}\"><title>{0}</title>",
@@ -231,7 +250,7 @@ fn open(label: &str, height: f64) -> String {
     )
 }
 
-fn grid(svg: &mut String, x: &Axis, x_ticks: &[f64], y: &Axis, x_title: &str) {
+pub(super) fn grid(svg: &mut String, x: &Axis, x_ticks: &[f64], y: &Axis, x_title: &str) {
     for tick in y.ticks(5) {
         let at = y.at(tick);
         let _ = write!(
@@ -265,7 +284,7 @@ fn grid(svg: &mut String, x: &Axis, x_ticks: &[f64], y: &Axis, x_title: &str) {
     );
 }
 
-fn line(svg: &mut String, class: &str, points: &[(f64, f64)], x: &Axis, y: &Axis) {
+pub(super) fn line(svg: &mut String, class: &str, points: &[(f64, f64)], x: &Axis, y: &Axis) {
     let _ = write!(svg, "<polyline class=\"{class}\" points=\"");
     for (i, point) in points.iter().enumerate() {
         let _ = write!(

@@ -1,11 +1,11 @@
-//! The sections that only a pipeline of several stages has: what ran, all evaluations by stage, the curves of training by
-//! rewards or preferences, what became of samples.
+//! The sections that only a pipeline of several stages has: what ran, all evaluations by stage, what became of
+//! samples. Training by rewards or preferences is in [`super::learning`].
 
 use std::fmt::Write;
 
-use super::data::{Evaluation, ReportData, Selection, Series, StageReport};
+use super::data::{Evaluation, ReportData, Selection, StageReport};
 use super::html::{escape, group, percent};
-use super::plot::{Curve, intervals, short};
+use super::plot::{intervals, short};
 
 /// Stages in order with what they left, and the table of all evaluations.
 pub fn overview(data: &ReportData) -> Option<String> {
@@ -62,10 +62,19 @@ fn left(stage: &StageReport, data: &ReportData) -> String {
             let of_stage = data.evaluations.iter().find(|e| e.stage == stage.name);
             vec![of_stage.map(|e| format!("{} {}", e.suite, percent(e.pass_at_1)))]
         }
+        "grpo" => vec![
+            count("num_steps", "updates"),
+            count("num_completions", "completions"),
+            fact("reward").map(|r| format!("reward {}", short(r))),
+            fact("num_alarms")
+                .filter(|n| *n > 0.0)
+                .map(|n| format!("{n} alarms")),
+        ],
         _ => vec![
             count("num_steps", "steps"),
             count("num_tokens", "tokens"),
             fact("loss").map(|loss| format!("loss {}", short(loss))),
+            share("held_out_accuracy", "of held-out rows told apart"),
         ],
     };
     let parts: Vec<String> = parts.into_iter().flatten().collect();
@@ -144,86 +153,6 @@ fn cell(e: &Evaluation) -> String {
         )
     });
     format!("{}{interval}", percent(e.pass_at_1))
-}
-
-/// Titles of the series that are plotted first, with what they are; all others follow by their names.
-const KNOWN: [(&str, &str, &str); 24] = [
-    ("reward", "Reward", "mean over the samples of a step"),
-    ("reward_mean", "Reward", "mean over the samples of a step"),
-    ("pass_rate", "Pass rate", "share of samples that are right"),
-    ("eval_accuracy", "Held-out accuracy", ""),
-    ("held_out_accuracy", "Held-out accuracy", ""),
-    ("length", "Length", "mean number of tokens"),
-    ("length_mean", "Length", "mean number of tokens"),
-    (
-        "clipped_share",
-        "Cut off",
-        "share of samples that hit the token limit",
-    ),
-    ("language_consistency", "Language consistency", ""),
-    ("entropy", "Entropy", "nats a token"),
-    ("kl", "KL to the reference", "nats a token"),
-    ("clip_share", "Clipped ratios", "share of tokens"),
-    ("loss", "Loss", ""),
-    ("grad_norm", "Gradient norm", "before clipping"),
-    ("learning_rate", "Learning rate", ""),
-    ("all_correct_share", "All right", "share of groups"),
-    ("all_wrong_share", "All wrong", "share of groups"),
-    ("reflection_words", "Reflective words", "a sample"),
-    ("repetition", "Repetition", ""),
-    ("accuracy", "Accuracy", "share of pairs told apart"),
-    ("margin", "Margin", "chosen less rejected"),
-    ("reward_chosen", "Reward of the chosen", ""),
-    ("reward_rejected", "Reward of the rejected", ""),
-    ("tokens_per_s", "Throughput", "tokens per second"),
-];
-
-/// The curves of every stage that learns from something else than traces.
-pub fn series(data: &ReportData) -> Option<String> {
-    let mut html = String::new();
-    for stage in data.stages.iter().filter(|s| !s.series.is_empty()) {
-        let _ = write!(
-            html,
-            "<h3>{} <span class=\"soft\">{}</span></h3>\n<div class=\"plots\">",
-            escape(&stage.name),
-            escape(&stage.kind)
-        );
-        let rank = |series: &Series| {
-            let known = KNOWN.iter().position(|(key, ..)| *key == series.name);
-            // parts of the reward stand behind the whole
-            let part = series.name.starts_with("reward").then_some(2);
-            known.or(part).unwrap_or(KNOWN.len())
-        };
-        let mut all: Vec<&Series> = stage.series.iter().collect();
-        all.sort_by_key(|series| rank(series));
-        for series in all {
-            let known = KNOWN.iter().find(|(key, ..)| *key == series.name);
-            let title = known.map_or_else(
-                || series.name.replace(['_', '.'], " "),
-                |(_, title, _)| title.to_string(),
-            );
-            let note = known.map_or("", |(.., note)| note);
-            let curve = Curve {
-                title: &title,
-                points: series.points.clone(),
-                epochs: &[],
-                smooth: series.points.len() > 20,
-                from_zero: false,
-            };
-            let Some(svg) = curve.svg() else { continue };
-            let note = match note {
-                "" => String::new(),
-                note => format!(" – {note}"),
-            };
-            let _ = write!(
-                html,
-                "<figure><figcaption><b>{}</b>{note}</figcaption>{svg}</figure>",
-                escape(&title)
-            );
-        }
-        html.push_str("</div>\n");
-    }
-    (!html.is_empty()).then_some(html)
 }
 
 /// What became of the samples of every selection.

@@ -14,7 +14,6 @@ pub mod judge;
 mod judged;
 pub mod model_score;
 pub mod pairs;
-mod retry_after;
 pub mod shape;
 
 pub use endpoint::Usage;

@@ -11,7 +11,7 @@
 use super::checkpoint::{Checkpoints, Progress};
 use super::grpo_record::{GrpoRecord, shares_of_groups};
 use super::grpo_update::{self, Learnt};
-use super::hacking::{Point, alarm, share_error};
+use super::hacking::{self, Point, share_error};
 use super::rollout::{Group, GrpoPrompt, Rollout, Rollouts};
 use super::{non_finite, order};
 use crate::generate::{Engine, FinishReason, Sampling};
@@ -83,6 +83,8 @@ pub struct GrpoOutcome {
     pub num_tokens: u64,
     /// Groups that were replaced as all right or all wrong.
     pub num_dropped_groups: u64,
+    /// Evaluations that found the reward up and the accuracy down.
+    pub num_alarms: usize,
     /// Of the last update.
     pub reward: Option<f64>,
 }
@@ -102,6 +104,8 @@ struct Cursor {
     reward: Option<f64>,
     /// Evaluations so far.
     points: Vec<Point>,
+    #[serde(default)]
+    num_alarms: usize,
     /// Sum and number of rewards since the last of them.
     rewards_since: (f64, usize),
 }
@@ -206,7 +210,7 @@ pub fn train_grpo(
             true => Err(Error::Interrupted {
                 message: String::new(),
             }),
-            false => rollouts.take(cursor.num_rollouts, cursor.num_prompts),
+            false => rollouts.take(cursor.num_rollouts, cursor.num_prompts, cursor.step),
         };
         let rollout = match rollout {
             Ok(rollout) => rollout,
@@ -299,7 +303,7 @@ pub fn train_grpo(
             cursor.rewards_since = (sum + record.reward, num + 1);
             let last = i + 1 == num_minibatches;
             if last && passed(step_before, cursor.step, settings.eval_every_steps) {
-                record.held_out_accuracy = held_out(&mut cursor, observer)?;
+                held_out(&mut cursor, &mut record, observer)?;
             }
             observer.step(&record)?;
         }
@@ -331,6 +335,7 @@ pub fn train_grpo(
         num_completions: cursor.num_completions,
         num_tokens: cursor.num_tokens,
         num_dropped_groups: cursor.num_dropped_groups,
+        num_alarms: cursor.num_alarms,
         reward: cursor.reward,
     })
 }
@@ -389,10 +394,14 @@ fn minibatches(num: usize, settings: &Grpo, seed: u64, rollout: usize) -> Vec<Ve
     all
 }
 
-/// Asks the held-out problems, and warns where the reward is earned without being deserved.
-fn held_out(cursor: &mut Cursor, observer: &mut dyn GrpoObserver) -> Result<Option<f64>> {
+/// Asks the held-out problems, and raises the alarm where the reward is earned without being deserved.
+fn held_out(
+    cursor: &mut Cursor,
+    record: &mut GrpoRecord,
+    observer: &mut dyn GrpoObserver,
+) -> Result<()> {
     let Some(found) = observer.evaluate(cursor.step)? else {
-        return Ok(None);
+        return Ok(());
     };
     let (sum, num) = std::mem::take(&mut cursor.rewards_since);
     cursor.points.push(Point {
@@ -401,13 +410,13 @@ fn held_out(cursor: &mut Cursor, observer: &mut dyn GrpoObserver) -> Result<Opti
         accuracy: found.accuracy,
         accuracy_error: share_error(found.accuracy, found.num_problems),
     });
-    if let (Some(best), Some(now)) = (alarm(&cursor.points), cursor.points.last()) {
-        observer.warn(&format!(
-            "step {}: the reward is up from {:.3} to {:.3} since step {}, the held-out accuracy down from {:.3} to {:.3}: what is rewarded may not be what is wanted",
-            now.step, best.reward, now.reward, best.step, best.accuracy, now.accuracy
-        ));
+    record.held_out_accuracy = Some(found.accuracy);
+    record.alarm = hacking::alarm(&cursor.points);
+    if let Some(alarm) = &record.alarm {
+        cursor.num_alarms += 1;
+        observer.warn(&alarm.to_string());
     }
-    Ok(Some(found.accuracy))
+    Ok(())
 }
 
 /// Refuses prompts that could not be continued.
@@ -430,17 +439,7 @@ fn check_prompts(prompts: &[GrpoPrompt], model: &CausalLm) -> Result<()> {
 
 /// Hash of everything that changes what is learnt.
 fn key(settings: &Grpo, seed: u64, inputs_key: &str, num_prompts: usize) -> Result<String> {
-    let same = Grpo {
-        recompute: recipe::Recompute::None,
-        batch_size: 0,
-        checkpoint_every_steps: 0,
-        keep_checkpoints: 0,
-        samples_every_steps: 0,
-        num_sample_groups: 0,
-        eval_every_steps: 0,
-        ..settings.clone()
-    };
-    let bytes = serde_json::to_vec(&(same, seed, inputs_key, num_prompts))
+    let bytes = serde_json::to_vec(&(settings.learned(), seed, inputs_key, num_prompts))
         .map_err(|e| Error::input(format!("hashing the settings of `grpo`: {e}")))?;
     Ok(Sha256::digest(&bytes)
         .iter()
@@ -462,7 +461,7 @@ fn not_finite(step: usize) -> Error {
 fn interrupted(step: usize, total_steps: usize, dir: &Path) -> Error {
     Error::Interrupted {
         message: format!(
-            "stopped after step {step} of {total_steps}, saved in `{}`; run the same command again to go on",
+            "after step {step} of {total_steps}, saved in `{}`; run the same command again to go on",
             dir.display()
         ),
     }

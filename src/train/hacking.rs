@@ -13,9 +13,28 @@ pub struct Point {
     pub accuracy_error: f64,
 }
 
-/// The point of the best accuracy so far, where the last point's reward is higher than there and its accuracy lower by more
-/// than two standard errors of the difference.
-pub fn alarm(points: &[Point]) -> Option<Point> {
+/// The reward is up and the accuracy down; a field of the update's record.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Alarm {
+    /// The best accuracy before.
+    pub since: Point,
+    pub now: Point,
+}
+
+impl std::fmt::Display for Alarm {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { since, now } = self;
+        write!(
+            f,
+            "step {}: the reward is up from {:.3} to {:.3} since step {}, the held-out accuracy down from {:.3} to {:.3}: what is rewarded may not be what is wanted",
+            now.step, since.reward, now.reward, since.step, since.accuracy, now.accuracy
+        )
+    }
+}
+
+/// Raised where the last point's reward is higher than at the best accuracy so far, and its accuracy lower by more than two
+/// standard errors of the difference.
+pub fn alarm(points: &[Point]) -> Option<Alarm> {
     let (last, before) = points.split_last()?;
     let best = before
         .iter()
@@ -23,7 +42,10 @@ pub fn alarm(points: &[Point]) -> Option<Point> {
         .max_by(|a, b| a.accuracy.total_cmp(&b.accuracy))?;
     let error = (best.accuracy_error.powi(2) + last.accuracy_error.powi(2)).sqrt();
     let fell = best.accuracy - last.accuracy > 2.0 * error && last.accuracy < best.accuracy;
-    (fell && last.reward > best.reward).then_some(best)
+    (fell && last.reward > best.reward).then_some(Alarm {
+        since: best,
+        now: *last,
+    })
 }
 
 /// Standard error of a share of `n` problems.
@@ -51,7 +73,12 @@ mod tests {
         assert_eq!(alarm(&up), None);
         assert_eq!(alarm(&[&up[..], &[point(3, 0.6, 0.4)]].concat()), None);
         let hacked = [&up[..], &[point(3, 0.6, 0.3)]].concat();
-        assert_eq!(alarm(&hacked).map(|p| p.step), Some(2));
+        let raised = alarm(&hacked).unwrap();
+        assert_eq!((raised.since.step, raised.now.step), (2, 3));
+        assert_eq!(
+            raised.to_string(),
+            "step 3: the reward is up from 0.400 to 0.600 since step 2, the held-out accuracy down from 0.500 to 0.300: what is rewarded may not be what is wanted"
+        );
         // both fall: something else is wrong
         assert_eq!(alarm(&[&up[..], &[point(3, 0.3, 0.3)]].concat()), None);
         assert_eq!(alarm(&up[..1]), None);

@@ -167,7 +167,7 @@ pub fn run(
             }
             return Err(Error::Interrupted {
                 message: format!(
-                    "stopped after step {} of {total_steps}, saved in `{}`; run the same command again to go on",
+                    "after step {} of {total_steps}, saved in `{}`; run the same command again to go on",
                     cursor.step,
                     job.dir.display()
                 ),

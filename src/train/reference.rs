@@ -68,7 +68,7 @@ impl Reference {
                 file.publish()?;
                 return Err(Error::Interrupted {
                     message: format!(
-                        "stopped while the reference was computed, saved in `{}`; run the same command again to go on",
+                        "while the reference was computed, saved in `{}`; run the same command again to go on",
                         path.display()
                     ),
                 });

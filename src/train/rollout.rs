@@ -15,6 +15,7 @@ use crate::reward::{Group as RewardGroup, Rewards, Sample, Scored};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -36,6 +37,8 @@ pub struct Group {
     pub answers: Vec<Generation>,
     pub scored: Vec<Scored>,
     pub advantages: Vec<f64>,
+    /// Updates between the weights that sampled and those that the rollout's first update is made to.
+    pub staleness: usize,
 }
 
 /// What the updates are made from.
@@ -77,6 +80,9 @@ pub fn is_correct(scored: &Scored) -> Option<bool> {
 struct Row {
     /// Place in the order of prompts.
     position: usize,
+    /// The update that left the weights that sampled; none where that was the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weights_step: Option<usize>,
     generations: Vec<Generation>,
 }
 
@@ -95,11 +101,11 @@ pub struct Rollouts<'a> {
 }
 
 impl Rollouts<'_> {
-    /// Rollout `number`, from the prompt at `first` on.
+    /// Rollout `number`, from the prompt at `first` on, for the updates after `step`.
     ///
     /// # Errors
     /// What the engine or a reward returns; [`Error::Interrupted`] after a stop, with all whole groups kept.
-    pub fn take(&mut self, number: usize, first: usize) -> Result<Rollout> {
+    pub fn take(&mut self, number: usize, first: usize, step: usize) -> Result<Rollout> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io("creating", &self.dir, e))?;
         let mut log = RowLog::open(&self.path(number))?;
         let mut kept: Vec<Row> = Vec::new();
@@ -134,14 +140,12 @@ impl Rollouts<'_> {
             let missing = wanted - all.groups.len();
             let start = first + all.num_drawn;
             let mut rows: Vec<Row> = kept.by_ref().take(missing).collect();
-            let places: Vec<usize> = (start..start + missing)
-                .map(|position| self.prompt_at(position))
-                .collect();
-            self.sample(start, &places, &mut rows, &mut log)?;
+            let places = self.prompts_at(start..start + missing);
+            self.sample(start, &places, step, &mut rows, &mut log)?;
             all.num_drawn += missing;
             all.rollout_s += started.elapsed().as_secs_f64();
             let started = Instant::now();
-            for group in self.score(&places, rows)? {
+            for group in self.score(&places, step, rows)? {
                 match self.settings.dynamic_sampling_rounds > 0 && group.is_degenerate() {
                     true => degenerate.push(group),
                     false => all.groups.push(group),
@@ -200,11 +204,20 @@ impl Rollouts<'_> {
         self.key.get(..12).unwrap_or(&self.key)
     }
 
-    /// Which prompt is at a place of the order.
-    fn prompt_at(&self, position: usize) -> usize {
+    /// Which prompts are at these places of the order.
+    fn prompts_at(&self, positions: Range<usize>) -> Vec<usize> {
         let n = self.prompts.len().max(1);
-        let order = order::epoch_order(n, true, self.sampling.seed, position / n);
-        order[position % n]
+        let mut of_epoch = (usize::MAX, Vec::new());
+        positions
+            .map(|position| {
+                let epoch = position / n;
+                if of_epoch.0 != epoch {
+                    let order = order::epoch_order(n, true, self.sampling.seed, epoch);
+                    of_epoch = (epoch, order);
+                }
+                of_epoch.1[position % n]
+            })
+            .collect()
     }
 
     /// Adds to `rows` those that are not there yet.
@@ -212,6 +225,7 @@ impl Rollouts<'_> {
         &mut self,
         start: usize,
         places: &[usize],
+        step: usize,
         rows: &mut Vec<Row>,
         log: &mut RowLog,
     ) -> Result<()> {
@@ -223,6 +237,7 @@ impl Rollouts<'_> {
         if prompts.is_empty() {
             return Ok(());
         }
+        let weights_step = self.engine.hand_over(step)?;
         let asked = Asked {
             prompts,
             first,
@@ -233,6 +248,7 @@ impl Rollouts<'_> {
         let mut on_row = |at: usize, generations: Vec<Generation>| {
             let row = Row {
                 position: first + at,
+                weights_step: (weights_step != step).then_some(weights_step),
                 generations,
             };
             let line = serde_json::to_string(&row)
@@ -244,7 +260,7 @@ impl Rollouts<'_> {
         sample_in_order(self.engine, asked, &mut || (), &mut on_row, self.stop)
     }
 
-    fn score(&self, places: &[usize], rows: Vec<Row>) -> Result<Vec<Group>> {
+    fn score(&self, places: &[usize], step: usize, rows: Vec<Row>) -> Result<Vec<Group>> {
         let groups: Vec<RewardGroup> = places
             .iter()
             .zip(&rows)
@@ -256,6 +272,7 @@ impl Rollouts<'_> {
         Ok(all
             .map(|((&prompt, row), scored)| Group {
                 prompt,
+                staleness: step.saturating_sub(row.weights_step.unwrap_or(step)),
                 answers: row.generations,
                 scored,
                 advantages: Vec::new(),

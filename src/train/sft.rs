@@ -287,7 +287,7 @@ fn count_trained(rows: &[usize], examples: &dyn Examples, step: usize) -> Result
 fn interrupted(step: usize, total_steps: usize, dir: &Path) -> Error {
     Error::Interrupted {
         message: format!(
-            "stopped after step {step} of {total_steps}, saved in `{}`; run the same command again to go on",
+            "after step {step} of {total_steps}, saved in `{}`; run the same command again to go on",
             dir.display()
         ),
     }
