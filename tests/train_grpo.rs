@@ -3,135 +3,16 @@
 
 mod train_common;
 
-use distill::data::Prompt;
 use distill::generate::{Completion, Engine, LocalEngine, Request, Sampling};
 use distill::model::CausalLm;
 use distill::progress::Stop;
 use distill::recipe::grpo::{Correction, Grpo, Kl, Loss, Preset, Ratio, Scale};
-use distill::recipe::reward::{AccuracyReward, RewardKind, RewardSettings, RewardTable};
-use distill::reward::{Rewards, Tools};
-use distill::tokenize::TextTokenizer;
-use distill::tokenize::files::TokenizerFiles;
-use distill::train::grpo::HeldOut;
 use distill::train::grpo_record::GrpoRecord;
-use distill::train::rollout::Group;
-use distill::train::{GrpoJob, GrpoObserver, GrpoOutcome, GrpoPrompt, train_grpo};
-use distill::verify::Kind;
+use distill::train::{GrpoJob, GrpoOutcome, train_grpo};
 use distill::{Error, Result};
 use std::path::Path;
-use train_common::{VOCAB, bits, tiny};
-
-/// Ends a completion.
-const END: u32 = 0;
-
-fn tokenizer() -> TextTokenizer {
-    let vocab: serde_json::Map<String, serde_json::Value> =
-        (0..VOCAB).map(|i| (format!("t{i}"), i.into())).collect();
-    let json = serde_json::json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"},
-    });
-    TextTokenizer::new(json.to_string().into_bytes(), TokenizerFiles::default()).unwrap()
-}
-
-/// Four questions; the answer to each is another word.
-fn prompts() -> Vec<GrpoPrompt> {
-    (0..4u32)
-        .map(|i| GrpoPrompt {
-            prompt: Prompt {
-                id: i.to_string(),
-                question: "what?".into(),
-                messages: Vec::new(),
-                golds: vec![format!("t{}", 9 + 3 * i)],
-                options: Vec::new(),
-                domain: None,
-                row: serde_json::Map::new(),
-            },
-            tokens: vec![i + 1, 7, i + 1],
-            opening: String::new(),
-        })
-        .collect()
-}
-
-fn rewards() -> Rewards {
-    let exact = RewardKind::Accuracy(AccuracyReward {
-        verifier: Kind::Exact,
-        ..AccuracyReward::default()
-    });
-    let table = RewardTable::List(vec![RewardSettings {
-        weight: 1.0,
-        kind: exact,
-    }]);
-    Rewards::build(&table, Tools::default()).unwrap()
-}
-
-fn settings() -> Grpo {
-    Grpo {
-        num_steps: Some(40),
-        num_prompts_per_step: 4,
-        group_size: 16,
-        max_new_tokens: 1,
-        batch_size: 64,
-        learning_rate: 2e-2,
-        kl: Kl::None,
-        kl_coef: 0.0,
-        pack_length: 64,
-        checkpoint_every_steps: 1000,
-        samples_every_steps: 0,
-        ..Grpo::default()
-    }
-}
-
-/// Remembers the records, and can ask to stop or fail.
-#[derive(Default)]
-struct Log {
-    records: Vec<GrpoRecord>,
-    checkpoints: Vec<usize>,
-    resumed: Vec<usize>,
-    warnings: Vec<String>,
-    num_samples: usize,
-    /// Accuracies to answer with.
-    held_out: Vec<f64>,
-    fail_after: Option<usize>,
-    stop: Option<(usize, Stop)>,
-}
-
-impl GrpoObserver for Log {
-    fn step(&mut self, record: &GrpoRecord) -> Result<()> {
-        self.records.push(record.clone());
-        if let Some((step, stop)) = &self.stop
-            && *step == record.step
-        {
-            stop.request();
-        }
-        match self.fail_after == Some(record.step) {
-            true => Err(Error::input("the disk is full")),
-            false => Ok(()),
-        }
-    }
-    fn samples(&mut self, _: usize, groups: &[Group], _: &[GrpoPrompt]) -> Result<()> {
-        self.num_samples += groups.len();
-        Ok(())
-    }
-    fn evaluate(&mut self, _: usize) -> Result<Option<HeldOut>> {
-        Ok(self.held_out.pop().map(|accuracy| HeldOut {
-            accuracy,
-            num_problems: 10_000,
-        }))
-    }
-    fn checkpoint(&mut self, step: usize, _: &Path) -> Result<()> {
-        self.checkpoints.push(step);
-        Ok(())
-    }
-    fn resumed(&mut self, step: usize) -> Result<()> {
-        self.resumed.push(step);
-        Ok(())
-    }
-    fn warn(&mut self, text: &str) {
-        self.warnings.push(text.into());
-    }
-}
+use train_common::grpo::{END, Log, late, prompts, rewards, settings, timeless, tokenizer};
+use train_common::{bits, tiny};
 
 fn train(
     model: &CausalLm,
@@ -160,27 +41,6 @@ fn run(settings: &Grpo) -> (CausalLm, Vec<GrpoRecord>) {
     let dir = tempfile::tempdir().unwrap();
     train(&model, settings, dir.path(), &mut log, &Stop::default()).unwrap();
     (model, log.records)
-}
-
-/// Times aside, which no two runs share.
-fn timeless(records: &[GrpoRecord]) -> Vec<GrpoRecord> {
-    records
-        .iter()
-        .map(|r| GrpoRecord {
-            rollout_s: 0.0,
-            reward_s: 0.0,
-            reference_s: 0.0,
-            update_s: 0.0,
-            step_time_s: 0.0,
-            ..r.clone()
-        })
-        .collect()
-}
-
-/// Mean reward of the last steps.
-fn late(records: &[GrpoRecord]) -> f64 {
-    let last = &records[records.len() - 5..];
-    last.iter().map(|r| r.reward).sum::<f64>() / 5.0
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! `distill plan`: what a run would take, and what to change when it does not fit.
 
 use super::options::{RecipeArgs, show_count};
+use super::run_stages::sampler;
 use super::{Session, stdout};
 use crate::pipeline::estimate::{Estimate, StageEstimate, estimate, estimate_stages};
-use crate::recipe::graph::{PipelinePlan, Resolved};
+use crate::recipe::graph::{Job, PipelinePlan, Resolved};
 use crate::recipe::plan::Plan;
 use crate::{Error, Result};
 use std::fmt::Write;
@@ -51,7 +52,7 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
 fn show_stages(plan: &PipelinePlan, estimates: &[StageEstimate]) -> String {
     let mut text = format!("run         {}\n", plan.name);
     let widest = estimates.iter().map(|e| e.name.len()).max().unwrap_or(0);
-    for one in estimates {
+    for (stage, one) in plan.stages.iter().zip(estimates) {
         let mut line = format!("{:<widest$}  {:<12}", one.name, one.kind);
         if let Some(e) = &one.estimate {
             line += &format!(
@@ -72,6 +73,12 @@ fn show_stages(plan: &PipelinePlan, estimates: &[StageEstimate]) -> String {
         }
         text += line.trim_end();
         text.push('\n');
+        if let Job::Grpo { grpo, .. } = &stage.job
+            && let Some(remote) = &grpo.remote
+        {
+            let sampler = sampler(remote, grpo);
+            text += &format!("{:<widest$}  samples     {sampler}\n", "");
+        }
         for advice in one.estimate.iter().flat_map(|e| &e.advice) {
             text += &format!("{:<widest$}  change      {advice}\n", "");
         }

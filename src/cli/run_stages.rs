@@ -2,9 +2,12 @@
 
 use super::options::show_count;
 use super::run::{asked, sft, student};
+use crate::generate::http::without_login;
 use crate::recipe::graph::{Job, PairSources, PipelinePlan, StagePlan};
+use crate::recipe::grpo::Grpo;
 use crate::recipe::load::Loaded;
 use crate::recipe::pairs::PairRules;
+use crate::recipe::remote::Remote;
 use crate::recipe::stage::Leaves;
 use std::fmt::Write;
 
@@ -34,6 +37,16 @@ pub fn show(loaded: &Loaded, plan: &PipelinePlan) -> String {
         }
     }
     text
+}
+
+/// Where the completions of a remote engine come from.
+pub fn sampler(remote: &Remote, grpo: &Grpo) -> String {
+    format!(
+        "from {} at {}, given new weights after every {} updates",
+        remote.engine.name(),
+        without_login(&remote.url),
+        remote.every_updates(grpo)
+    )
 }
 
 /// The folder of the last stage that leaves a model.
@@ -139,6 +152,13 @@ fn details(plan: &PipelinePlan, stage: &StagePlan) -> Vec<(&'static str, String)
                     grpo.learning_rate
                 ),
             ));
+            if let Some(remote) = &grpo.remote {
+                let value = match &remote.weights_dir {
+                    Some(dir) => format!("{}, in {dir}", sampler(remote, grpo)),
+                    None => sampler(remote, grpo),
+                };
+                lines.push(("samples", value));
+            }
             let rewards = rewards.rewards();
             let names = rewards.iter().map(|r| r.kind.name().to_string());
             lines.push(("rewards", list(names)));

@@ -27,19 +27,19 @@ impl<'a> LocalEngine<'a> {
             max_batch,
         }
     }
+}
 
-    /// Stop texts that are special tokens as stop tokens: they never appear in a completion's text.
-    fn with_special_stops(&self, sampling: &Sampling) -> Sampling {
-        let mut sampling = sampling.clone();
-        let Sampling { stop, stop_ids, .. } = &mut sampling;
-        stop.retain(|text| {
-            let token = self.tokenizer.token_to_id(text);
-            let special = token.filter(|&id| self.tokenizer.is_special(id));
-            stop_ids.extend(special);
-            special.is_none()
-        });
-        sampling
-    }
+/// Stop texts that are special tokens as stop tokens: they never appear in a completion's text.
+pub(super) fn with_special_stops(sampling: &Sampling, tokenizer: &TextTokenizer) -> Sampling {
+    let mut sampling = sampling.clone();
+    let Sampling { stop, stop_ids, .. } = &mut sampling;
+    stop.retain(|text| {
+        let token = tokenizer.token_to_id(text);
+        let special = token.filter(|&id| tokenizer.is_special(id));
+        stop_ids.extend(special);
+        special.is_none()
+    });
+    sampling
 }
 
 impl Engine for LocalEngine<'_> {
@@ -50,7 +50,7 @@ impl Engine for LocalEngine<'_> {
         on_done: &mut dyn FnMut(Completion) -> Result<()>,
         stop: &Stop,
     ) -> Result<()> {
-        let sampling = &self.with_special_stops(sampling);
+        let sampling = &with_special_stops(sampling, self.tokenizer);
         let mut lm = Cached {
             model: self.model,
             cache: self

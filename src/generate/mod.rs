@@ -1,19 +1,25 @@
 //! Batched sampling from a causal language model.
 //!
 //! This file holds what goes in and comes out: [`Sampling`], [`Request`], [`Completion`] and the [`Engine`] trait. The
-//! engine on our own weights is in [`local`], who is sampled when in `schedule`, how a token is chosen in `sampler`, where
+//! engine on our own weights is in [`local`], the one on another machine in [`remote`], what is said to it in `wire` and how
+//! it is asked in [`http`]. Who is sampled when is in `schedule`, how a token is chosen in `sampler`, where
 //! a text ends in `stopping`, files that grow row by row in [`row_log`], log-probabilities of given tokens in [`score`]. Prompts come as tokens: templates belong to
 //! `tokenize/`.
 
+pub mod http;
 pub mod local;
+pub mod remote;
+mod retry_after;
 pub mod row_log;
 mod sampler;
 mod schedule;
 pub mod score;
 mod softmax;
 mod stopping;
+mod wire;
 
 pub use local::LocalEngine;
+pub use remote::RemoteEngine;
 
 use serde::{Deserialize, Serialize};
 
@@ -127,7 +133,8 @@ pub struct Completion {
     pub id: u64,
     /// Everything sampled, the stop token and the tokens of a stop text included.
     pub tokens: Vec<u32>,
-    /// Natural log-probability of each token under the model itself: temperature 1, nothing filtered, no penalty.
+    /// Natural log-probability of each token under the model itself: temperature 1, nothing filtered, no penalty. Empty
+    /// where a remote engine samples at another temperature: it tells only those at its own.
     pub logprobs: Vec<f32>,
     /// The same at the temperature that was sampled at, still with nothing filtered: what the sampler believed where no
     /// filter is on. 0 where the most probable token is always taken.
@@ -139,6 +146,12 @@ pub struct Completion {
 
 /// Something that continues prompts: our own model, or another machine.
 pub trait Engine {
+    /// Says before sampling that the policy has had `step` updates, and returns after how many the weights are that will
+    /// be sampled from: fewer where the engine has a copy and is not given a new one each time.
+    fn hand_over(&mut self, step: usize) -> Result<usize> {
+        Ok(step)
+    }
+
     /// Continues every request and hands each completion to `on_done` the moment it ends, in no particular order.
     /// Returns [`Error::Interrupted`] where `stop` was requested, after which nothing more is handed out.
     fn generate(

@@ -35,7 +35,7 @@ pub trait Lm {
 }
 
 /// One sequence that is being continued.
-struct Sequence {
+pub struct Sequence {
     /// index into the requests
     request: usize,
     slot: u32,
@@ -67,7 +67,7 @@ pub fn run<M: Lm>(
     stop: &Stop,
 ) -> Result<()> {
     sampling.validate()?;
-    check_requests(model, requests)?;
+    check_requests(requests, model.vocab_size(), model.max_positions())?;
     let mut prompt_of: HashMap<&[u32], usize> = HashMap::new();
     let mut prompts: Vec<Prompt<M::Logits>> = Vec::new();
     let mut waiting: VecDeque<(usize, usize)> = VecDeque::with_capacity(requests.len());
@@ -160,8 +160,8 @@ pub fn run<M: Lm>(
     }
 }
 
-fn check_requests<M: Lm>(model: &M, requests: &[Request]) -> Result<()> {
-    let vocab = model.vocab_size();
+/// Refuses prompts that a model of this vocabulary and these positions cannot continue.
+pub fn check_requests(requests: &[Request], vocab: usize, max_positions: usize) -> Result<()> {
     for request in requests {
         if request.prompt.is_empty() {
             return Err(Error::input(format!(
@@ -180,12 +180,12 @@ fn check_requests<M: Lm>(model: &M, requests: &[Request]) -> Result<()> {
             ))
             .with_hint("the tokenizer belongs to another model"));
         }
-        if request.prompt.len() >= model.max_positions() {
+        if request.prompt.len() >= max_positions {
             return Err(Error::input(format!(
                 "request {}: a prompt of {} tokens leaves no room in the model's {} positions",
                 request.id,
                 request.prompt.len(),
-                model.max_positions()
+                max_positions
             ))
             .with_hint("shorten the prompt, or raise `max_position_embeddings` of the model"));
         }
@@ -245,7 +245,7 @@ fn choose_rows(
 }
 
 impl Sequence {
-    fn new(
+    pub fn new(
         request: &Request,
         index: usize,
         slot: u32,
@@ -271,7 +271,7 @@ impl Sequence {
     }
 
     /// Takes one more token; the completion where it is the last.
-    fn push(
+    pub fn push(
         &mut self,
         choice: Choice,
         request: &Request,
@@ -291,23 +291,37 @@ impl Sequence {
         if !(by_token || by_text || self.tokens.len() >= self.limit) {
             return Ok(None);
         }
-        let spoken = &self.tokens[..self.tokens.len() - usize::from(by_token)];
-        let mut text = decoder.detokenize(spoken)?;
+        let spoken = self.tokens.len() - usize::from(by_token);
+        let has_stopped = by_token || by_text;
+        self.end(request, spoken, has_stopped, sampling, decoder)
+            .map(Some)
+    }
+
+    /// The completion of what was taken so far; the first `spoken` tokens are its text.
+    pub fn end(
+        &mut self,
+        request: &Request,
+        spoken: usize,
+        has_stopped: bool,
+        sampling: &Sampling,
+        decoder: &impl Detokenize,
+    ) -> Result<Completion> {
+        let mut text = decoder.detokenize(&self.tokens[..spoken])?;
         let cut = first_stop(&text, &sampling.stop);
         if let Some(at) = cut {
             text.truncate(at);
         }
-        Ok(Some(Completion {
+        Ok(Completion {
             id: request.id,
             tokens: std::mem::take(&mut self.tokens),
             logprobs: std::mem::take(&mut self.logprobs),
             sampled_logprobs: std::mem::take(&mut self.sampled_logprobs),
             text,
-            finish_reason: match by_token || by_text || cut.is_some() {
+            finish_reason: match has_stopped || cut.is_some() {
                 true => FinishReason::Stop,
                 false => FinishReason::Length,
             },
-        }))
+        })
     }
 }
 

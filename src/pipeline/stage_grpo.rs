@@ -13,12 +13,14 @@ use super::stage_generate::{open_rewards, prompt_inputs, read_prompts};
 use super::stages::{Place, save_model};
 use super::suites::{SuiteRun, run_suite, suite_problems};
 use crate::eval::Problem;
-use crate::generate::LocalEngine;
 use crate::generate::row_log::check_length;
+use crate::generate::{Engine, LocalEngine, RemoteEngine};
 use crate::model::CausalLm;
 use crate::progress::{Silent, Task};
 use crate::recipe::graph::{Job, StagePlan};
+use crate::recipe::grpo::{Correction, Grpo};
 use crate::recipe::plan::EvalPlan;
+use crate::recipe::remote::Remote;
 use crate::report::{EventWriter, MetricsLog};
 use crate::train::grpo::HeldOut;
 use crate::train::grpo_record::GrpoRecord;
@@ -116,9 +118,17 @@ pub fn run(context: &StageContext) -> Result<Value> {
         samples: None,
         events: None,
     };
-    let mut engine = LocalEngine::new(&model, &student.chat().tokenizer, grpo.batch_size);
+    let mut local = LocalEngine::new(&model, &student.chat().tokenizer, grpo.batch_size);
+    let mut remote = match &grpo.remote {
+        Some(settings) => Some(open_remote(context, settings, grpo, &model, student)?),
+        None => None,
+    };
+    let engine: &mut dyn Engine = match &mut remote {
+        Some(remote) => remote,
+        None => &mut local,
+    };
     let job = GrpoJob {
-        engine: &mut engine,
+        engine,
         prompts: &prompts,
         rewards: &rewards,
         tokenizer: &student.chat().tokenizer,
@@ -132,6 +142,31 @@ pub fn run(context: &StageContext) -> Result<Value> {
     drop(log);
     save_model(&model, student, &context.dir)?;
     Ok(json!(outcome))
+}
+
+/// The engine elsewhere, with a word about the weights it will get.
+fn open_remote<'a>(
+    context: &StageContext,
+    settings: &'a Remote,
+    grpo: &Grpo,
+    model: &'a CausalLm,
+    student: &'a Student,
+) -> Result<RemoteEngine<'a>> {
+    let dir = match &settings.weights_dir {
+        Some(dir) => Path::new(dir).to_path_buf(),
+        None => context.dir.join("remote-weights"),
+    };
+    let (name, dtype) = (settings.engine.name(), model.dtype().as_str());
+    context.reporter.note(&format!(
+        "completions from {name}, whose weights are read from `{}` ({dtype})",
+        dir.display()
+    ));
+    if grpo.correction == Correction::None {
+        context.reporter.warn(&format!(
+            "`grpo.correction` is `none`: {name}'s probabilities are not quite the trainer's; `token_truncate` corrects for that, `gap` in `metrics.jsonl` says how much"
+        ));
+    }
+    RemoteEngine::open(settings, model, student.chat(), dir, context.stop.clone())
 }
 
 /// Writes every update to `metrics.jsonl` and TensorBoard, and shows it.

@@ -7,6 +7,7 @@
 
 pub use super::grpo_presets::Preset;
 use super::load::closest;
+use super::remote::Remote;
 use super::reward::RewardTable;
 use super::{Recompute, ScheduleKind};
 use crate::{Error, Result};
@@ -38,6 +39,9 @@ pub struct Grpo {
     pub stop: Vec<String>,
     /// Completions that are sampled side by side.
     pub batch_size: usize,
+    /// Completions come from an engine that runs elsewhere; our own where this is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
     pub loss: Loss,
     /// Whose probabilities are compared with those before the update.
     pub ratio: Ratio,
@@ -59,7 +63,7 @@ pub struct Grpo {
     pub supervision: Supervision,
     /// Text that ends a step.
     pub step_separator: String,
-    /// How a sampler that is not quite the policy is corrected for.
+    /// How a sampler that is not quite the policy is corrected for: one with other kernels, or with older weights.
     pub correction: Correction,
     /// Largest ratio of the correction.
     pub correction_max: f64,
@@ -204,6 +208,7 @@ impl Default for Grpo {
             max_new_tokens: 1024,
             stop: Vec::new(),
             batch_size: 128,
+            remote: None,
             loss: Loss::Grpo,
             ratio: Ratio::Token,
             clip_low: 0.2,
@@ -262,7 +267,7 @@ impl Grpo {
         let mut all = toml::Table::try_from(preset.settings())
             .map_err(|e| Error::input(format!("`grpo`: {e}")))?;
         // an absent option is no key of the preset's table
-        let options = ["num_steps", "clip_max", "off_policy_max"];
+        let options = ["num_steps", "clip_max", "off_policy_max", "remote"];
         for (key, value) in table {
             let known = all.contains_key(key) || options.contains(&key.as_str());
             if !known {
@@ -352,7 +357,10 @@ impl Grpo {
             )
             .with_hint("set `ratio = \"token\"`, or `supervision = \"outcome\"`"));
         }
-        Ok(())
+        match &self.remote {
+            Some(remote) => remote.check(self),
+            None => Ok(()),
+        }
     }
 
     /// The settings that change what is learnt: how often something is saved or looked at, and what is computed side by
@@ -361,6 +369,7 @@ impl Grpo {
         let same = Self::default();
         Self {
             batch_size: same.batch_size,
+            remote: self.remote.as_ref().map(Remote::learned),
             checkpoint_every_steps: same.checkpoint_every_steps,
             keep_checkpoints: same.keep_checkpoints,
             samples_every_steps: same.samples_every_steps,

@@ -81,3 +81,69 @@ fn steps_of_whole_rollouts() {
         7
     );
 }
+
+#[test]
+fn a_remote_engine() {
+    let from = |more: &str, remote: &str| {
+        from(&format!(
+            "{more}\n[remote]\nengine = \"vllm\"\nurl = \"http://localhost:8000\"\n{remote}"
+        ))
+    };
+    let found = from("", "").unwrap();
+    let remote = found.remote.clone().unwrap();
+    assert_eq!((remote.sync_every_steps, remote.retries), (1, 5));
+    // where it is and how long it is waited for changes nothing
+    let elsewhere = from(
+        "",
+        "model = \"m\"\nconcurrency = 3\ntimeout_s = 5\nweights_dir = \"/shared\"",
+    );
+    assert_eq!(elsewhere.unwrap().learned(), found.learned());
+    assert_ne!(Grpo::default().learned(), found.learned());
+    let two = from("num_minibatches = 2", "sync_every_steps = 2").unwrap();
+    assert_ne!(two.learned().remote, found.learned().remote);
+    let stale = "correction = \"token_truncate\"";
+    assert!(from(stale, "sync_every_steps = 3").is_ok());
+
+    let table = [
+        (
+            "",
+            "concurrency = 0",
+            "`grpo.remote.concurrency` must be from 1 to 1024",
+        ),
+        (
+            "",
+            "sync_every_steps = 0",
+            "`grpo.remote.sync_every_steps` must be at least 1",
+        ),
+        (
+            "",
+            "sync_every_steps = 2",
+            "`grpo.remote.sync_every_steps` is 2, and a rollout has 1 updates: completions of older weights need a `grpo.correction`",
+        ),
+        (
+            "",
+            "timeout_s = 0",
+            "`grpo.remote.timeout_s` must be a number of seconds in (0, 86400]",
+        ),
+        (
+            "",
+            "model = \"\"",
+            "`grpo.remote.model` must be a name, or left out",
+        ),
+        (
+            "temperature = 0.001",
+            "",
+            "`grpo.temperature` is 0.001, and vLLM samples at 0.01 at least",
+        ),
+    ];
+    for (more, remote, message) in table {
+        assert_eq!(from(more, remote).unwrap_err().to_string(), message);
+    }
+    let error = from("", "api_key = \"secret\"").unwrap_err().to_string();
+    assert!(error.contains("unknown field `api_key`"), "{error}");
+    let error = super::tests::from("remote = {engine = \"tgi\", url = \"http://x\"}").unwrap_err();
+    assert!(
+        error.to_string().contains("unknown variant `tgi`"),
+        "{error}"
+    );
+}

@@ -14,6 +14,7 @@ pub mod load;
 pub mod pairs;
 pub mod plan;
 pub mod preference;
+pub mod remote;
 pub mod reward;
 pub mod reward_model;
 pub mod select;

@@ -142,17 +142,31 @@ impl Preset {
         };
         weighted
             .into_iter()
-            .map(|(weight, kind)| RewardSettings { weight, kind })
+            .map(|(weight, kind)| RewardSettings {
+                weight,
+                domains: Vec::new(),
+                kind,
+            })
             .collect()
     }
 }
 
-/// One `[[reward]]`: `name`, `weight` and the settings of that reward, side by side.
+/// One `[[reward]]`: `name`, `weight`, `domains` and the settings of that reward, side by side.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RewardSettings {
     /// Factor in the sum.
     pub weight: f64,
+    /// Only prompts of these domains are rewarded: R1's last stage has rules for reasoning and a reward model for the rest
+    /// (arXiv 2501.12948 v2, section 3.2.2). Empty: all, those without a domain too.
+    pub domains: Vec<String>,
     pub kind: RewardKind,
+}
+
+impl RewardSettings {
+    /// Whether it applies to prompts of a domain.
+    pub fn is_for(&self, domain: Option<&str>) -> bool {
+        self.domains.is_empty() || self.domains.iter().any(|d| Some(d.as_str()) == domain)
+    }
 }
 
 impl Serialize for RewardSettings {
@@ -165,6 +179,9 @@ impl Serialize for RewardSettings {
         // what is not set is left out: TOML has no null
         table.retain(|_, value| !value.is_null());
         table.insert("weight".into(), self.weight.into());
+        if !self.domains.is_empty() {
+            table.insert("domains".into(), self.domains.clone().into());
+        }
         table.serialize(serializer)
     }
 }
@@ -178,8 +195,17 @@ impl<'de> Deserialize<'de> for RewardSettings {
                 f64::deserialize(weight).map_err(|e| D::Error::custom(format!("`weight`: {e}")))?
             }
         };
+        let domains = match table.remove("domains") {
+            None => Vec::new(),
+            Some(domains) => Vec::deserialize(domains)
+                .map_err(|e| D::Error::custom(format!("`domains`: {e}")))?,
+        };
         let kind = RewardKind::deserialize(Value::Object(table)).map_err(D::Error::custom)?;
-        Ok(Self { weight, kind })
+        Ok(Self {
+            weight,
+            domains,
+            kind,
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tests of `[[reward]]`: presets, lists, mistakes.
+//! What `[[reward]]` tables mean, and which are refused.
 
 use super::*;
 
@@ -29,10 +29,12 @@ fn presets_and_lists() {
     let expected = vec![
         RewardSettings {
             weight: 1.0,
+            domains: Vec::new(),
             kind: RewardKind::Accuracy(AccuracyReward::default()),
         },
         RewardSettings {
             weight: 0.5,
+            domains: Vec::new(),
             kind: RewardKind::Cosine(CosineReward {
                 max_length: 100,
                 ..CosineReward::default()

@@ -1,33 +1,25 @@
-//! An OpenAI-compatible chat endpoint: many questions at once, retried with backoff, within a budget.
+//! An OpenAI-compatible chat endpoint: many questions at once, within a budget. How a question is asked until it is
+//! answered is in [`crate::generate::http`].
 //!
-//! What is asked and what an answer means is the caller's. A question is asked again when the endpoint is busy or broken
-//! (connection, timeout, 408, 409, 429, 5xx, a body that is cut or no chat completion) and when its words cannot be read; at
-//! last that is an error. What the endpoint refuses for good (a wrong key, an unknown model) is an error at once.
+//! What is asked and what an answer means is the caller's. A question is asked again when the endpoint is busy or broken,
+//! when its body is no chat completion, and when its words cannot be read; at last that is an error. What the endpoint
+//! refuses for good (a wrong key, an unknown model) is an error at once.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
-use reqwest::blocking::{Client, Response};
-use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::retry_after;
+use crate::generate::http::{Failure, Http, Patience, Unanswered, times, without_login};
 use crate::progress::Stop;
 use crate::recipe::reward::JudgeSettings;
 use crate::{Error, Result};
 
 /// Longer bodies are no answer.
 const MAX_BODY_BYTES: u64 = 4 << 20;
-/// Backoff grows up to this.
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
-/// An endpoint that asks to be left alone for longer is not waited for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// Sleeps are cut into pieces, so that a stop is noticed.
-const NAP: Duration = Duration::from_millis(50);
 
 /// A turn of the conversation.
 #[derive(Debug, Clone, Serialize)]
@@ -55,21 +47,11 @@ pub struct Usage {
 }
 
 pub(super) struct Endpoint {
-    http: Client,
+    http: Http,
     url: String,
-    /// Never shown, never written.
-    key: Option<HeaderValue>,
     settings: JudgeSettings,
     usage: Mutex<Usage>,
-    stop: Stop,
     random: RandomState,
-}
-
-/// Why an attempt gave no answer.
-enum Failure {
-    /// Worth another attempt, not before so long.
-    Again(String, Option<Duration>),
-    Final(Error),
 }
 
 impl Endpoint {
@@ -104,45 +86,25 @@ impl Endpoint {
         if !(0.0..=2.0).contains(&settings.temperature) {
             return bad("temperature", "in [0, 2]");
         }
-        let key = match std::env::var(&settings.key_variable) {
-            Ok(key) if !key.is_empty() => {
-                let value =
-                    HeaderValue::from_str(&format!("Bearer {}", key.trim())).map(|mut value| {
-                        value.set_sensitive(true);
-                        value
-                    });
-                Some(value.map_err(|_| {
-                    let name = &settings.key_variable;
-                    Error::input(format!("judge: what `{name}` holds is no key"))
-                        .with_hint("it may hold no line ends")
-                })?)
-            }
-            _ => None,
-        };
         let base = settings.url.trim_end_matches('/');
         let url = match base.ends_with("/chat/completions") {
             true => base.to_string(),
             false => format!("{base}/chat/completions"),
         };
-        let mut http = Client::builder()
-            .timeout(Duration::from_secs_f64(settings.timeout_s))
-            .connect_timeout(Duration::from_secs_f64(settings.timeout_s.min(20.0)))
-            // a redirect would carry the texts to where nobody wanted them
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("distill/", env!("CARGO_PKG_VERSION")));
-        if is_local(base) {
-            http = http.no_proxy();
-        }
-        let http = http
-            .build()
-            .map_err(|e| Error::input(format!("judge: no HTTP client: {e}")))?;
+        let patience = Patience {
+            url: base,
+            key_variable: Some(&settings.key_variable),
+            timeout_s: settings.timeout_s,
+            max_retries: settings.max_retries,
+            backoff_s: settings.backoff_s,
+            max_body_bytes: MAX_BODY_BYTES,
+        };
+        let http = Http::open(&patience, stop).map_err(|e| e.at("judge"))?;
         Ok(Self {
             http,
             url,
-            key,
             settings: settings.clone(),
             usage: Mutex::new(Usage::default()),
-            stop,
             random: RandomState::new(),
         })
     }
@@ -204,46 +166,38 @@ impl Endpoint {
         read: impl Fn(&str) -> Result<std::result::Result<T, String>>,
         failed: &AtomicBool,
     ) -> Result<T> {
-        let mut backoff = Duration::from_secs_f64(self.settings.backoff_s);
-        let mut attempt = 0;
-        loop {
-            self.check_stop()?;
-            let (why, wait) = match self.request(&messages(&self.nonce())) {
-                Ok(text) => match read(&text)? {
-                    Ok(answer) => return Ok(answer),
-                    Err(why) => (why, None),
-                },
-                Err(Failure::Again(why, wait)) => (why, wait),
-                Err(Failure::Final(error)) => return Err(error),
-            };
-            let gives_up = |why: &str| {
-                let times = match attempt {
-                    0 => String::new(),
-                    n => format!(", {} times", n + 1),
-                };
-                Err(Error::input(format!(
-                    "the judge at `{}` gave no verdict{times}: {why}",
-                    without_login(&self.settings.url)
-                ))
-                .with_hint("no answer was scored in its place"))
-            };
-            if attempt == self.settings.max_retries || failed.load(Ordering::SeqCst) {
-                return gives_up(&why);
+        let attempt = || match read(&self.request(&messages(&self.nonce()))?) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(why)) => Err(Failure::Again(why)),
+            Err(error) => Err(Failure::Final(error)),
+        };
+        let judge = || format!("the judge at `{}`", without_login(&self.settings.url));
+        let error = match self.http.persist(attempt, failed) {
+            Ok(answer) => return Ok(answer),
+            Err(unanswered) => unanswered,
+        };
+        Err(match error {
+            Unanswered::GaveUp(num_attempts, why) => {
+                let times = times(num_attempts);
+                Error::input(format!("{} gave no verdict{times}: {why}", judge()))
+                    .with_hint("no answer was scored in its place")
             }
-            if wait.is_some_and(|wait| wait > MAX_RETRY_AFTER) {
-                return gives_up(&format!(
-                    "{why}, and it asks to be left alone for longer than 10 minutes"
-                ));
+            Unanswered::Refused(status, why) => {
+                let error = Error::input(format!("{}: {why}", judge()));
+                match status {
+                    401 | 403 => error
+                        .with_hint(format!("put the key into `{}`", self.settings.key_variable)),
+                    404 => error.with_hint(
+                        "the address ends with `/v1`, and the model must be one it serves",
+                    ),
+                    _ => error,
+                }
             }
-            let jitter =
-                0.5 + self.random.hash_one((attempt, Instant::now())) as f64 / u64::MAX as f64;
-            self.sleep(
-                backoff.mul_f64(jitter).max(wait.unwrap_or_default()),
-                failed,
-            )?;
-            backoff = (backoff * 2).min(MAX_BACKOFF);
-            attempt += 1;
-        }
+            Unanswered::Stopped => Error::Interrupted {
+                message: format!("what was judged is kept in `{}`", self.settings.cache),
+            },
+            Unanswered::Failed(error) => error,
+        })
     }
 
     /// The words of one completion.
@@ -258,73 +212,16 @@ impl Endpoint {
         })
         .to_string();
         let num_bytes = body.len();
-        let mut request = self
-            .http
-            .post(&self.url)
-            .header("content-type", "application/json")
-            .body(body);
-        if let Some(key) = &self.key {
-            request = request.header(AUTHORIZATION, key.clone());
-        }
-        let response = request
-            .send()
-            .map_err(|e| Failure::Again(format!("it cannot be reached: {}", reason(e)), None))?;
-        let status = response.status();
-        if !status.is_success() {
-            return Err(self.refused(response));
-        }
-        let mut bytes = Vec::new();
-        response
-            .take(MAX_BODY_BYTES)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Failure::Again(format!("its answer was cut off: {e}"), None))?;
+        let bytes = self.http.post(&self.url, body)?;
         let completion: Completion = serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::Again(format!("its answer is no chat completion: {e}"), None))?;
+            .map_err(|e| Failure::Again(format!("its answer is no chat completion: {e}")))?;
         let used = completion.usage.and_then(|usage| usage.total_tokens);
         self.lock_usage().num_tokens += used.unwrap_or(((num_bytes + bytes.len()) / 4) as u64);
         let choice = completion.choices.into_iter().next();
         match choice.and_then(|choice| choice.message.content) {
             Some(text) => Ok(text),
-            None => Err(Failure::Again("its answer holds no text".into(), None)),
+            None => Err(Failure::Again("its answer holds no text".into())),
         }
-    }
-
-    /// What a status other than 2xx means.
-    fn refused(&self, response: Response) -> Failure {
-        let status = response.status();
-        let wait = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| retry_after::parse(value, SystemTime::now()));
-        let mut bytes = Vec::new();
-        // the explanation is a courtesy
-        let _ = response.take(2000).read_to_end(&mut bytes);
-        let text = String::from_utf8_lossy(&bytes);
-        let shown: String = text
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")
-            .chars()
-            .take(200)
-            .collect();
-        let why = format!("it answered {status}: {shown}");
-        if matches!(status.as_u16(), 408 | 409 | 425 | 429 | 500..=599) {
-            return Failure::Again(why, wait);
-        }
-        let error = Error::input(format!(
-            "the judge at `{}`: {why}",
-            without_login(&self.settings.url)
-        ));
-        Failure::Final(match status.as_u16() {
-            401 | 403 => {
-                error.with_hint(format!("put the key into `{}`", self.settings.key_variable))
-            }
-            404 => {
-                error.with_hint("the address ends with `/v1`, and the model must be one it serves")
-            }
-            _ => error,
-        })
     }
 
     /// Takes a request out of the budget.
@@ -351,25 +248,6 @@ impl Endpoint {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check_stop(&self) -> Result<()> {
-        if self.stop.requested() {
-            return Err(Error::Interrupted {
-                message: format!("what was judged is kept in `{}`", self.settings.cache),
-            });
-        }
-        Ok(())
-    }
-
-    /// Waits, unless the user or a failure elsewhere says that it is of no use.
-    fn sleep(&self, time: Duration, failed: &AtomicBool) -> Result<()> {
-        let end = Instant::now() + time;
-        while Instant::now() < end && !failed.load(Ordering::SeqCst) {
-            self.check_stop()?;
-            std::thread::sleep(NAP.min(end.saturating_duration_since(Instant::now())));
-        }
-        Ok(())
-    }
-
     /// A number nobody can guess: 128 bits of keyed hashes, under a key of the operating system's randomness.
     fn nonce(&self) -> String {
         let now = Instant::now();
@@ -380,35 +258,6 @@ impl Endpoint {
             self.random.hash_one((now, fresh.hash_one(1)))
         )
     }
-}
-
-/// Whether the endpoint runs on this machine, where no proxy leads.
-fn is_local(url: &str) -> bool {
-    let host = url.split("://").nth(1).unwrap_or_default();
-    host.starts_with("localhost") || host.starts_with("127.") || host.starts_with("[::1]")
-}
-
-/// An address without the name and password that it may hold.
-fn without_login(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_string();
-    };
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = host.rsplit('@').next().unwrap_or_default();
-    format!("{scheme}://{host}{path}")
-}
-
-/// What went wrong, without the address, which may hold a password.
-fn reason(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    if error.is_timeout() {
-        return "no answer in time".into();
-    }
-    let mut deepest: &dyn std::error::Error = &error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest.to_string()
 }
 
 #[derive(Deserialize)]

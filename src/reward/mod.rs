@@ -8,12 +8,12 @@
 //! A reward that does not apply to a sample (a gold answer nobody can read, a row without tests, a prompt without a
 //! language) has no value: it adds nothing to the sum, says why, and is counted. It is never a 0 or a 1 that looks earned.
 
+mod check;
 mod endpoint;
 pub mod judge;
 mod judged;
 pub mod model_score;
 pub mod pairs;
-mod retry_after;
 mod scored;
 pub mod shape;
 pub mod steps;
@@ -60,6 +60,8 @@ pub struct Group<'a> {
     pub options: &'a [String],
     /// Where the tests of programs are.
     pub row: Option<&'a Map<String, Value>>,
+    /// Field of knowledge of the prompt, where it has one: rewards may be for some only.
+    pub domain: Option<&'a str>,
     pub samples: Vec<Sample<'a>>,
 }
 
@@ -105,7 +107,7 @@ impl Rewards {
             if settings[..i].iter().any(|other| other.kind.name() == name) {
                 return Err(Error::input(format!("reward `{name}` is listed twice")));
             }
-            check(reward).map_err(at)?;
+            check::check(reward).map_err(at)?;
             if reward.kind.is_of_steps() && tools.step_separator.is_none() {
                 return Err(at(Error::input("`steps = true` means nothing here")).with_hint(
                     "steps are rewarded by a stage of kind `grpo` with `supervision = \"process\"`",
@@ -187,12 +189,14 @@ impl Rewards {
             if let RewardKind::LanguageConsistency(language) = &reward.kind
                 && language.steps
             {
-                steps::put_consistency(groups, &mut scored, at, *target);
+                let is_for = |group: &Group<'_>| reward.is_for(group.domain);
+                steps::put_consistency(groups, &mut scored, at, *target, is_for);
             }
         }
         let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::RewardModel(_));
         if let (Some(at), Some(scorer)) = (self.settings.iter().position(at), &self.scorer) {
-            scorer.put(groups, &mut scored, at)?;
+            let is_for = |group: &Group<'_>| self.settings[at].is_for(group.domain);
+            scorer.put(groups, &mut scored, at, is_for)?;
         }
         Ok(scored)
     }
@@ -217,9 +221,10 @@ impl Rewards {
                 part.put(found);
                 part
             };
-            let column = match reward.kind.is_of_steps() {
-                true => none(group, NOT_ASKED),
-                false => self.column(&reward.kind, *target, group, &mut seen)?,
+            let column = match (reward.is_for(group.domain), reward.kind.is_of_steps()) {
+                (false, _) => none(group, OTHER_DOMAIN),
+                (true, true) => none(group, NOT_ASKED),
+                (true, false) => self.column(&reward.kind, *target, group, &mut seen)?,
             };
             columns.push(column.into_iter().map(part).collect());
         }
@@ -361,8 +366,14 @@ impl Rewards {
 
     /// The judge's word on every sample of every group, all asked together; empty without a judge.
     fn judge_groups(&self, groups: &[Group<'_>]) -> Result<Vec<std::result::Result<f64, String>>> {
-        let Some(judge) = &self.judge else {
+        let is_judge = |r: &&RewardSettings| matches!(r.kind, RewardKind::Judge(_));
+        let reward = self.settings.iter().find(is_judge);
+        let (Some(judge), Some(reward)) = (&self.judge, reward) else {
             return Ok(Vec::new());
+        };
+        let why_not = |group: &Group<'_>| match reward.is_for(group.domain) {
+            false => Some(OTHER_DOMAIN),
+            true => group.golds.is_empty().then_some(NO_GOLD),
         };
         let references: Vec<String> = groups
             .iter()
@@ -371,7 +382,7 @@ impl Rewards {
         let texts: Vec<(usize, Cow<'_, str>)> = groups
             .iter()
             .enumerate()
-            .filter(|(_, group)| !group.golds.is_empty())
+            .filter(|(_, group)| why_not(group).is_none())
             .flat_map(|(at, group)| {
                 group
                     .samples
@@ -391,9 +402,9 @@ impl Rewards {
         Ok(groups
             .iter()
             .flat_map(|group| group.samples.iter().map(move |_| group))
-            .map(|group| match group.golds.is_empty() {
-                true => Err(NO_GOLD.to_string()),
-                false => Ok(yes(verdicts.next().flatten().is_some_and(|v| v.correct))),
+            .map(|group| match why_not(group) {
+                Some(why) => Err(why.to_string()),
+                None => Ok(yes(verdicts.next().flatten().is_some_and(|v| v.correct))),
             })
             .collect())
     }
@@ -402,6 +413,7 @@ impl Rewards {
 /// Stands where a later pass puts what it finds.
 const NOT_ASKED: &str = "it was not asked";
 const NO_GOLD: &str = "there is no gold answer";
+const OTHER_DOMAIN: &str = "the reward is for prompts of another domain";
 
 fn yes(is: bool) -> f64 {
     f64::from(u8::from(is))
@@ -517,62 +529,5 @@ pub fn length_unit(group: &Group<'_>, unit: LengthUnit) -> &'static str {
         LengthUnit::Characters => "characters",
         LengthUnit::Auto if !has_tokens => "characters",
         _ => "tokens",
-    }
-}
-
-/// Refuses settings that mean nothing.
-fn check(reward: &RewardSettings) -> Result<()> {
-    let bad = |what: &str| Err(Error::input(what.to_string()));
-    let text_kind = |kind: Kind| match kind {
-        Kind::Format | Kind::Language => {
-            bad("`verifier` must be `math`, `choice`, `exact`, `number` or `boxed`")
-        }
-        _ => Ok(()),
-    };
-    if !reward.weight.is_finite() {
-        return bad("`weight` must be a finite number");
-    }
-    match &reward.kind {
-        RewardKind::Accuracy(s) => {
-            if ![s.correct, s.wrong, s.no_answer]
-                .iter()
-                .all(|value| value.is_finite())
-            {
-                return bad("`correct`, `wrong` and `no_answer` must be finite numbers");
-            }
-            if s.correct <= s.wrong || s.correct <= s.no_answer {
-                return bad("`correct` must be more than `wrong` and `no_answer`");
-            }
-            text_kind(s.verifier)
-        }
-        RewardKind::Length(s) => text_kind(s.verifier),
-        RewardKind::Cosine(s) => {
-            if s.max_length == 0 {
-                return bad("`max_length` must be at least 1");
-            }
-            // open-r1's own defaults have it the other way round, and reward short wrong answers most
-            let ordered = s.min_wrong <= s.max_wrong
-                && s.max_wrong <= s.min_correct
-                && s.min_correct <= s.max_correct;
-            if !ordered {
-                return bad(
-                    "`min_wrong`, `max_wrong`, `min_correct` and `max_correct` must not fall",
-                );
-            }
-            text_kind(s.verifier)
-        }
-        RewardKind::SoftOverlong(s) if s.cache_length == 0 || s.cache_length > s.max_length => {
-            bad("`cache_length` must be from 1 to `max_length`")
-        }
-        RewardKind::RepetitionPenalty(s) if s.ngram_size == 0 => {
-            bad("`ngram_size` must be at least 1")
-        }
-        RewardKind::RepetitionPenalty(s)
-            if !(s.max_penalty <= 0.0 && s.max_penalty.is_finite()) =>
-        {
-            bad("`max_penalty` must be 0 or less")
-        }
-        RewardKind::ReasoningSteps(s) if s.num_steps == 0 => bad("`num_steps` must be at least 1"),
-        _ => Ok(()),
     }
 }

@@ -98,23 +98,29 @@ impl ModelScorer {
         })
     }
 
-    /// Puts the scores of every group into part `at` of its samples.
+    /// Puts the scores of every group that the reward `is_for` into part `at` of its samples.
     pub(super) fn put(
         &self,
         groups: &[Group<'_>],
         scored: &mut [Vec<Scored>],
         at: usize,
+        is_for: impl Fn(&Group<'_>) -> bool,
     ) -> Result<()> {
+        let samples = groups.iter().zip(scored);
+        let samples = samples.filter(|(group, _)| is_for(group));
+        let (groups, samples): (Vec<Group<'_>>, Vec<&mut Vec<Scored>>) = samples
+            .map(|(group, samples)| (group.clone(), samples))
+            .unzip();
         if self.of_steps {
-            let found = self.scores_of_steps(groups, scored)?;
-            for (sample, found) in scored.iter_mut().flatten().zip(found) {
+            let found = self.scores_of_steps(&groups, &samples)?;
+            for (sample, found) in samples.into_iter().flatten().zip(found) {
                 sample.parts[at].put_steps(found);
                 sample.sum_up();
             }
             return Ok(());
         }
-        let samples = scored.iter_mut().flatten();
-        for (sample, score) in samples.zip(self.scores(groups)?) {
+        let found = self.scores(&groups)?;
+        for (sample, score) in samples.into_iter().flatten().zip(found) {
             sample.parts[at].put(score);
             sample.sum_up();
         }
@@ -157,14 +163,16 @@ impl ModelScorer {
     fn scores_of_steps(
         &self,
         groups: &[Group<'_>],
-        scored: &[Vec<Scored>],
+        scored: &[&mut Vec<Scored>],
     ) -> Result<Vec<std::result::Result<Vec<f64>, String>>> {
         let samples: Vec<(&Group<'_>, &str, &Scored)> = groups
             .iter()
             .zip(scored)
             .flat_map(|(group, scored)| {
                 let texts = group.samples.iter().map(|sample| sample.text);
-                texts.zip(scored).map(move |(text, one)| (group, text, one))
+                texts
+                    .zip(scored.iter())
+                    .map(move |(text, one)| (group, text, one))
             })
             .collect();
         let asked: Vec<std::result::Result<Asked, String>> = samples

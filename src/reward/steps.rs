@@ -41,8 +41,10 @@ pub(super) fn put_consistency(
     scored: &mut [Vec<Scored>],
     at: usize,
     target: Option<Language>,
+    is_for: impl Fn(&Group<'_>) -> bool,
 ) {
-    for (group, scored) in groups.iter().zip(scored) {
+    let all = groups.iter().zip(scored);
+    for (group, scored) in all.filter(|(group, _)| is_for(group)) {
         let target = target.or_else(|| Language::of(group.prompt.unwrap_or_default()));
         for (sample, scored) in group.samples.iter().zip(scored) {
             let found = match target {

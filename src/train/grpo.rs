@@ -214,7 +214,7 @@ pub fn train_grpo(
             true => Err(Error::Interrupted {
                 message: String::new(),
             }),
-            false => rollouts.take(cursor.num_rollouts, cursor.num_prompts),
+            false => rollouts.take(cursor.num_rollouts, cursor.num_prompts, cursor.step),
         };
         let rollout = match rollout {
             Ok(rollout) => rollout,

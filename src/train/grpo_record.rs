@@ -60,6 +60,10 @@ pub struct GrpoRecord {
     /// Mean and largest difference of the sampler's and the trainer's log-probability of a token.
     pub gap: f64,
     pub gap_max: f64,
+    /// Completions of weights that were older than those before the rollout's first update, and by how many updates the
+    /// completions were behind these in the mean; both 0 where our own engine samples.
+    pub num_stale_completions: usize,
+    pub staleness: f64,
     /// Share of the words that are in the language of the question, of the completions' reasoning.
     pub language_consistency: Option<f64>,
     /// [`REFLECTIVE_WORDS`] in a completion.
@@ -132,6 +136,9 @@ impl GrpoRecord {
             .collect();
         self.pass_rate = share(verdicts.into_iter());
         self.num_completions = which.len();
+        let staleness = all().map(|(g, _)| g.staleness);
+        self.num_stale_completions = staleness.clone().filter(|s| *s > 0).count();
+        self.staleness = staleness.sum::<usize>() as f64 / n;
         let lengths = all().map(|(g, a)| g.answers[a].tokens.len());
         self.length = lengths.clone().sum::<usize>() as f64 / n;
         self.length_max = lengths.max().unwrap_or(0);

@@ -43,6 +43,8 @@ pub struct Group {
     pub advantages: Vec<f64>,
     /// Of each token of each completion, under process supervision.
     pub token_advantages: Vec<Vec<f64>>,
+    /// Updates between the weights that sampled and those that the rollout's first update is made to.
+    pub staleness: usize,
 }
 
 /// What the updates are made from.
@@ -98,6 +100,9 @@ impl Group {
 struct Row {
     /// Place in the order of prompts.
     position: usize,
+    /// The update that left the weights that sampled; none where that was the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weights_step: Option<usize>,
     generations: Vec<Generation>,
 }
 
@@ -118,11 +123,11 @@ pub struct Rollouts<'a> {
 }
 
 impl Rollouts<'_> {
-    /// Rollout `number`, from the prompt at `first` on.
+    /// Rollout `number`, from the prompt at `first` on, for the updates after `step`.
     ///
     /// # Errors
     /// What the engine or a reward returns; [`Error::Interrupted`] after a stop, with all whole groups kept.
-    pub fn take(&mut self, number: usize, first: usize) -> Result<Rollout> {
+    pub fn take(&mut self, number: usize, first: usize, step: usize) -> Result<Rollout> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io("creating", &self.dir, e))?;
         let mut log = RowLog::open(&self.path(number))?;
         let mut kept: Vec<Row> = Vec::new();
@@ -158,11 +163,11 @@ impl Rollouts<'_> {
             let start = first + all.num_drawn;
             let mut rows: Vec<Row> = kept.by_ref().take(missing).collect();
             let places = self.prompts_at(start..start + missing);
-            self.sample(start, &places, &mut rows, &mut log)?;
+            self.sample(start, &places, step, &mut rows, &mut log)?;
             all.num_drawn += missing;
             all.rollout_s += started.elapsed().as_secs_f64();
             let started = Instant::now();
-            for group in self.score(&places, rows)? {
+            for group in self.score(&places, step, rows)? {
                 match self.settings.dynamic_sampling_rounds > 0 && group.is_degenerate() {
                     true => degenerate.push(group),
                     false => all.groups.push(group),
@@ -242,6 +247,7 @@ impl Rollouts<'_> {
         &mut self,
         start: usize,
         places: &[usize],
+        step: usize,
         rows: &mut Vec<Row>,
         log: &mut RowLog,
     ) -> Result<()> {
@@ -253,6 +259,7 @@ impl Rollouts<'_> {
         if prompts.is_empty() {
             return Ok(());
         }
+        let weights_step = self.engine.hand_over(step)?;
         let asked = Asked {
             prompts,
             first,
@@ -263,6 +270,7 @@ impl Rollouts<'_> {
         let mut on_row = |at: usize, generations: Vec<Generation>| {
             let row = Row {
                 position: first + at,
+                weights_step: (weights_step != step).then_some(weights_step),
                 generations,
             };
             let line = serde_json::to_string(&row)
@@ -284,7 +292,7 @@ impl Rollouts<'_> {
         })
     }
 
-    fn score(&self, places: &[usize], rows: Vec<Row>) -> Result<Vec<Group>> {
+    fn score(&self, places: &[usize], step: usize, rows: Vec<Row>) -> Result<Vec<Group>> {
         let groups: Vec<RewardGroup> = places
             .iter()
             .zip(&rows)
@@ -297,6 +305,7 @@ impl Rollouts<'_> {
         Ok(all
             .map(|((&prompt, row), scored)| Group {
                 prompt,
+                staleness: step.saturating_sub(row.weights_step.unwrap_or(step)),
                 answers: row.generations,
                 scored,
                 advantages: Vec::new(),
@@ -315,6 +324,7 @@ impl Rollouts<'_> {
             golds: &prompt.golds,
             options: &prompt.options,
             row: Some(&prompt.row),
+            domain: prompt.domain.as_deref(),
             samples: answers
                 .iter()
                 .map(|answer| Sample {

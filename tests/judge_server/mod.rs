@@ -20,6 +20,8 @@ pub enum Reply {
     Cut(String),
     /// Nothing for so long, then the words.
     Slow(Duration, String),
+    /// The connection ends without an answer.
+    Gone,
 }
 
 pub fn says(text: impl Into<String>) -> Reply {
@@ -168,6 +170,7 @@ fn write(stream: &mut TcpStream, reply: Reply) {
         Reply::Says(text) | Reply::Slow(_, text) => (200, "", completion(text), usize::MAX),
         Reply::Status(status, headers, body) => (status, headers, body, usize::MAX),
         Reply::Cut(text) => (200, "", completion(text), 30),
+        Reply::Gone => return,
     };
     let head = format!(
         "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n",

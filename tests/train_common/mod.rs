@@ -3,6 +3,8 @@
 // every test crate uses a part of it
 #![allow(dead_code)]
 
+pub mod grpo;
+
 use candle_core::{DType, Device};
 use distill::Result;
 use distill::model::{CausalLm, ModelConfig};
