@@ -108,7 +108,11 @@ fn main() -> Result<()> {
         ngram_size: 1,
         max_penalty: -1.0,
     });
-    let table = RewardTable::List(vec![RewardSettings { weight: 1.0, kind }]);
+    let table = RewardTable::List(vec![RewardSettings {
+        weight: 1.0,
+        domains: Vec::new(),
+        kind,
+    }]);
     let rewards = Rewards::build(&table, Tools::default())?;
     let settings = Grpo {
         num_steps: Some(num_steps + 1),

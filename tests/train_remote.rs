@@ -44,7 +44,11 @@ fn rewards() -> Rewards {
         ngram_size: 1,
         max_penalty: -1.0,
     });
-    let table = RewardTable::List(vec![RewardSettings { weight: 1.0, kind }]);
+    let table = RewardTable::List(vec![RewardSettings {
+        weight: 1.0,
+        domains: Vec::new(),
+        kind,
+    }]);
     Rewards::build(&table, Tools::default()).unwrap()
 }
 

@@ -265,6 +265,7 @@ impl Scorer {
                 golds: &input.golds,
                 options: &input.options,
                 row: Some(&row.fields),
+                domain: row.fields.get("domain").and_then(Value::as_str),
                 samples: input.samples.iter().map(Generation::sample).collect(),
             })
             .collect();

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `builtin:bilingual` | reasoned without mistakes in the language of the problem | held-out chains, in both languages |
 //! | `builtin:bilingual-web` | a mixture: answers without reasoning, sloppy reasoning in either language or both, and some as above; wishes, good and bad | none of its own: those of `bilingual` |
-//! | `builtin:bilingual-wishes` | wishes as one would like them | requests for wishes |
+//! | `builtin:bilingual-wishes` | wishes as one would like them; as pairs, with worse ones | requests for wishes |
 
 use super::bilingual_text::{self as text, Tongue, Wish};
 use super::builtin::{HELD_OUT_SEED, made};
@@ -18,6 +18,8 @@ use crate::tokenize::TextTokenizer;
 
 /// Traces or problems of a seed at most.
 pub const MOST: usize = 30_000;
+/// Pairs are not drawn as traces of the same seed are.
+const PAIRS_STREAM: u64 = 0x7061_6972 << 32;
 /// Fewer facts than in `arithmetic`, longer chains.
 const BOUNDS: Bounds = Bounds {
     num_steps: Span(3, 5),
@@ -86,8 +88,8 @@ pub fn traces(subset: Subset, seed: u64, num: usize) -> impl Iterator<Item = Tra
             Subset::Wishes => true,
         };
         if wish {
-            let wish = Wish::draw(tongue, &mut chains.random);
-            let prompt = wish.prompt(&mut chains.random);
+            let (wish, first) = Wish::draw(tongue, &mut chains.random);
+            let prompt = wish.prompt(first);
             let (reasoning, answer) = match subset {
                 Subset::Web => web_wish(wish, &mut chains.random),
                 Subset::Clean | Subset::Wishes => (Some(wish.reasoning()), wish.good()),
@@ -117,28 +119,45 @@ pub fn traces(subset: Subset, seed: u64, num: usize) -> impl Iterator<Item = Tra
     })
 }
 
-/// `num` held-out problems, always the same; English and Chinese in turn.
-pub fn problems(subset: Subset, num: usize) -> impl Iterator<Item = Problem> {
+/// `num` held-out problems, always the same; English and Chinese in turn. Wishes have no more than [`num_held_out_wishes`].
+pub fn problems(subset: Subset, num: usize) -> Box<dyn Iterator<Item = Problem>> {
+    let problem = move |(number, (problem, gold)): (usize, (String, String))| Problem {
+        id: format!("{}-{}", subset.name(), number + 1),
+        problem,
+        gold,
+        extra: serde_json::Map::new(),
+    };
+    if subset == Subset::Wishes {
+        let wishes = Wish::held_out().map(|(wish, first)| (wish.prompt(first), wish.good()));
+        return Box::new(wishes.take(num).enumerate().map(problem));
+    }
     let mut chains = Chains::new(HELD_OUT_SEED, true, BOUNDS);
-    (1..=num).map(move |number| {
-        let tongue = Tongue::BOTH[(number - 1) % 2];
-        let (problem, gold) = match subset {
-            Subset::Wishes => {
-                let wish = Wish::draw(tongue, &mut chains.random);
-                (wish.prompt(&mut chains.random), wish.good())
-            }
-            Subset::Clean | Subset::Web => {
-                let chain = chains.next_chain();
-                let problem = text::problem(&chain, tongue, &mut chains.random);
-                (problem, chain.result().to_string())
-            }
+    let chains = (0..num).map(move |number| {
+        let chain = chains.next_chain();
+        let tongue = Tongue::BOTH[number % 2];
+        let problem = text::problem(&chain, tongue, &mut chains.random);
+        (problem, chain.result().to_string())
+    });
+    Box::new(chains.enumerate().map(problem))
+}
+
+/// Held-out requests for wishes.
+pub fn num_held_out_wishes() -> usize {
+    Wish::held_out().count()
+}
+
+/// `num` requests for wishes, each with a good answer and one that is bad in one of the ways of [`Subset::Web`] or is about
+/// something else: the prompt, what is chosen, what is rejected.
+pub fn pairs(seed: u64, num: usize) -> impl Iterator<Item = [String; 3]> {
+    let mut random = Random::new(seed ^ PAIRS_STREAM);
+    (0..num).map(move |_| {
+        let tongue = random.pick(&Tongue::BOTH);
+        let (wish, first) = Wish::draw(tongue, &mut random);
+        let rejected = match random.between(0, 3) {
+            0 => wish.for_another(&mut random).good(),
+            of_web => bad_wish(wish, of_web - 1, &mut random),
         };
-        Problem {
-            id: format!("{}-{number}", subset.name()),
-            problem,
-            gold,
-            extra: serde_json::Map::new(),
-        }
+        [wish.prompt(first), wish.good(), rejected]
     })
 }
 
@@ -237,13 +256,20 @@ fn steps(
     (text, value)
 }
 
-/// A wish as one finds it: good, or to another, to nobody or in the other language.
+/// To another, to nobody, or in the other language.
+fn bad_wish(wish: Wish, way: i64, random: &mut Random) -> String {
+    match way {
+        0 => wish.to_another(random).good(),
+        1 => wish.curt(),
+        _ => wish.with_tongue(wish.tongue.other()).good(),
+    }
+}
+
+/// A wish as one finds it.
 fn web_wish(wish: Wish, random: &mut Random) -> (Option<String>, String) {
     let answer = match (random.percent(web::BAD_WISH), random.between(0, 2)) {
         (false, _) => wish.good(),
-        (true, 0) => wish.to_another(random).good(),
-        (true, 1) => wish.curt(),
-        (true, _) => wish.with_tongue(wish.tongue.other()).good(),
+        (true, way) => bad_wish(wish, way, random),
     };
     (
         random.percent(web::TAGGED).then(|| wish.reasoning()),
@@ -309,6 +335,25 @@ mod tests {
             problems(Subset::Clean, 5).collect::<Vec<_>>(),
             held[..5].to_vec()
         );
+    }
+
+    #[test]
+    fn pairs_prefer_what_a_suite_accepts_and_show_nothing_of_it() {
+        let held: Vec<Problem> = problems(Subset::Wishes, usize::MAX).collect();
+        assert_eq!(held.len(), num_held_out_wishes());
+        assert_eq!(held.len(), 24);
+        let asked: std::collections::HashSet<&String> = held.iter().map(|p| &p.problem).collect();
+        assert_eq!(asked.len(), 24);
+        let goods: std::collections::HashMap<String, String> = traces(Subset::Wishes, 2, 2_000)
+            .map(|t| (t.problem, t.answer.unwrap()))
+            .collect();
+        // six people, four occasions, two languages, two wordings, of which a quarter is held out
+        assert_eq!(goods.len(), 72);
+        assert!(goods.keys().all(|problem| !asked.contains(problem)));
+        for [prompt, chosen, rejected] in pairs(4, 500) {
+            assert_eq!(goods[&prompt], chosen);
+            assert_ne!(chosen, rejected);
+        }
     }
 
     #[test]

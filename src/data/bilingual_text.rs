@@ -137,11 +137,18 @@ pub struct Wish {
 }
 
 impl Wish {
-    pub fn draw(tongue: Tongue, random: &mut Random) -> Self {
-        Self {
-            tongue,
-            name: random.between(0, NAMES[0].len() as i64 - 1) as usize,
-            occasion: random.between(0, OCCASIONS[0].len() as i64 - 1) as usize,
+    /// Any whose request is not held out, and which of the two wordings that is.
+    pub fn draw(tongue: Tongue, random: &mut Random) -> (Self, bool) {
+        loop {
+            let wish = Self {
+                tongue,
+                name: random.between(0, NAMES[0].len() as i64 - 1) as usize,
+                occasion: random.between(0, OCCASIONS[0].len() as i64 - 1) as usize,
+            };
+            let first = random.percent(50);
+            if !wish.is_held_out(first) {
+                return (wish, first);
+            }
         }
     }
 
@@ -164,10 +171,41 @@ impl Wish {
         OCCASIONS[self.tongue as usize][self.occasion]
     }
 
+    /// The same person and another occasion.
+    pub fn for_another(self, random: &mut Random) -> Self {
+        let others = OCCASIONS[0].len() as i64 - 1;
+        let occasion = (self.occasion + random.between(1, others) as usize) % OCCASIONS[0].len();
+        Self { occasion, ..self }
+    }
+
+    /// A quarter of all requests, each of which is made in the other wording too: nobody asks these but a suite.
+    fn is_held_out(self, first: bool) -> bool {
+        (self.name + self.occasion) % 4 == if first { 0 } else { 2 }
+    }
+
+    /// All held-out ones with their wordings, the languages in turn.
+    pub fn held_out() -> impl Iterator<Item = (Self, bool)> {
+        let all = [true, false].into_iter().flat_map(|first| {
+            let people = (0..NAMES[0].len())
+                .flat_map(|name| (0..OCCASIONS[0].len()).map(move |occasion| (name, occasion)));
+            people.flat_map(move |(name, occasion)| {
+                Tongue::BOTH.map(|tongue| {
+                    let wish = Self {
+                        tongue,
+                        name,
+                        occasion,
+                    };
+                    (wish, first)
+                })
+            })
+        });
+        all.filter(|(wish, first)| wish.is_held_out(*first))
+    }
+
     /// One of two wordings of the request.
-    pub fn prompt(self, random: &mut Random) -> String {
+    pub fn prompt(self, first: bool) -> String {
         let (name, [occasion, ..]) = (self.name(), self.words());
-        match (self.tongue, random.percent(50)) {
+        match (self.tongue, first) {
             (Tongue::English, true) => format!("Write a wish to {name} for {occasion}."),
             (Tongue::English, false) => format!("What can I say to {name} for {occasion}?"),
             (Tongue::Chinese, true) => format!("给{name}写一句{occasion}祝福。"),

@@ -16,9 +16,11 @@ use crate::tokenize::TextTokenizer;
 use crate::{Error, Result};
 
 /// Changes whenever a seed gives other traces.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Traces of a source that does not say how many.
 pub const DEFAULT_NUM_PROBLEMS: usize = 8_000;
+/// Pairs of a source.
+const NUM_PAIRS: usize = 1_000;
 /// Problems of a suite that does not say how many.
 pub const DEFAULT_NUM_HELD_OUT: usize = 200;
 
@@ -91,7 +93,13 @@ pub(super) fn made(family: &str, number: usize, problem: String) -> Trace {
 pub fn problems(family: &str, num: usize) -> Result<Box<dyn Iterator<Item = Problem>>> {
     check(family, num)?;
     if let Some(subset) = Subset::parse(family) {
-        return Ok(Box::new(bilingual::problems(subset, num)));
+        let most = bilingual::num_held_out_wishes();
+        if subset == Subset::Wishes && num > most {
+            return Err(Error::input(format!(
+                "`builtin:{family}` has no {num} held-out problems; at most {most}"
+            )));
+        }
+        return Ok(bilingual::problems(subset, num));
     }
     let mut chains = Chains::new(HELD_OUT_SEED, true, ARITHMETIC);
     let family = family.to_string();
@@ -104,6 +112,28 @@ pub fn problems(family: &str, num: usize) -> Result<Box<dyn Iterator<Item = Prob
             extra: serde_json::Map::new(),
         }
     })))
+}
+
+/// Pairs of a good and a worse answer, as rows of preferences.
+///
+/// # Errors
+/// No such family, or one whose answers are right or wrong.
+pub fn pairs(family: &str, seed: u64) -> Result<Vec<serde_json::Value>> {
+    check(family, 1)?;
+    if Subset::parse(family) != Some(Subset::Wishes) {
+        return Err(Error::input(format!("`builtin:{family}` has no pairs"))
+            .with_hint("`builtin:bilingual-wishes` has"));
+    }
+    let pairs = bilingual::pairs(seed, NUM_PAIRS);
+    Ok(pairs
+        .map(|[prompt, chosen, rejected]| {
+            serde_json::json!({
+                "messages": [{ "role": "user", "content": prompt }],
+                "chosen": chosen,
+                "rejected": rejected,
+            })
+        })
+        .collect())
 }
 
 /// The tokenizer of a family, with its chat template.

@@ -29,6 +29,10 @@ pub struct EvalResult {
     pub pass_at_1_ci95: [f64; 2],
     #[serde(rename = "cons@k")]
     pub cons_at_k: f64,
+    /// Mean share of the words of the reasoning that are in the language of the question, over the samples of questions
+    /// whose language can be told.
+    #[serde(default)]
+    pub language_consistency: Option<f64>,
     pub num_tokens_mean: f64,
     pub truncated_share: f64,
     pub sampling: ResultSampling,
@@ -88,6 +92,11 @@ pub(super) fn result(
                 .map(|group| f64::from(u8::from(consensus(group, kind))))
                 .collect::<Vec<_>>(),
         ),
+        language_consistency: {
+            let known = samples.iter().filter_map(|s| s.language_consistency);
+            let known: Vec<f64> = known.collect();
+            (!known.is_empty()).then(|| mean(&known))
+        },
         num_tokens_mean: mean(
             &samples
                 .iter()
@@ -204,6 +213,7 @@ mod tests {
             index,
             sample: 0,
             gold: gold.into(),
+            language_consistency: None,
             question: String::new(),
             correct: verdict.is_correct(),
             finish_reason: if answer.is_some() {
@@ -265,9 +275,13 @@ mod tests {
     #[test]
     fn a_result_by_hand() {
         let suite = Suite::load("gsm8k").unwrap();
+        let spoken = |share, sample| Sample {
+            language_consistency: Some(share),
+            ..sample
+        };
         let samples = [
-            sample(0, Some("7"), "7", 10),
-            sample(0, Some("7"), "7", 20),
+            spoken(1.0, sample(0, Some("7"), "7", 10)),
+            spoken(0.5, sample(0, Some("7"), "7", 20)),
             sample(0, Some("8"), "7", 30),
             sample(0, None, "7", 100),
             sample(1, Some("1"), "2", 40),
@@ -285,12 +299,14 @@ mod tests {
         let result = result(&suite, &sampling, Kind::Number, 4, &samples);
         assert_eq!(result.pass_at_1, 0.375); // (2/4 + 1/4) / 2
         assert_eq!(result.cons_at_k, 0.5);
+        // of the two whose language is known
+        assert_eq!(result.language_consistency, Some(0.75));
         assert_eq!(result.num_tokens_mean, 40.0);
         assert_eq!(result.truncated_share, 0.125);
         let json = serde_json::to_value(&result).unwrap();
         let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-        let expected = "suite version num_problems k pass@1 pass@1_ci95 cons@k num_tokens_mean truncated_share sampling \
-                        seed verifier";
+        let expected = "suite version num_problems k pass@1 pass@1_ci95 cons@k language_consistency num_tokens_mean truncated_share \
+                        sampling seed verifier";
         assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
         assert_eq!(json["verifier"], "number");
         assert_eq!(

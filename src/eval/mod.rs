@@ -9,6 +9,7 @@ pub mod samples;
 pub use metrics::EvalResult;
 pub use samples::Sample;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -17,7 +18,8 @@ use crate::generate::{Engine, Request, Sampling};
 use crate::progress::{Reporter, Stop};
 use crate::recipe::suite::Suite;
 use crate::tokenize::{Chat, Message};
-use crate::verify::Kind;
+use crate::verify::language::{self, Language};
+use crate::verify::{Kind, format};
 use crate::{Error, Result};
 
 /// One problem of a benchmark.
@@ -168,12 +170,14 @@ impl Plan<'_> {
     /// Fills in the verdict; it depends on the text only, and is made anew for samples of an earlier run.
     fn judge(&self, sample: &mut Sample) {
         let problem = &self.problems[sample.index];
-        let verdict = match self.asked[sample.index].opens_thinking {
-            true => self
-                .kind
-                .check(&format!("<think>{}", sample.text), &problem.gold),
-            false => self.kind.check(&sample.text, &problem.gold),
+        let text = match self.asked[sample.index].opens_thinking {
+            true => Cow::Owned(format!("<think>{}", sample.text)),
+            false => Cow::Borrowed(&sample.text),
         };
+        let verdict = self.kind.check(&text, &problem.gold);
+        let language = Language::of(&problem.problem);
+        sample.language_consistency =
+            language.map(|target| language::consistency(format::reasoning(&text), target).share());
         sample.correct = verdict.is_correct();
         sample.gold.clone_from(&problem.gold);
         sample.question.clone_from(&problem.problem);

@@ -29,6 +29,9 @@ pub struct Sample {
     pub correct: bool,
     #[serde(flatten)]
     pub verdict: Verdict,
+    /// Share of the words of the reasoning that are in the language of the question, where that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language_consistency: Option<f64>,
     pub num_tokens: usize,
     pub finish_reason: FinishReason,
     pub text: String,
@@ -58,6 +61,7 @@ impl Sample {
                 reason: String::new(),
                 gold_unreadable: false,
             },
+            language_consistency: None,
             num_tokens: completion.tokens.len(),
             finish_reason: completion.finish_reason,
             text: completion.text,

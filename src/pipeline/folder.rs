@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// An open run folder; the lock is held until it is dropped.
 pub struct RunFolder {
@@ -23,6 +24,9 @@ pub struct RunFolder {
 #[derive(Debug, Deserialize, Serialize)]
 struct Done {
     key: String,
+    /// How long the process that finished it worked on it; earlier ones that were stopped are not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
     result: Value,
 }
 
@@ -152,10 +156,11 @@ impl RunFolder {
         Ok((done.key == key).then_some(done.result))
     }
 
-    /// Marks `stage` as finished.
-    pub fn finish(&self, stage: &str, key: &str, result: &Value) -> Result<()> {
+    /// Marks `stage` as finished; the process has worked on it since `started`.
+    pub fn finish(&self, stage: &str, key: &str, result: &Value, started: Instant) -> Result<()> {
         let done = Done {
             key: key.to_string(),
+            seconds: Some(started.elapsed().as_secs_f64()),
             result: result.clone(),
         };
         write_json(&self.stage(stage)?.join("done.json"), &done)
@@ -293,7 +298,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = RunFolder::open(dir.path()).unwrap();
         assert!(run.finished("sft", "a", &[]).unwrap().is_none());
-        run.finish("sft", "a", &serde_json::json!({"steps": 3}))
+        run.finish("sft", "a", &serde_json::json!({"steps": 3}), Instant::now())
             .unwrap();
         assert_eq!(run.finished("sft", "a", &[]).unwrap().unwrap()["steps"], 3);
         assert!(run.finished("sft", "b", &[]).unwrap().is_none());
@@ -312,7 +317,8 @@ mod tests {
     fn clearing_touches_only_what_a_run_writes() {
         let dir = tempfile::tempdir().unwrap();
         let run = RunFolder::open(dir.path()).unwrap();
-        run.finish("sft", "a", &Value::Null).unwrap();
+        run.finish("sft", "a", &Value::Null, Instant::now())
+            .unwrap();
         fs::write(dir.path().join("mine.txt"), b"x").unwrap();
         run.clear(&["sft".into()]).unwrap();
         assert!(!dir.path().join("sft").exists() && dir.path().join("mine.txt").exists());

@@ -212,8 +212,9 @@ pub fn run(
                     stop,
                     student: ready.student.as_deref(),
                 };
+                let started = Instant::now();
                 let result = execute(&context)?;
-                folder.finish(&stage.name, &ready.key, &result)?;
+                folder.finish(&stage.name, &ready.key, &result, started)?;
                 result
             }
         };

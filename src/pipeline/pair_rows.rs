@@ -12,7 +12,7 @@ use super::run::interrupted;
 use super::sample_rows::{SampleRow, judge, read_rows};
 use super::stage_generate::{GENERATIONS, open_rewards};
 use super::stages::files;
-use crate::data::{self, JudgedOptions, JudgedRow, hash_file};
+use crate::data::{self, JudgedOptions, JudgedRow, builtin, hash_file};
 use crate::recipe::graph::PairSources;
 use crate::recipe::pairs::{PairRule, PairRules};
 use crate::recipe::select::Select;
@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 pub const PAIRS: &str = "pairs.jsonl";
 const REPORT: &str = "pairs.json";
 const ROWS: &str = "rows.json";
+/// Sources that need no file.
+const BUILTIN: &str = "builtin:";
 /// Rows of samples that are judged together.
 const CHUNK: usize = 256;
 
@@ -35,6 +37,9 @@ pub fn inputs(opening: &Opening, sources: &PairSources, rules: &PairRules) -> Re
     let of = |source: &String| -> Result<Value> {
         match opening.key_of(source)? {
             Some(key) => Ok(json!({ "key": key })),
+            None if source.starts_with(BUILTIN) => {
+                Ok(json!({ "builtin": [source, builtin::VERSION] }))
+            }
             None => {
                 let (paths, _) = files(source, None, Some("train"), None, opening.reporter)?;
                 let hashes = paths.iter().map(|path| hash_file(path, opening.stop));
@@ -72,9 +77,16 @@ pub fn read(
 ) -> Result<(Vec<JudgedRow>, Vec<JudgedRow>)> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for source in &sources.pairs {
-        match context.left(source, PAIRS) {
-            Some(path) => paths.push(path),
-            None => paths.extend(files(source, None, Some("train"), None, context.reporter)?.0),
+        match (context.left(source, PAIRS), source.strip_prefix(BUILTIN)) {
+            (Some(path), _) => paths.push(path),
+            (None, Some(family)) => {
+                let path = context.dir.join(format!("{family}.jsonl"));
+                write_rows(&path, &builtin::pairs(family, context.stage.seed)?)?;
+                paths.push(path);
+            }
+            (None, None) => {
+                paths.extend(files(source, None, Some("train"), None, context.reporter)?.0)
+            }
         }
     }
     if !sources.samples.is_empty() {
@@ -142,9 +154,13 @@ fn make(context: &StageContext, sources: &PairSources, rules: &PairRules) -> Res
                 .with_hint("sample more, or loosen the rules in `build`"),
         );
     }
-    let lines: String = pairs.iter().map(|pair| format!("{pair}\n")).collect();
-    write_atomic(&path, lines.as_bytes())?;
+    write_rows(&path, &pairs)?;
     write_json(&counts, &report)
+}
+
+fn write_rows(path: &Path, rows: &[Value]) -> Result<()> {
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    write_atomic(path, lines.as_bytes())
 }
 
 fn line(report: &PairReport) -> String {

@@ -140,10 +140,11 @@ impl Run<'_> {
         };
         match stage.kind {
             StageKind::Data => {
+                let started = Instant::now();
                 let store = stages::data(&context, self.student)?;
                 let result = json!({"rows": store.len(), "key": store.key()});
                 let key = store.key().to_string();
-                self.folder.finish(&stage.name, &key, &result)?;
+                self.folder.finish(&stage.name, &key, &result, started)?;
                 self.store = Some(store);
                 Ok(result)
             }
@@ -195,8 +196,9 @@ impl Run<'_> {
                 .note(&format!("stage `{}` is finished already", stage.name));
             return Ok(result);
         }
+        let started = Instant::now();
         let result = body(self)?;
-        self.folder.finish(&stage.name, key, &result)?;
+        self.folder.finish(&stage.name, key, &result, started)?;
         Ok(result)
     }
 

@@ -182,6 +182,7 @@ impl SampleRow {
             golds: &self.golds,
             options: &self.options,
             row: Some(&self.row),
+            domain: self.domain.as_deref(),
             samples: self
                 .samples
                 .iter()

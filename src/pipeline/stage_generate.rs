@@ -369,6 +369,7 @@ fn group<'a>(prompt: &'a Prompt, opening: &'a str, answers: &'a [Generation]) ->
         golds: &prompt.golds,
         options: &prompt.options,
         row: Some(&prompt.row),
+        domain: prompt.domain.as_deref(),
         samples: answers
             .iter()
             .map(|answer| Sample {

@@ -153,12 +153,16 @@ pub fn run_suite(
     let mut engine = LocalEngine::new(model, &chat.tokenizer, run.batch_size);
     let result = eval::run(&job, &mut engine, place.reporter, place.stop)?;
     result.write(&place.dir.join("eval.json"))?;
+    let consistency = match result.language_consistency {
+        Some(share) => format!(", language consistency {share:.3}"),
+        None => String::new(),
+    };
     place.reporter.note(&format!(
-        "{}: pass@1 {:.1}% (95% interval {:.1} to {:.1})",
+        "{}: pass@1 {:.1}% (95% interval {:.1} to {:.1}){consistency}",
         suite.name,
         100.0 * result.pass_at_1,
         100.0 * result.pass_at_1_ci95[0],
-        100.0 * result.pass_at_1_ci95[1]
+        100.0 * result.pass_at_1_ci95[1],
     ));
     Ok(json!(result))
 }

@@ -137,17 +137,31 @@ impl Preset {
         };
         weighted
             .into_iter()
-            .map(|(weight, kind)| RewardSettings { weight, kind })
+            .map(|(weight, kind)| RewardSettings {
+                weight,
+                domains: Vec::new(),
+                kind,
+            })
             .collect()
     }
 }
 
-/// One `[[reward]]`: `name`, `weight` and the settings of that reward, side by side.
+/// One `[[reward]]`: `name`, `weight`, `domains` and the settings of that reward, side by side.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RewardSettings {
     /// Factor in the sum.
     pub weight: f64,
+    /// Only prompts of these domains are rewarded: R1's last stage has rules for reasoning and a reward model for the rest
+    /// (arXiv 2501.12948 v2, section 3.2.2). Empty: all, those without a domain too.
+    pub domains: Vec<String>,
     pub kind: RewardKind,
+}
+
+impl RewardSettings {
+    /// Whether it applies to prompts of a domain.
+    pub fn is_for(&self, domain: Option<&str>) -> bool {
+        self.domains.is_empty() || self.domains.iter().any(|d| Some(d.as_str()) == domain)
+    }
 }
 
 impl Serialize for RewardSettings {
@@ -160,6 +174,9 @@ impl Serialize for RewardSettings {
         // what is not set is left out: TOML has no null
         table.retain(|_, value| !value.is_null());
         table.insert("weight".into(), self.weight.into());
+        if !self.domains.is_empty() {
+            table.insert("domains".into(), self.domains.clone().into());
+        }
         table.serialize(serializer)
     }
 }
@@ -173,8 +190,17 @@ impl<'de> Deserialize<'de> for RewardSettings {
                 f64::deserialize(weight).map_err(|e| D::Error::custom(format!("`weight`: {e}")))?
             }
         };
+        let domains = match table.remove("domains") {
+            None => Vec::new(),
+            Some(domains) => Vec::deserialize(domains)
+                .map_err(|e| D::Error::custom(format!("`domains`: {e}")))?,
+        };
         let kind = RewardKind::deserialize(Value::Object(table)).map_err(D::Error::custom)?;
-        Ok(Self { weight, kind })
+        Ok(Self {
+            weight,
+            domains,
+            kind,
+        })
     }
 }
 
@@ -495,96 +521,5 @@ fn default_cache() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, Deserialize, Serialize, PartialEq)]
-    struct Recipe {
-        reward: RewardTable,
-    }
-
-    fn read(text: &str) -> Result<RewardTable, String> {
-        toml::from_str::<Recipe>(text)
-            .map(|recipe| recipe.reward)
-            .map_err(|e| e.message().to_string())
-    }
-
-    #[test]
-    fn presets_and_lists() {
-        for (name, preset) in Preset::NAMES {
-            assert_eq!(
-                read(&format!("reward = \"{name}\"")),
-                Ok(RewardTable::Preset(preset))
-            );
-            let weights: f64 = preset.rewards().iter().map(|r| r.weight).sum();
-            assert!(weights > 1.0);
-        }
-        let list = read(
-            "[[reward]]\nname = \"accuracy\"\n[[reward]]\nname = \"cosine\"\nweight = 0.5\nmax_length = 100",
-        );
-        let expected = vec![
-            RewardSettings {
-                weight: 1.0,
-                kind: RewardKind::Accuracy(AccuracyReward::default()),
-            },
-            RewardSettings {
-                weight: 0.5,
-                kind: RewardKind::Cosine(CosineReward {
-                    max_length: 100,
-                    ..CosineReward::default()
-                }),
-            },
-        ];
-        assert_eq!(list, Ok(RewardTable::List(expected)));
-    }
-
-    #[test]
-    fn settings_survive_being_written() {
-        let names = RewardKind::NAMES.iter().map(|name| match *name {
-            "judge" => "[[reward]]\nname = \"judge\"\nurl = \"u\"\nmodel = \"m\"\n".to_string(),
-            "reward_model" => "[[reward]]\nname = \"reward_model\"\nmodel = \"m\"\n".to_string(),
-            name => format!("[[reward]]\nname = \"{name}\"\nweight = 2\n"),
-        });
-        let table = read(&names.collect::<String>()).unwrap();
-        for (reward, name) in table.rewards().iter().zip(RewardKind::NAMES) {
-            assert_eq!(reward.kind.name(), name);
-        }
-        let recipe = Recipe { reward: table };
-        let text = toml::to_string(&recipe).unwrap();
-        assert_eq!(toml::from_str::<Recipe>(&text).unwrap(), recipe);
-        let json = serde_json::to_string(&recipe).unwrap();
-        assert_eq!(serde_json::from_str::<Recipe>(&json).unwrap(), recipe);
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let cases = [
-            (
-                "reward = \"r2\"",
-                "unknown variant `r2`, expected one of `r1`, `classic`, `dapo`, `open-r1`",
-            ),
-            ("[[reward]]\nname = \"cosin\"", "unknown variant `cosin`"),
-            (
-                "[[reward]]\nname = \"cosine\"\nmax_lenght = 3",
-                "unknown field `max_lenght`, expected one of",
-            ),
-            (
-                "[[reward]]\nname = \"tag_count\"\nx = 3",
-                "unknown field `x`",
-            ),
-            (
-                "[[reward]]\nname = \"format\"\nweight = \"a\"",
-                "`weight`: invalid type",
-            ),
-            ("[[reward]]\nweight = 1", "missing field `name`"),
-            (
-                "reward = 3",
-                "invalid type: integer `3`, expected the name of a preset or a list of rewards",
-            ),
-        ];
-        for (text, expected) in cases {
-            let error = read(text).unwrap_err();
-            assert!(error.starts_with(expected), "{text}: {error}");
-        }
-    }
-}
+#[path = "reward_tests.rs"]
+mod tests;

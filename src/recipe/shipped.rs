@@ -17,6 +17,7 @@ const RECIPES: &[(&str, &str)] = embedded!(
         "rejection",
         "r1-zero",
         "r1-zero-mini",
+        "r1-mini",
         "r1",
         "dapo",
         "own-qwen-1.5b",
@@ -50,7 +51,14 @@ const CARDS: &[(&str, &str)] = embedded!(
 const SUITES: &[(&str, &str)] = embedded!(
     "eval",
     ".toml",
-    ["arithmetic", "bilingual", "aime-2024", "math-500", "gsm8k"]
+    [
+        "arithmetic",
+        "bilingual",
+        "wishes",
+        "aime-2024",
+        "math-500",
+        "gsm8k"
+    ]
 );
 
 const TEMPLATES: &[(&str, &str)] = embedded!(

@@ -8,6 +8,7 @@
 //! A reward that does not apply to a sample (a gold answer nobody can read, a row without tests, a prompt without a
 //! language) has no value: it adds nothing to the sum, says why, and is counted. It is never a 0 or a 1 that looks earned.
 
+mod check;
 mod endpoint;
 pub mod judge;
 mod judged;
@@ -56,6 +57,8 @@ pub struct Group<'a> {
     pub options: &'a [String],
     /// Where the tests of programs are.
     pub row: Option<&'a Map<String, Value>>,
+    /// Field of knowledge of the prompt, where it has one: rewards may be for some only.
+    pub domain: Option<&'a str>,
     pub samples: Vec<Sample<'a>>,
 }
 
@@ -133,7 +136,7 @@ impl Rewards {
             if settings[..i].iter().any(|other| other.kind.name() == name) {
                 return Err(Error::input(format!("reward `{name}` is listed twice")));
             }
-            check(reward).map_err(at)?;
+            check::check(reward).map_err(at)?;
             targets.push(match &reward.kind {
                 RewardKind::LanguageConsistency(language) => match &language.target {
                     Some(target) => Some(Language::parse(target).map_err(at)?),
@@ -207,7 +210,8 @@ impl Rewards {
         }
         let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::RewardModel(_));
         if let (Some(at), Some(scorer)) = (self.settings.iter().position(at), &self.scorer) {
-            scorer.put(groups, &mut scored, at)?;
+            let is_for = |group: &Group<'_>| self.settings[at].is_for(group.domain);
+            scorer.put(groups, &mut scored, at, is_for)?;
         }
         Ok(scored)
     }
@@ -232,7 +236,10 @@ impl Rewards {
                     missing,
                 }
             };
-            let column = self.column(&reward.kind, *target, group, &mut seen)?;
+            let column = match reward.is_for(group.domain) {
+                true => self.column(&reward.kind, *target, group, &mut seen)?,
+                false => none(group, OTHER_DOMAIN),
+            };
             columns.push(column.into_iter().map(part).collect());
         }
         let mut columns: Vec<_> = columns.into_iter().map(Vec::into_iter).collect();
@@ -375,6 +382,10 @@ impl Rewards {
         let (Some(judge), Some(reward)) = (&self.judge, reward) else {
             return Ok(Vec::new());
         };
+        let why_not = |group: &Group<'_>| match reward.is_for(group.domain) {
+            false => Some(OTHER_DOMAIN),
+            true => group.golds.is_empty().then_some(NO_GOLD),
+        };
         let references: Vec<String> = groups
             .iter()
             .map(|group| group.golds.join("\nor: "))
@@ -382,7 +393,7 @@ impl Rewards {
         let texts: Vec<(usize, Cow<'_, str>)> = groups
             .iter()
             .enumerate()
-            .filter(|(_, group)| !group.golds.is_empty())
+            .filter(|(_, group)| why_not(group).is_none())
             .flat_map(|(at, group)| {
                 group
                     .samples
@@ -401,22 +412,23 @@ impl Rewards {
         let mut verdicts = judge.verdicts(&cases)?.into_iter();
         let part = |group: &Group<'_>, verdict: Option<judge::JudgeVerdict>| Part {
             name: reward.kind.name(),
-            value: (!group.golds.is_empty()).then(|| yes(verdict.is_some_and(|v| v.correct))),
+            value: (why_not(group).is_none()).then(|| yes(verdict.is_some_and(|v| v.correct))),
             weight: reward.weight,
-            missing: group.golds.is_empty().then(|| NO_GOLD.to_string()),
+            missing: why_not(group).map(str::to_string),
         };
         Ok(groups
             .iter()
             .flat_map(|group| group.samples.iter().map(move |_| group))
-            .map(|group| match group.golds.is_empty() {
-                true => part(group, None),
-                false => part(group, verdicts.next().flatten()),
+            .map(|group| match why_not(group) {
+                Some(_) => part(group, None),
+                None => part(group, verdicts.next().flatten()),
             })
             .collect())
     }
 }
 
 const NO_GOLD: &str = "there is no gold answer";
+const OTHER_DOMAIN: &str = "the reward is for prompts of another domain";
 
 fn yes(is: bool) -> f64 {
     f64::from(u8::from(is))
@@ -532,62 +544,5 @@ pub fn length_unit(group: &Group<'_>, unit: LengthUnit) -> &'static str {
         LengthUnit::Characters => "characters",
         LengthUnit::Auto if !has_tokens => "characters",
         _ => "tokens",
-    }
-}
-
-/// Refuses settings that mean nothing.
-fn check(reward: &RewardSettings) -> Result<()> {
-    let bad = |what: &str| Err(Error::input(what.to_string()));
-    let text_kind = |kind: Kind| match kind {
-        Kind::Format | Kind::Language => {
-            bad("`verifier` must be `math`, `choice`, `exact`, `number` or `boxed`")
-        }
-        _ => Ok(()),
-    };
-    if !reward.weight.is_finite() {
-        return bad("`weight` must be a finite number");
-    }
-    match &reward.kind {
-        RewardKind::Accuracy(s) => {
-            if ![s.correct, s.wrong, s.no_answer]
-                .iter()
-                .all(|value| value.is_finite())
-            {
-                return bad("`correct`, `wrong` and `no_answer` must be finite numbers");
-            }
-            if s.correct <= s.wrong || s.correct <= s.no_answer {
-                return bad("`correct` must be more than `wrong` and `no_answer`");
-            }
-            text_kind(s.verifier)
-        }
-        RewardKind::Length(s) => text_kind(s.verifier),
-        RewardKind::Cosine(s) => {
-            if s.max_length == 0 {
-                return bad("`max_length` must be at least 1");
-            }
-            // open-r1's own defaults have it the other way round, and reward short wrong answers most
-            let ordered = s.min_wrong <= s.max_wrong
-                && s.max_wrong <= s.min_correct
-                && s.min_correct <= s.max_correct;
-            if !ordered {
-                return bad(
-                    "`min_wrong`, `max_wrong`, `min_correct` and `max_correct` must not fall",
-                );
-            }
-            text_kind(s.verifier)
-        }
-        RewardKind::SoftOverlong(s) if s.cache_length == 0 || s.cache_length > s.max_length => {
-            bad("`cache_length` must be from 1 to `max_length`")
-        }
-        RewardKind::RepetitionPenalty(s) if s.ngram_size == 0 => {
-            bad("`ngram_size` must be at least 1")
-        }
-        RewardKind::RepetitionPenalty(s)
-            if !(s.max_penalty <= 0.0 && s.max_penalty.is_finite()) =>
-        {
-            bad("`max_penalty` must be 0 or less")
-        }
-        RewardKind::ReasoningSteps(s) if s.num_steps == 0 => bad("`num_steps` must be at least 1"),
-        _ => Ok(()),
     }
 }

@@ -86,15 +86,21 @@ impl ModelScorer {
         })
     }
 
-    /// Puts the scores of every group into part `at` of its samples.
+    /// Puts the scores of every group that the reward `is_for` into part `at` of its samples.
     pub(super) fn put(
         &self,
         groups: &[Group<'_>],
         scored: &mut [Vec<Scored>],
         at: usize,
+        is_for: impl Fn(&Group<'_>) -> bool,
     ) -> Result<()> {
-        let samples = scored.iter_mut().flatten();
-        for (sample, score) in samples.zip(self.scores(groups)?) {
+        let samples = groups.iter().zip(scored);
+        let samples = samples.filter(|(group, _)| is_for(group));
+        let (groups, samples): (Vec<Group<'_>>, Vec<&mut Vec<Scored>>) = samples
+            .map(|(group, samples)| (group.clone(), samples))
+            .unzip();
+        let samples = samples.into_iter().flatten();
+        for (sample, score) in samples.zip(self.scores(&groups)?) {
             let part = &mut sample.parts[at];
             (part.value, part.missing) = match score {
                 Ok(value) => (Some(value), None),

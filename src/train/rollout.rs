@@ -290,6 +290,7 @@ impl Rollouts<'_> {
             golds: &prompt.golds,
             options: &prompt.options,
             row: Some(&prompt.row),
+            domain: prompt.domain.as_deref(),
             samples: answers
                 .iter()
                 .map(|answer| Sample {

@@ -56,6 +56,7 @@ pub fn rewards() -> Rewards {
     });
     let table = RewardTable::List(vec![RewardSettings {
         weight: 1.0,
+        domains: Vec::new(),
         kind: exact,
     }]);
     Rewards::build(&table, Tools::default()).unwrap()
