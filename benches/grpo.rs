@@ -129,6 +129,7 @@ fn main() -> Result<()> {
         engine: &mut engine,
         prompts: &prompts,
         rewards: &rewards,
+        tokenizer: &tokenizer,
         settings: &settings,
         stop_ids: &[],
         seed: 1,

@@ -88,6 +88,7 @@ fn train(model: &CausalLm, settings: &Grpo, dir: &Path, log: &mut Log) -> Result
         },
         prompts: &prompts,
         rewards: &rewards,
+        tokenizer: &chat.tokenizer,
         settings,
         stop_ids: &[END],
         seed: 5,

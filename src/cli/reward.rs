@@ -65,6 +65,7 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let tools = Tools {
         sandbox,
         stop: session.stop.clone(),
+        step_separator: None,
     };
     let rewards = Rewards::build(&table, tools)?;
     let scorer = Scorer {

@@ -92,8 +92,25 @@ impl RewardModel {
     /// Sequences that do not fit the model.
     pub fn scores(&self, tokens: &[u32], seq_lens: &[usize]) -> Result<Vec<f32>> {
         let rows = self.last_tokens(tokens, seq_lens)?;
+        self.scores_at(tokens, seq_lens, rows)
+    }
+
+    /// The scores that the head gives at `places` among all tokens: of each, what its sequence is worth up to there.
+    ///
+    /// # Errors
+    /// Sequences that do not fit the model.
+    pub fn scores_at(
+        &self,
+        tokens: &[u32],
+        seq_lens: &[usize],
+        places: Vec<u32>,
+    ) -> Result<Vec<f32>> {
+        self.lm.check_tokens(tokens, seq_lens)?;
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
         let x = ops::in_pool(|| self.lm.residual(tokens, seq_lens))?;
-        let picked = x.index_select(&Tensor::new(rows, &self.lm.device)?, 0)?; // [B, C]
+        let picked = x.index_select(&Tensor::new(places, &self.lm.device)?, 0)?; // [B, C]
         let h = ops::rms_norm(
             &picked,
             self.lm.w(self.lm.norm),

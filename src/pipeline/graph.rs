@@ -250,7 +250,11 @@ fn check_rewards(stage: &StagePlan, stop: &Stop) -> Result<()> {
     }
     let at = |e: Error| e.at(format!("stage `{}`", stage.name));
     let table = RewardTable::List(rewards);
-    open_rewards(&table, Path::new(""), stop)
+    let separator = match &stage.job {
+        Job::Grpo { grpo, .. } => grpo.separator(),
+        _ => None,
+    };
+    open_rewards(&table, Path::new(""), separator, stop)
         .map(|_| ())
         .map_err(at)
 }

@@ -115,7 +115,7 @@ fn make(context: &StageContext, sources: &PairSources, rules: &PairRules) -> Res
         return Ok(());
     }
     let rewards = match &sources.rewards {
-        Some(table) => Some(open_rewards(table, context.root, context.stop)?),
+        Some(table) => Some(open_rewards(table, context.root, None, context.stop)?),
         None => None,
     };
     // only verdicts and rewards are asked for; what is fit is the rules' matter

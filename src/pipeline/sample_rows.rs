@@ -5,7 +5,7 @@ use crate::data::{self, Prompt};
 use crate::recipe::select::{Accept, Select};
 use crate::recipe::stage::{FromSource, Prompts};
 use crate::reward::pairs::{PairPrompt, PairSample};
-use crate::reward::{Group, Rewards, Sample};
+use crate::reward::{Group, Rewards, Sample, Scored};
 use crate::tokenize::Message;
 use crate::verify::readability::readability;
 use crate::verify::{Kind, Verdict, choice};
@@ -16,8 +16,6 @@ use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-
-use super::stage_generate::is_correct;
 
 /// One prompt with its samples.
 pub struct SampleRow {
@@ -218,7 +216,7 @@ impl SampleRow {
                 let text = self.whole(i);
                 let scored = scored.and_then(|scored| scored.get(i));
                 let correct = scored
-                    .and_then(is_correct)
+                    .and_then(Scored::is_correct)
                     .or(sample.correct)
                     .or_else(|| self.verdict(&text, select.verifier));
                 let reward = scored.map(|s| s.total).or(sample.reward);

@@ -153,7 +153,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
         return Err(Error::input("the stage does not generate"));
     };
     let rewards = match rewards {
-        Some(table) => Some(open_rewards(table, context.root, context.stop)?),
+        Some(table) => Some(open_rewards(table, context.root, None, context.stop)?),
         None => None,
     };
     let student = context.student()?;
@@ -262,11 +262,16 @@ pub fn sampling(table: &SamplingTable, stop_ids: &[u32], seed: u64) -> Result<Sa
     Ok(sampling)
 }
 
-/// The rewards of a stage, with what they need.
+/// The rewards of a stage, with what they need; `step_separator` where steps can be rewarded.
 ///
 /// # Errors
 /// As [`Rewards::build`]; no sandbox where programs are run.
-pub fn open_rewards(table: &RewardTable, root: &Path, stop: &Stop) -> Result<Rewards> {
+pub fn open_rewards(
+    table: &RewardTable,
+    root: &Path,
+    step_separator: Option<&str>,
+    stop: &Stop,
+) -> Result<Rewards> {
     let table = &with_folders(table, root);
     let sandbox = match table.needs_sandbox() {
         true => Some(Sandbox::open()?),
@@ -275,6 +280,7 @@ pub fn open_rewards(table: &RewardTable, root: &Path, stop: &Stop) -> Result<Rew
     let tools = Tools {
         sandbox,
         stop: stop.clone(),
+        step_separator: step_separator.map(str::to_string),
     };
     Rewards::build(table, tools)
 }
@@ -290,21 +296,6 @@ fn with_folders(table: &RewardTable, root: &Path) -> RewardTable {
         }
     }
     RewardTable::List(rewards)
-}
-
-/// Whether a sample is right: the verifier says so, or the judge does; none where neither was asked or could tell.
-pub fn is_correct(scored: &Scored) -> Option<bool> {
-    let judge = scored.parts.iter().find(|part| part.name == judge_name());
-    let judged = judge.and_then(|part| part.value).map(|value| value > 0.0);
-    let verified = scored.verdict.as_ref().filter(|v| !v.gold_unreadable);
-    match (verified.map(|v| v.is_correct()), judged) {
-        (None, judged) => judged,
-        (Some(verified), judged) => Some(verified || judged.unwrap_or(false)),
-    }
-}
-
-fn judge_name() -> &'static str {
-    RewardKind::NAMES[12]
 }
 
 /// The value of each reward, null where it does not apply.
@@ -429,7 +420,7 @@ impl Row {
             Scores {
                 answer: answer.clone(),
                 reward: scored.map(|s| s.total),
-                correct: scored.and_then(is_correct),
+                correct: scored.and_then(Scored::is_correct),
                 parts: scored.map(parts).unwrap_or_default(),
             }
         };

@@ -24,7 +24,7 @@ use crate::recipe::remote::Remote;
 use crate::report::{EventWriter, MetricsLog};
 use crate::train::grpo::HeldOut;
 use crate::train::grpo_record::GrpoRecord;
-use crate::train::rollout::{Group, is_correct};
+use crate::train::rollout::Group;
 use crate::train::{GrpoJob, GrpoObserver, GrpoPrompt, train_grpo};
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -70,7 +70,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
     else {
         return Err(Error::input("the stage is not one of `grpo`"));
     };
-    let rewards = open_rewards(rewards, context.root, context.stop)?;
+    let rewards = open_rewards(rewards, context.root, grpo.separator(), context.stop)?;
     let student = context.student()?;
     let model = context.model()?;
     let num_positions = model.config().max_position_embeddings;
@@ -131,6 +131,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
         engine,
         prompts: &prompts,
         rewards: &rewards,
+        tokenizer: &student.chat().tokenizer,
         settings: grpo,
         stop_ids: student.chat().stop_ids(),
         seed: context.stage.seed,
@@ -263,7 +264,7 @@ impl GrpoObserver for StepLog<'_> {
                             "finish_reason": answer.finish_reason,
                             "reward": scored.total,
                             "parts": super::stage_generate::parts(scored),
-                            "correct": is_correct(scored),
+                            "correct": scored.is_correct(),
                             "advantage": advantage,
                         })
                     })

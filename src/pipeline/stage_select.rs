@@ -157,7 +157,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
     );
     context.reporter.stage(&context.stage.name, &what);
     let rewards = match rewards {
-        Some(table) => Some(open_rewards(table, context.root, context.stop)?),
+        Some(table) => Some(open_rewards(table, context.root, None, context.stop)?),
         None => None,
     };
     let mut selection = Selection::new(select, context.stage.seed, &context.dir)?;

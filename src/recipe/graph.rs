@@ -520,6 +520,7 @@ impl Resolver<'_> {
                 ),
             );
         };
+        grpo.check_rewards(&rewards)?;
         let eval = asked_while_learning(stage)?;
         if eval.is_some() != (grpo.eval_every_steps > 0) {
             return Err(

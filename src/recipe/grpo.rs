@@ -8,6 +8,7 @@
 pub use super::grpo_presets::Preset;
 use super::load::closest;
 use super::remote::Remote;
+use super::reward::RewardTable;
 use super::{Recompute, ScheduleKind};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,10 @@ pub struct Grpo {
     pub reference_every_steps: usize,
     /// What the differences from the mean of the group are divided by.
     pub advantage: Scale,
+    /// Whether completions are rewarded or their steps.
+    pub supervision: Supervision,
+    /// Text that ends a step.
+    pub step_separator: String,
     /// How a sampler that is not quite the policy is corrected for: one with other kernels, or with older weights.
     pub correction: Correction,
     /// Largest ratio of the correction.
@@ -145,6 +150,20 @@ pub enum Kl {
     Unbiased,
 }
 
+/// What is rewarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Supervision {
+    /// Completions: every token has the advantage of its completion.
+    #[default]
+    Outcome,
+    /// Steps (DeepSeekMath, section 4.1.3): rewards with `steps = true` reward each step, and a token has the sum of the
+    /// advantages of the steps that end at it or after it. DeepSeekMath has no other reward beside them. Where there is
+    /// one, completions have an advantage by it as under `outcome`, which each token adds to its own: both are normalised
+    /// apart, so with `advantage = "group"` or `"batch"` the weights of rewards count among steps and among the others only.
+    Process,
+}
+
 /// What makes advantages of different groups alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -199,6 +218,8 @@ impl Default for Grpo {
             kl_coef: 0.04,
             reference_every_steps: 0,
             advantage: Scale::Group,
+            supervision: Supervision::Outcome,
+            step_separator: "\n".into(),
             correction: Correction::None,
             correction_max: 2.0,
             correction_min: 0.5,
@@ -326,6 +347,16 @@ impl Grpo {
                 "`grpo.loss = \"cispo\"` weighs tokens: `ratio` must be `token`",
             ));
         }
+        if self.step_separator.is_empty() {
+            return Err(Error::input("`grpo.step_separator` is empty")
+                .with_hint("say what ends a step: `\"\\n\"` or `\"\\n\\n\"`"));
+        }
+        if self.supervision == Supervision::Process && self.ratio != Ratio::Token {
+            return Err(Error::input(
+                "`grpo.supervision = \"process\"` tells tokens apart, `ratio` of whole completions does not",
+            )
+            .with_hint("set `ratio = \"token\"`, or `supervision = \"outcome\"`"));
+        }
         match &self.remote {
             Some(remote) => remote.check(self),
             None => Ok(()),
@@ -346,6 +377,34 @@ impl Grpo {
             eval_every_steps: same.eval_every_steps,
             recompute: same.recompute,
             ..self.clone()
+        }
+    }
+
+    /// What ends a step, where steps are rewarded.
+    pub fn separator(&self) -> Option<&str> {
+        match self.supervision {
+            Supervision::Outcome => None,
+            Supervision::Process => Some(&self.step_separator),
+        }
+    }
+
+    /// Refuses rewards of steps under `outcome`, and `process` without them.
+    ///
+    /// # Errors
+    /// Which of both it is.
+    pub fn check_rewards(&self, rewards: &RewardTable) -> Result<()> {
+        match (self.supervision, rewards.is_of_steps()) {
+            (Supervision::Process, false) => Err(Error::input(
+                "`grpo.supervision = \"process\"` needs a reward of steps",
+            )
+            .with_hint(
+                "set `steps = true` on a reward `reward_model` or `language_consistency`, or `supervision = \"outcome\"`",
+            )),
+            (Supervision::Outcome, true) => Err(Error::input(
+                "`steps = true` among the rewards means nothing under `grpo.supervision = \"outcome\"`",
+            )
+            .with_hint("set `supervision = \"process\"`, or leave `steps` out")),
+            _ => Ok(()),
         }
     }
 

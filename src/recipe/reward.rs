@@ -52,6 +52,11 @@ impl RewardTable {
             .collect()
     }
 
+    /// Whether steps of completions are rewarded.
+    pub fn is_of_steps(&self) -> bool {
+        self.rewards().iter().any(|r| r.kind.is_of_steps())
+    }
+
     /// Whether programs are run.
     pub fn needs_sandbox(&self) -> bool {
         self.rewards()
@@ -238,7 +243,24 @@ pub enum RewardKind {
     RewardModel(RewardModelReward),
 }
 
+/// Whether a switch is off: what was not known to older runs is not written to their plans.
+pub(super) fn is_no(switch: &bool) -> bool {
+    !*switch
+}
+
 impl RewardKind {
+    /// The name of [`Self::Judge`].
+    pub const JUDGE: &'static str = Self::NAMES[12];
+
+    /// Whether each step of a completion is rewarded.
+    pub fn is_of_steps(&self) -> bool {
+        match self {
+            Self::LanguageConsistency(settings) => settings.steps,
+            Self::RewardModel(settings) => settings.steps,
+            _ => false,
+        }
+    }
+
     /// Names in the order of the variants.
     pub const NAMES: [&'static str; 14] = [
         "accuracy",
@@ -438,6 +460,9 @@ pub struct CodeFormatReward {
 pub struct LanguageReward {
     /// `en`, `zh`, ...; else the language of the prompt.
     pub target: Option<String>,
+    /// Rewards each step of a completion (`grpo.supervision = "process"`).
+    #[serde(skip_serializing_if = "is_no")]
+    pub steps: bool,
 }
 
 /// `name = "judge"`: an OpenAI-compatible endpoint.

@@ -183,6 +183,9 @@ pub struct RewardModelReward {
     /// answer then has 0. `false` is the score itself, as R1 has it.
     #[serde(default = "yes")]
     pub sigmoid: bool,
+    /// Scores every step of a completion, at the last token of each (`grpo.supervision = "process"`), and sees all of it.
+    #[serde(default, skip_serializing_if = "super::reward::is_no")]
+    pub steps: bool,
 }
 
 fn yes() -> bool {

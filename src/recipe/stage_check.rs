@@ -41,6 +41,14 @@ pub(super) fn check_tables(stage: &StageRecipe) -> Result<()> {
         ("eval", stage.eval.is_some(), &[Eval, Grpo]),
         ("grpo", stage.grpo.is_some(), &[Grpo]),
     ];
+    let of_steps = stage.rewards.as_ref().is_some_and(|r| r.is_of_steps());
+    if of_steps && stage.kind != Grpo {
+        return Err(Error::input(format!(
+            "`steps = true` among the rewards means nothing to a stage of kind `{}`",
+            stage.kind.name()
+        ))
+        .with_hint("steps are rewarded by `grpo` with `supervision = \"process\"`"));
+    }
     let late: [(&str, bool, &[Kind]); 2] = [
         ("reward_model", stage.reward_model.is_some(), &[RewardModel]),
         ("preference", stage.preference.is_some(), &[Preference]),

@@ -14,11 +14,14 @@ pub mod judge;
 mod judged;
 pub mod model_score;
 pub mod pairs;
+mod scored;
 pub mod shape;
+pub mod steps;
 
 pub use endpoint::Usage;
 pub use judge::{Judge, JudgeCase};
 use model_score::ModelScorer;
+pub use scored::{Part, Scored};
 
 use std::borrow::Cow;
 
@@ -62,41 +65,6 @@ pub struct Group<'a> {
     pub samples: Vec<Sample<'a>>,
 }
 
-/// One reward's share of a sample's sum.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Part {
-    pub name: &'static str,
-    /// Not yet weighted; None where the reward does not apply.
-    pub value: Option<f64>,
-    pub weight: f64,
-    /// Why there is no value.
-    pub missing: Option<String>,
-}
-
-/// What a sample earned.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scored {
-    /// The weighted sum over the parts that have a value.
-    pub total: f64,
-    /// In the order of the settings.
-    pub parts: Vec<Part>,
-    /// Of the first reward that needs one.
-    pub verdict: Option<Verdict>,
-}
-
-impl Scored {
-    fn sum_up(&mut self) {
-        let values = self.parts.iter();
-        let values = values.filter_map(|part| Some(part.weight * part.value?));
-        self.total = values.sum::<f64>() + 0.0;
-    }
-
-    /// Whether every reward had a value.
-    pub fn is_complete(&self) -> bool {
-        self.parts.iter().all(|part| part.value.is_some())
-    }
-}
-
 /// What rewards may need beside their settings.
 #[derive(Default)]
 pub struct Tools {
@@ -104,6 +72,8 @@ pub struct Tools {
     pub sandbox: Option<Sandbox>,
     /// Asked between the judge's questions.
     pub stop: Stop,
+    /// Ends the steps of a text, where steps can be rewarded.
+    pub step_separator: Option<String>,
 }
 
 /// The rewards of a run.
@@ -114,6 +84,7 @@ pub struct Rewards {
     sandbox: Option<Sandbox>,
     judge: Option<Judge>,
     scorer: Option<ModelScorer>,
+    step_separator: Option<String>,
 }
 
 impl Rewards {
@@ -137,6 +108,11 @@ impl Rewards {
                 return Err(Error::input(format!("reward `{name}` is listed twice")));
             }
             check::check(reward).map_err(at)?;
+            if reward.kind.is_of_steps() && tools.step_separator.is_none() {
+                return Err(at(Error::input("`steps = true` means nothing here")).with_hint(
+                    "steps are rewarded by a stage of kind `grpo` with `supervision = \"process\"`",
+                ));
+            }
             targets.push(match &reward.kind {
                 RewardKind::LanguageConsistency(language) => match &language.target {
                     Some(target) => Some(Language::parse(target).map_err(at)?),
@@ -162,6 +138,7 @@ impl Rewards {
             sandbox: tools.sandbox,
             judge,
             scorer,
+            step_separator: tools.step_separator,
         })
     }
 
@@ -203,9 +180,17 @@ impl Rewards {
         let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::Judge(_));
         if let Some(at) = self.settings.iter().position(at) {
             let samples = scored.iter_mut().flatten();
-            for (sample, part) in samples.zip(self.judge_groups(groups)?) {
-                sample.parts[at] = part;
+            for (sample, found) in samples.zip(self.judge_groups(groups)?) {
+                sample.parts[at].put(found);
                 sample.sum_up();
+            }
+        }
+        for (at, (reward, target)) in self.settings.iter().zip(&self.targets).enumerate() {
+            if let RewardKind::LanguageConsistency(language) = &reward.kind
+                && language.steps
+            {
+                let is_for = |group: &Group<'_>| reward.is_for(group.domain);
+                steps::put_consistency(groups, &mut scored, at, *target, is_for);
             }
         }
         let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::RewardModel(_));
@@ -225,30 +210,36 @@ impl Rewards {
         let mut columns: Vec<Vec<Part>> = Vec::new();
         for (reward, target) in self.settings.iter().zip(&self.targets) {
             let part = |found: std::result::Result<f64, String>| {
-                let (value, missing) = match found {
-                    Ok(value) => (Some(value), None),
-                    Err(why) => (None, Some(why)),
-                };
-                Part {
+                let mut part = Part {
                     name: reward.kind.name(),
-                    value,
+                    value: None,
+                    steps: None,
+                    is_of_steps: reward.kind.is_of_steps(),
                     weight: reward.weight,
-                    missing,
-                }
+                    missing: None,
+                };
+                part.put(found);
+                part
             };
-            let column = match reward.is_for(group.domain) {
-                true => self.column(&reward.kind, *target, group, &mut seen)?,
-                false => none(group, OTHER_DOMAIN),
+            let column = match (reward.is_for(group.domain), reward.kind.is_of_steps()) {
+                (false, _) => none(group, OTHER_DOMAIN),
+                (true, true) => none(group, NOT_ASKED),
+                (true, false) => self.column(&reward.kind, *target, group, &mut seen)?,
             };
             columns.push(column.into_iter().map(part).collect());
         }
         let mut columns: Vec<_> = columns.into_iter().map(Vec::into_iter).collect();
+        let has_steps = self.settings.iter().any(|r| r.kind.is_of_steps());
+        let separator = self.step_separator.as_deref().filter(|_| has_steps);
         Ok(seen
             .into_iter()
             .map(|seen| {
                 let mut scored = Scored {
                     total: 0.0,
                     parts: columns.iter_mut().filter_map(Iterator::next).collect(),
+                    step_ends: separator
+                        .map(|separator| steps::ends(seen.sample.text, separator))
+                        .unwrap_or_default(),
                     verdict: seen.verdict(),
                 };
                 scored.sum_up();
@@ -339,7 +330,7 @@ impl Rewards {
             RewardKind::BinaryCode {} => {
                 self.run_programs(group, seen, |verdict| yes(verdict.verdict.is_correct()))?
             }
-            RewardKind::Judge(_) | RewardKind::RewardModel(_) => none(group, "it was not asked"),
+            RewardKind::Judge(_) | RewardKind::RewardModel(_) => none(group, NOT_ASKED),
         })
     }
 
@@ -373,12 +364,10 @@ impl Rewards {
             .collect())
     }
 
-    /// The judge's part of every sample of every group, all asked together; empty without a judge.
-    fn judge_groups(&self, groups: &[Group<'_>]) -> Result<Vec<Part>> {
-        let reward = self
-            .settings
-            .iter()
-            .find(|r| matches!(r.kind, RewardKind::Judge(_)));
+    /// The judge's word on every sample of every group, all asked together; empty without a judge.
+    fn judge_groups(&self, groups: &[Group<'_>]) -> Result<Vec<std::result::Result<f64, String>>> {
+        let is_judge = |r: &&RewardSettings| matches!(r.kind, RewardKind::Judge(_));
+        let reward = self.settings.iter().find(is_judge);
         let (Some(judge), Some(reward)) = (&self.judge, reward) else {
             return Ok(Vec::new());
         };
@@ -410,23 +399,19 @@ impl Rewards {
             })
             .collect();
         let mut verdicts = judge.verdicts(&cases)?.into_iter();
-        let part = |group: &Group<'_>, verdict: Option<judge::JudgeVerdict>| Part {
-            name: reward.kind.name(),
-            value: (why_not(group).is_none()).then(|| yes(verdict.is_some_and(|v| v.correct))),
-            weight: reward.weight,
-            missing: why_not(group).map(str::to_string),
-        };
         Ok(groups
             .iter()
             .flat_map(|group| group.samples.iter().map(move |_| group))
             .map(|group| match why_not(group) {
-                Some(_) => part(group, None),
-                None => part(group, verdicts.next().flatten()),
+                Some(why) => Err(why.to_string()),
+                None => Ok(yes(verdicts.next().flatten().is_some_and(|v| v.correct))),
             })
             .collect())
     }
 }
 
+/// Stands where a later pass puts what it finds.
+const NOT_ASKED: &str = "it was not asked";
 const NO_GOLD: &str = "there is no gold answer";
 const OTHER_DOMAIN: &str = "the reward is for prompts of another domain";
 

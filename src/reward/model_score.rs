@@ -1,12 +1,13 @@
 //! A trained reward model as a reward: what of a sample it sees, and scores in batches. It runs on the CPU in f32.
 //!
 //! The model's own tokenizer and chat template render the question as a user's turn and the sample as the assistant's, as the
-//! rows of its training were rendered; the rollouts' system prompt and instructions are no part of it.
+//! rows of its training were rendered; the rollouts' system prompt and instructions are no part of it. With `steps = true`
+//! it reads the whole sample once, and each step is worth what the head gives at the last token of that step.
 
 use super::{Group, Scored};
 use crate::model::{LoadOptions, RewardModel};
 use crate::recipe::reward_model::{RewardModelReward, Scope};
-use crate::tokenize::{Chat, Message, MissingEnd, TrainOn};
+use crate::tokenize::{Chat, Message, MissingEnd, Tokenized, TrainOn, text_ends, tokens_at};
 use crate::verify::answer_part;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -43,6 +44,7 @@ pub struct ModelScorer {
     chat: Chat,
     scope: Scope,
     sigmoid: bool,
+    of_steps: bool,
 }
 
 /// A score, or why there is none.
@@ -54,6 +56,12 @@ impl ModelScorer {
     /// # Errors
     /// A folder that holds no reward model with a tokenizer; a reference to a stage that nobody resolved.
     pub fn open(settings: &RewardModelReward) -> Result<Self> {
+        if settings.steps && settings.scope == Some(Scope::Summary) {
+            return Err(Error::input(
+                "`steps = true` and `scope = \"summary\"` contradict each other",
+            )
+            .with_hint("steps are those of the reasoning too: leave `scope` out"));
+        }
         if settings.model.starts_with('@') {
             return Err(Error::input(format!(
                 "`model = \"{}\"` names a stage, and there are none here",
@@ -81,8 +89,12 @@ impl ModelScorer {
         Ok(Self {
             model: RewardModel::load(folder, &options)?,
             chat,
-            scope: settings.scope.unwrap_or(seen.scope),
+            scope: match settings.steps {
+                true => Scope::All,
+                false => settings.scope.unwrap_or(seen.scope),
+            },
             sigmoid: settings.sigmoid,
+            of_steps: settings.steps,
         })
     }
 
@@ -99,13 +111,17 @@ impl ModelScorer {
         let (groups, samples): (Vec<Group<'_>>, Vec<&mut Vec<Scored>>) = samples
             .map(|(group, samples)| (group.clone(), samples))
             .unzip();
-        let samples = samples.into_iter().flatten();
-        for (sample, score) in samples.zip(self.scores(&groups)?) {
-            let part = &mut sample.parts[at];
-            (part.value, part.missing) = match score {
-                Ok(value) => (Some(value), None),
-                Err(why) => (None, Some(why)),
-            };
+        if self.of_steps {
+            let found = self.scores_of_steps(&groups, &samples)?;
+            for (sample, found) in samples.into_iter().flatten().zip(found) {
+                sample.parts[at].put_steps(found);
+                sample.sum_up();
+            }
+            return Ok(());
+        }
+        let found = self.scores(&groups)?;
+        for (sample, score) in samples.into_iter().flatten().zip(found) {
+            sample.parts[at].put(score);
             sample.sum_up();
         }
         Ok(())
@@ -120,51 +136,157 @@ impl ModelScorer {
             .iter()
             .flat_map(|group| group.samples.iter().map(move |sample| (group, sample.text)))
             .collect();
-        let rendered: Vec<std::result::Result<Vec<u32>, Score>> = samples
+        let rendered: Vec<std::result::Result<Asked, Score>> = samples
             .par_iter()
-            .map(|(group, text)| self.render(group, text))
+            .map(|(group, text)| {
+                let tokens = self.render(group, text)?.tokens;
+                Ok(Asked {
+                    tokens,
+                    places: None,
+                })
+            })
             .collect();
-        let mut scores: Vec<Score> = Vec::with_capacity(rendered.len());
-        let mut open: Vec<(usize, &Vec<u32>)> = Vec::new();
-        for (i, found) in rendered.iter().enumerate() {
-            match found {
-                Ok(tokens) => {
-                    open.push((i, tokens));
-                    scores.push(Ok(0.0));
-                }
-                Err(score) => scores.push(score.clone()),
-            }
+        let found = self.ask(rendered.iter().map(|one| one.as_ref().ok()))?;
+        let scores = rendered.iter().zip(found);
+        Ok(scores
+            .map(|(asked, found)| match asked {
+                Err(score) => score.clone(),
+                Ok(_) => match found?[..] {
+                    [score] => Ok(score),
+                    _ => Err("the reward model gave no score".into()),
+                },
+            })
+            .collect())
+    }
+
+    /// The scores of the steps of every sample, read where the last token of each ends.
+    fn scores_of_steps(
+        &self,
+        groups: &[Group<'_>],
+        scored: &[&mut Vec<Scored>],
+    ) -> Result<Vec<std::result::Result<Vec<f64>, String>>> {
+        let samples: Vec<(&Group<'_>, &str, &Scored)> = groups
+            .iter()
+            .zip(scored)
+            .flat_map(|(group, scored)| {
+                let texts = group.samples.iter().map(|sample| sample.text);
+                texts
+                    .zip(scored.iter())
+                    .map(move |(text, one)| (group, text, one))
+            })
+            .collect();
+        let asked: Vec<std::result::Result<Asked, String>> = samples
+            .par_iter()
+            .map(|(group, text, one)| self.render_steps(group, text, &one.step_ends))
+            .collect();
+        let found = self.ask(asked.iter().map(|one| one.as_ref().ok()))?;
+        let all = asked.into_iter().zip(found);
+        Ok(all.map(|(asked, found)| asked.and(found)).collect())
+    }
+
+    /// The scores at the places of each sequence; none for what is not asked.
+    fn ask<'a>(
+        &self,
+        all: impl Iterator<Item = Option<&'a Asked>>,
+    ) -> Result<Vec<std::result::Result<Vec<f64>, String>>> {
+        let mut open: Vec<(usize, &Asked)> = Vec::new();
+        let mut scores = Vec::new();
+        for (i, asked) in all.enumerate() {
+            open.extend(asked.map(|asked| (i, asked)));
+            scores.push(Ok(Vec::new()));
         }
         // those of one length together, so that the largest batch is known
-        open.sort_by_key(|(i, tokens)| (tokens.len(), *i));
+        open.sort_by_key(|(i, asked)| (asked.tokens.len(), *i));
         while !open.is_empty() {
             let mut num_tokens = 0;
             let together = open
                 .iter()
-                .take_while(|(_, tokens)| {
-                    num_tokens += tokens.len();
+                .take_while(|(_, asked)| {
+                    num_tokens += asked.tokens.len();
                     num_tokens <= MAX_TOKENS
                 })
                 .count()
                 .max(1);
-            let batch: Vec<(usize, &Vec<u32>)> = open.drain(..together).collect();
-            let tokens: Vec<u32> = batch.iter().flat_map(|(_, t)| t.iter().copied()).collect();
-            let lengths: Vec<usize> = batch.iter().map(|(_, t)| t.len()).collect();
-            let found = self.model.scores(&tokens, &lengths)?;
-            for ((i, _), score) in batch.iter().zip(found) {
-                let score = f64::from(score);
-                scores[*i] = match score.is_finite() {
-                    true if self.sigmoid => Ok(1.0 / (1.0 + (-score).exp())),
-                    true => Ok(score),
+            let batch: Vec<(usize, &Asked)> = open.drain(..together).collect();
+            let each = batch.iter().map(|(_, asked)| *asked);
+            let tokens: Vec<u32> = each.clone().flat_map(|a| a.tokens.clone()).collect();
+            let lengths: Vec<usize> = each.clone().map(|a| a.tokens.len()).collect();
+            let found = match each.clone().any(|a| a.places.is_some()) {
+                false => self.model.scores(&tokens, &lengths)?,
+                true => {
+                    let starts = lengths.iter().scan(0, |end, length| {
+                        *end += length;
+                        Some((*end - length) as u32)
+                    });
+                    let places = each.zip(starts).flat_map(|(asked, start)| {
+                        let places = asked.places.iter().flatten();
+                        places.map(move |&place| start + place as u32)
+                    });
+                    let places = places.collect();
+                    self.model.scores_at(&tokens, &lengths, places)?
+                }
+            };
+            let mut found = found.into_iter().map(f64::from);
+            for (i, asked) in batch {
+                let num = asked.places.as_ref().map_or(1, Vec::len);
+                let own: Vec<f64> = found.by_ref().take(num).collect();
+                scores[i] = match own.iter().all(|score| score.is_finite()) {
                     false => Err("the reward model's score is not finite".into()),
+                    true => Ok(own.into_iter().map(|score| self.shown(score)).collect()),
                 };
             }
         }
         Ok(scores)
     }
 
+    fn shown(&self, score: f64) -> f64 {
+        match self.sigmoid {
+            true => 1.0 / (1.0 + (-score).exp()),
+            false => score,
+        }
+    }
+
+    /// What the model sees of a sample, and the tokens of that with which its steps end.
+    fn render_steps(
+        &self,
+        group: &Group<'_>,
+        text: &str,
+        step_ends: &[usize],
+    ) -> std::result::Result<Asked, String> {
+        if step_ends.is_empty() {
+            return Err("there is no step".into());
+        }
+        let row = match self.render(group, text) {
+            Ok(row) => row,
+            Err(score) => return Err(score.err().unwrap_or_else(|| "there is no step".into())),
+        };
+        let whole = format!("{}{text}", group.opening);
+        let seen = whole.trim();
+        // the text begins here in what is seen
+        let cut = (whole.len() - whole.trim_start().len()) as isize;
+        let shift = group.opening.len() as isize - cut;
+        let first = row.trained.iter().position(|&trained| trained).unwrap_or(0);
+        let tokenizer = &self.chat.tokenizer;
+        let answer = &row.tokens[first..];
+        let failed = |e: Error| e.to_string();
+        let written = tokenizer.decode(answer, false).map_err(failed)?;
+        let Some(at) = written.find(seen) else {
+            return Err("the reward model's chat template changes the answer".into());
+        };
+        let ends = text_ends(tokenizer, answer, false).map_err(failed)?;
+        let places = step_ends.iter().map(|&end| {
+            let end = (end as isize + shift).clamp(1, seen.len() as isize);
+            at + end as usize
+        });
+        let places = tokens_at(&ends, places);
+        Ok(Asked {
+            places: Some(places.into_iter().map(|place| first + place).collect()),
+            tokens: row.tokens,
+        })
+    }
+
     /// What the model sees, or the score of a sample of which it sees nothing.
-    fn render(&self, group: &Group<'_>, text: &str) -> std::result::Result<Vec<u32>, Score> {
+    fn render(&self, group: &Group<'_>, text: &str) -> std::result::Result<Tokenized, Score> {
         let Some(question) = group.prompt else {
             return Err(Err("the prompt is not known".into()));
         };
@@ -185,7 +307,8 @@ impl ModelScorer {
             Message::new("assistant", seen),
         ];
         let row = self.chat.tokenize(&turns, TrainOn::LastAssistant);
-        let tokens = row.map_err(|e| Err(e.to_string()))?.tokens;
+        let row = row.map_err(|e| Err(e.to_string()))?;
+        let tokens = &row.tokens;
         let config = self.model.weights().config();
         if tokens.len() > config.max_position_embeddings {
             return Err(Err("longer than the reward model's positions".into()));
@@ -195,6 +318,12 @@ impl ModelScorer {
                 "a token is outside the reward model's vocabulary".into()
             ));
         }
-        Ok(tokens)
+        Ok(row)
     }
+}
+
+/// A sequence for the model, and where it is read: at its end where that is not said.
+struct Asked {
+    tokens: Vec<u32>,
+    places: Option<Vec<usize>>,
 }

@@ -17,6 +17,7 @@ pub mod fast;
 pub mod files;
 pub mod pack;
 pub mod python;
+mod spans;
 pub mod split;
 pub mod template;
 pub mod text;
@@ -26,6 +27,7 @@ use serde_json::{Map, Value};
 
 pub use chat::{Chat, MissingEnd, Tokenized, TrainOn};
 pub use pack::best_fit;
+pub use spans::{text_ends, tokens_at};
 pub use template::ChatTemplate;
 pub use text::TextTokenizer;
 

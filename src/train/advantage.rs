@@ -2,7 +2,7 @@
 //!
 //! Outcome supervision (arXiv 2402.03300, section 4.1.2): `A_i = (r_i - mean(r)) / std(r)` over the group; every token of
 //! completion i has it. Process supervision (section 4.1.3): rewards of all steps of the group are normalised together, and
-//! a token's advantage is the sum over the steps that end at or after it.
+//! a token's advantage is the sum over the steps that end at or after it. A completion without a step has advantages of 0.
 //!
 //! The standard deviation is that of a sample (n - 1), as TRL computes it; the papers do not say which. A group, or a batch,
 //! whose rewards are all equal teaches nothing and has advantages of 0: TRL divides by `std + 1e-4` instead, which is the
@@ -63,26 +63,36 @@ pub struct StepReward {
     pub reward: f64,
 }
 
-/// The advantage of every token of each completion of one group, of lengths `num_tokens`, from rewards of steps.
-pub fn process(steps: &[Vec<StepReward>], num_tokens: &[usize]) -> Vec<Vec<f64>> {
-    let rewards: Vec<f64> = steps.iter().flatten().map(|step| step.reward).collect();
-    let (mean, std) = mean_and_std(rewards.iter().copied());
-    let flat = is_flat(&rewards);
-    steps
+/// The rewarded steps of a completion.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Steps {
+    /// Ascending by their ends.
+    pub steps: Vec<StepReward>,
+    /// Of the completion.
+    pub num_tokens: usize,
+}
+
+/// The advantage of every token of each completion of every group, from rewards of steps.
+pub fn process(groups: &[Vec<Steps>], scale: Scale) -> Vec<Vec<Vec<f64>>> {
+    let of = |one: &Steps| one.steps.iter().map(|step| step.reward).collect::<Vec<_>>();
+    let rewards: Vec<Vec<f64>> = groups
         .iter()
-        .zip(num_tokens)
-        .map(|(steps, &n)| {
-            let mut advantages = vec![0.0; n];
-            for step in steps {
-                let normalised = if flat {
-                    0.0
-                } else {
-                    (step.reward - mean) / std
-                };
-                let end = n.min(step.end + 1);
-                advantages[..end].iter_mut().for_each(|a| *a += normalised);
-            }
-            advantages
+        .map(|group| group.iter().flat_map(of).collect())
+        .collect();
+    groups
+        .iter()
+        .zip(outcome(&rewards, scale))
+        .map(|(group, normalised)| {
+            let mut normalised = normalised.into_iter();
+            let each = group.iter().map(|one| {
+                let mut advantages = vec![0.0; one.num_tokens];
+                for (step, value) in one.steps.iter().zip(normalised.by_ref()) {
+                    let end = one.num_tokens.min(step.end + 1);
+                    advantages[..end].iter_mut().for_each(|a| *a += value);
+                }
+                advantages
+            });
+            each.collect()
         })
         .collect()
 }
@@ -128,21 +138,59 @@ mod tests {
             let advantages = outcome(&groups, scale);
             assert_eq!(advantages, [vec![0.0; 4], vec![0.0], vec![0.0; 2], vec![]]);
         }
-        assert_eq!(process(&[vec![], vec![]], &[2, 0]), [vec![0.0; 2], vec![]]);
+        let without = |num_tokens| Steps {
+            steps: Vec::new(),
+            num_tokens,
+        };
+        let alone = Steps {
+            steps: vec![StepReward {
+                end: 1,
+                reward: 3.0,
+            }],
+            num_tokens: 2,
+        };
+        for scale in [Scale::Group, Scale::Batch, Scale::None] {
+            let groups = [
+                vec![without(2), without(0)],
+                vec![alone.clone(), alone.clone(), without(1)],
+                vec![alone.clone()],
+            ];
+            let expected = [
+                vec![vec![0.0; 2], vec![]],
+                vec![vec![0.0; 2], vec![0.0; 2], vec![0.0]],
+                vec![vec![0.0; 2]],
+            ];
+            assert_eq!(process(&groups, scale), expected);
+        }
     }
 
     #[test]
     fn steps_by_hand() {
-        let step = |end, reward| StepReward { end, reward };
+        let steps = |num_tokens, steps: &[(usize, f64)]| Steps {
+            steps: steps
+                .iter()
+                .map(|&(end, reward)| StepReward { end, reward })
+                .collect(),
+            num_tokens,
+        };
         // rewards 1, 0, 0, 1: mean 0.5, std sqrt(1 / 3) = 0.57735, normalised 0.866025 and -0.866025
-        let steps = [
-            vec![step(1, 1.0), step(3, 0.0)],
-            vec![step(0, 0.0), step(2, 1.0)],
+        let group = vec![
+            steps(5, &[(1, 1.0), (3, 0.0)]),
+            steps(3, &[(0, 0.0), (2, 1.0)]),
         ];
         let z = 0.866_025;
-        let advantages = process(&steps, &[5, 3]);
+        let advantages = process(std::slice::from_ref(&group), Scale::Group);
         // the last token belongs to no step
-        near(&advantages[0], &[0.0, 0.0, -z, -z, 0.0]);
-        near(&advantages[1], &[0.0, z, z]);
+        near(&advantages[0][0], &[0.0, 0.0, -z, -z, 0.0]);
+        near(&advantages[0][1], &[0.0, z, z]);
+        let advantages = process(std::slice::from_ref(&group), Scale::None);
+        near(&advantages[0][0], &[0.0, 0.0, -0.5, -0.5, 0.0]);
+        near(&advantages[0][1], &[0.0, 0.5, 0.5]);
+        // with a second group of rewards 2, 2: overall mean 1, squares 0 + 1 + 1 + 0 + 1 + 1, std sqrt(4 / 5)
+        let other = vec![steps(1, &[(0, 2.0)]), steps(2, &[(1, 2.0)])];
+        let advantages = process(&[group, other], Scale::Batch);
+        let b = 0.5 / 0.8f64.sqrt();
+        near(&advantages[0][0], &[0.0, 0.0, -b, -b, 0.0]);
+        near(&advantages[1][1], &[0.0, 0.0]);
     }
 }

@@ -21,6 +21,7 @@ use crate::optim::{AdamW, AdamWConfig, Schedule, clip_scale};
 use crate::progress::Stop;
 use crate::recipe::grpo::Grpo;
 use crate::reward::Rewards;
+use crate::tokenize::TextTokenizer;
 use crate::{Error, Result, recipe};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -33,6 +34,8 @@ pub struct GrpoJob<'a> {
     pub engine: &'a mut dyn Engine,
     pub prompts: &'a [GrpoPrompt],
     pub rewards: &'a Rewards,
+    /// Of the policy.
+    pub tokenizer: &'a TextTokenizer,
     pub settings: &'a Grpo,
     /// Tokens that end a completion.
     pub stop_ids: &'a [u32],
@@ -181,6 +184,7 @@ pub fn train_grpo(
         engine: job.engine,
         prompts,
         rewards: job.rewards,
+        tokenizer: job.tokenizer,
         settings,
         sampling: Sampling {
             temperature: settings.temperature,
@@ -215,7 +219,9 @@ pub fn train_grpo(
         let rollout = match rollout {
             Ok(rollout) => rollout,
             Err(e) => {
-                if cursor.step > saved_step {
+                // what samples no number is no place to go on from
+                let is_sound = !matches!(e, Error::NonFinite { .. });
+                if cursor.step > saved_step && is_sound {
                     save(&cursor, &optimizer, observer)?;
                     rollouts.forget_before(cursor.num_rollouts)?;
                 }
@@ -270,7 +276,15 @@ pub fn train_grpo(
                     .map_err(at)?;
             let grad_norm = ops::in_pool(|| gradients.sum_squares())?.sqrt();
             if !(grad_norm.is_finite() && stats.tally.loss.is_finite()) {
-                return Err(not_finite(cursor.step + 1));
+                let step = cursor.step + 1;
+                return Err(grpo_update::not_finite(
+                    step,
+                    policy,
+                    &learnt,
+                    &which,
+                    settings,
+                    &mut gradients,
+                ));
             }
             let learning_rate = schedule.at(cursor.step);
             let scale = clip_scale(grad_norm, settings.max_grad_norm);
@@ -370,7 +384,7 @@ fn learnt(
                 num_prompt_tokens: prompt.tokens.len(),
                 sampled: (answer.sampled_logprobs.len() == answer.tokens.len())
                     .then(|| sampled.collect()),
-                advantages: vec![group.advantages[a]; answer.tokens.len()],
+                advantages: group.advantages_of(a),
                 is_trained: !(settings.overlong_filter && is_cut),
                 name: format!("completion {} of prompt `{}`", a + 1, prompt.prompt.id),
                 ..Learnt::default()
@@ -445,17 +459,6 @@ fn key(settings: &Grpo, seed: u64, inputs_key: &str, num_prompts: usize) -> Resu
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect())
-}
-
-fn not_finite(step: usize) -> Error {
-    Error::NonFinite {
-        message: format!(
-            "step {step}: the loss or its gradient is not finite; the weights are as they were before the step"
-        ),
-        hint: Some(
-            "lower `grpo.learning_rate`, or bound the ratio with `grpo.clip_max`, and go on from an earlier checkpoint".into(),
-        ),
-    }
 }
 
 fn interrupted(step: usize, total_steps: usize, dir: &Path) -> Error {

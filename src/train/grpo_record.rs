@@ -2,7 +2,7 @@
 
 use super::grpo_update::UpdateStats;
 use super::hacking::Alarm;
-use super::rollout::{Group, GrpoPrompt, is_correct};
+use super::rollout::{Group, GrpoPrompt};
 use crate::generate::FinishReason;
 use crate::reward::shape;
 use crate::verify::format;
@@ -31,7 +31,7 @@ pub struct GrpoRecord {
     pub reward_std: f64,
     /// Mean of each reward over the completions that it applies to, not weighted.
     pub rewards: BTreeMap<&'static str, f64>,
-    /// Share of the completions that a verifier finds right, where one is asked.
+    /// Share of the completions that a verifier finds right, or a judge, where one is asked.
     pub pass_rate: Option<f64>,
     /// Share of the rollout's groups, before any were replaced.
     pub all_right: f64,
@@ -70,6 +70,9 @@ pub struct GrpoRecord {
     pub reflective_words: f64,
     /// Share of three-word runs that have been there before.
     pub repetition: f64,
+    /// Steps of a completion, where they are rewarded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_reward_steps: Option<f64>,
     /// Right held-out problems, where they were asked after this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out_accuracy: Option<f64>,
@@ -129,7 +132,7 @@ impl GrpoRecord {
         let means = sums.into_iter().filter(|(_, (_, num))| *num > 0);
         self.rewards = means.map(|(k, (sum, num))| (k, sum / num as f64)).collect();
         let verdicts: Vec<bool> = all()
-            .filter_map(|(g, a)| is_correct(&g.scored[a]))
+            .filter_map(|(g, a)| g.scored[a].is_correct())
             .collect();
         self.pass_rate = share(verdicts.into_iter());
         self.num_completions = which.len();
@@ -141,6 +144,11 @@ impl GrpoRecord {
         self.length_max = lengths.max().unwrap_or(0);
         let truncated = all().map(|(g, a)| g.answers[a].finish_reason == FinishReason::Length);
         self.truncated = share(truncated).unwrap_or(0.0);
+        let num_steps = all().map(|(g, a)| g.scored[a].step_ends.len());
+        self.num_reward_steps = groups
+            .iter()
+            .any(Group::is_of_steps)
+            .then(|| num_steps.sum::<usize>() as f64 / n);
         let texts = || all().map(|(g, a)| g.answers[a].text.as_str());
         self.reflective_words = texts().map(|t| num_reflective_words(t) as f64).sum::<f64>() / n;
         self.repetition = texts().map(|t| shape::repetition(t, 3, 1.0)).sum::<f64>() / n;

@@ -3,6 +3,7 @@
 //! Completions never see each other, and the denominators are those of the whole update, so packing changes memory and
 //! speed, not the gradient.
 
+use super::non_finite;
 use super::policy_loss::{self, Known, Tally};
 use crate::model::{Batch, CausalLm, Recompute, TokenObjective};
 use crate::ops::{Gradients, ParamId};
@@ -173,6 +174,30 @@ pub fn backward(
     Ok(stats)
 }
 
+/// Names the completions among `which`, and the parameters, whose gradient of update `step` is no number.
+pub fn not_finite(
+    step: usize,
+    model: &CausalLm,
+    all: &[Learnt],
+    which: &[usize],
+    settings: &Grpo,
+    gradients: &mut Gradients,
+) -> Error {
+    let update = non_finite::Update {
+        step,
+        name: &|i| all[i].name.clone(),
+        noun: "completions",
+        hint: HINT,
+    };
+    let mut alone = |i: usize, gradients: &mut Gradients| {
+        backward(model, all, &[i], settings, Recompute::None, gradients).map(|_| ())
+    };
+    non_finite::update_error(&update, which, model, &mut alone, gradients)
+}
+
+/// Where a log-probability or a gradient is no number.
+const HINT: &str = "lower `grpo.learning_rate`, or bound the ratio with `grpo.clip_max`, and go on from an earlier checkpoint";
+
 /// The loss of a pack's completions.
 struct Objective<'a> {
     settings: &'a Grpo,
@@ -203,10 +228,11 @@ impl TokenObjective for Objective<'_> {
             let policy: Vec<f64> = logprobs[from..from + n].iter().map(|&l| l.into()).collect();
             if policy.iter().any(|l| !l.is_finite()) {
                 return Err(Error::NonFinite {
-                    message: format!("the log-probabilities of {} are not finite", one.name),
-                    hint: Some(
-                        "lower `grpo.learning_rate`, and go on from an earlier checkpoint".into(),
+                    message: format!(
+                        "the log-probabilities of {} are not finite; the weights are as they were before the step",
+                        one.name
                     ),
+                    hint: Some(HINT.into()),
                 });
             }
             let terms = policy_loss::terms(

@@ -51,9 +51,40 @@ pub fn gradient_error(
     recompute: Recompute,
     gradients: &mut Gradients,
 ) -> Error {
+    let mut alone = |row: usize, gradients: &mut Gradients| -> crate::Result<()> {
+        let micro = MicroBatch::new(vec![row], examples, model.config().vocab_size)?;
+        model.forward_backward(&micro.batch, recompute, gradients)?;
+        Ok(())
+    };
+    let what = Update {
+        step,
+        name: &|row| format!("`{}`", examples.name(row)),
+        noun: "rows",
+        hint: "look at these rows with `distill preview`; where they are fine, lower `sft.learning_rate` and go on from an earlier checkpoint",
+    };
+    update_error(&what, rows, model, &mut alone, gradients)
+}
+
+/// An update that came to no number, for messages.
+pub struct Update<'a> {
+    pub step: usize,
+    pub name: &'a dyn Fn(usize) -> String,
+    /// What names are of.
+    pub noun: &'a str,
+    pub hint: &'a str,
+}
+
+/// The gradient of `rows` in `gradients` is not finite; `alone` adds that of one of them.
+pub fn update_error(
+    update: &Update,
+    rows: &[usize],
+    model: &CausalLm,
+    alone: &mut dyn FnMut(usize, &mut Gradients) -> crate::Result<()>,
+    gradients: &mut Gradients,
+) -> Error {
     let weights = broken_weights(model);
     if !weights.is_empty() {
-        return weights_error(step, &weights);
+        return weights_error(update.step, &weights);
     }
     let parameters: Vec<String> = gradients
         .non_finite()
@@ -62,16 +93,15 @@ pub fn gradient_error(
         .filter_map(|id| model.parameters().get(id.0))
         .map(|p| format!("`{}`", p.name))
         .collect();
-    let mut alone = |row: usize| -> crate::Result<bool> {
+    let mut is_finite = |row: usize| -> crate::Result<bool> {
         gradients.zero();
-        let micro = MicroBatch::new(vec![row], examples, model.config().vocab_size)?;
-        model.forward_backward(&micro.batch, recompute, gradients)?;
+        alone(row, gradients)?;
         Ok(gradients.sum_squares()?.is_finite())
     };
     let culprits: Vec<usize> = rows
         .iter()
         .copied()
-        .filter(|&row| !alone(row).unwrap_or(false))
+        .filter(|&row| !is_finite(row).unwrap_or(false))
         .collect();
     let rows = match culprits.is_empty() {
         // only their sum overflows
@@ -83,12 +113,14 @@ pub fn gradient_error(
         true => "the norm of the gradient".to_string(),
         false => format!("the gradient of {}", listed(&parameters, "parameters")),
     };
+    let names: Vec<String> = rows.iter().map(|&row| (update.name)(row)).collect();
     Error::NonFinite {
         message: format!(
-            "step {step}: {what} is not finite because of {}; the weights are as they were before the step",
-            row_names(rows, examples)
+            "step {}: {what} is not finite because of {}; the weights are as they were before the step",
+            update.step,
+            listed(&names, update.noun)
         ),
-        hint: Some("look at these rows with `distill preview`; where they are fine, lower `sft.learning_rate` and go on from an earlier checkpoint".into()),
+        hint: Some(update.hint.into()),
     }
 }
 
@@ -135,7 +167,8 @@ fn row_names(rows: &[usize], examples: &dyn Examples) -> String {
     listed(&names, "rows")
 }
 
-fn listed(names: &[String], what: &str) -> String {
+/// The first names, and how many more there are.
+pub fn listed(names: &[String], what: &str) -> String {
     match names.len() {
         0..=NUM_NAMED => names.join(", "),
         n => format!(

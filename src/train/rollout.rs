@@ -4,14 +4,17 @@
 //! Prompts come in an order that is a function of the seed, each epoch another; draws are keyed by a prompt's place in that
 //! order, so that a rollout is a function of the weights, the seed and the place it begins at.
 
-use super::advantage::{self, is_flat};
+use super::advantage::{self, StepReward, Steps, is_flat};
+use super::non_finite::listed;
 use super::order;
 use crate::data::Prompt;
 use crate::generate::row_log::{Asked, Generation, RowLog, sample_in_order};
 use crate::generate::{Engine, FinishReason, Sampling};
 use crate::progress::Stop;
 use crate::recipe::grpo::Grpo;
+use crate::recipe::grpo::Supervision;
 use crate::reward::{Group as RewardGroup, Rewards, Sample, Scored};
+use crate::tokenize::{TextTokenizer, text_ends, tokens_at};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -36,7 +39,10 @@ pub struct Group {
     pub prompt: usize,
     pub answers: Vec<Generation>,
     pub scored: Vec<Scored>,
+    /// Of each completion; under process supervision the mean over its tokens.
     pub advantages: Vec<f64>,
+    /// Of each token of each completion, under process supervision.
+    pub token_advantages: Vec<Vec<f64>>,
     /// Updates between the weights that sampled and those that the rollout's first update is made to.
     pub staleness: usize,
 }
@@ -56,23 +62,37 @@ pub struct Rollout {
 impl Group {
     /// Whether each completion is right, where that is known.
     pub fn correct(&self) -> impl Iterator<Item = Option<bool>> + Clone {
-        self.scored.iter().map(is_correct)
+        self.scored.iter().map(Scored::is_correct)
     }
 
-    /// Whether all are right, or all wrong; where that is not known, whether all rewards are equal.
+    /// Whether steps are rewarded.
+    pub fn is_of_steps(&self) -> bool {
+        let parts = self.scored.iter().flat_map(|s| &s.parts);
+        parts.into_iter().any(|part| part.is_of_steps)
+    }
+
+    /// The advantage of each token of a completion.
+    pub fn advantages_of(&self, answer: usize) -> Vec<f64> {
+        match self.token_advantages.get(answer) {
+            Some(each) => each.clone(),
+            None => vec![self.advantages[answer]; self.answers[answer].tokens.len()],
+        }
+    }
+
+    /// Whether all are right, or all wrong; where that is not known, whether all rewards are equal. Where steps are
+    /// rewarded, whether neither they nor the rewards of the whole differ.
     pub fn is_degenerate(&self) -> bool {
+        if self.is_of_steps() {
+            let steps: Vec<f64> = self.scored.iter().flat_map(Scored::steps).collect();
+            let whole: Vec<f64> = self.scored.iter().filter_map(Scored::outcome).collect();
+            return is_flat(&steps) && is_flat(&whole);
+        }
         let known: Option<Vec<bool>> = self.correct().collect();
         match known {
             Some(known) => known.iter().all(|c| *c) || !known.contains(&true),
             None => is_flat(&self.scored.iter().map(|s| s.total).collect::<Vec<_>>()),
         }
     }
-}
-
-/// Whether a verifier found a completion right; none where none was asked or could tell.
-pub fn is_correct(scored: &Scored) -> Option<bool> {
-    let verdict = scored.verdict.as_ref().filter(|v| !v.gold_unreadable);
-    verdict.map(|v| v.is_correct())
 }
 
 /// A line of the file of a rollout.
@@ -91,6 +111,8 @@ pub struct Rollouts<'a> {
     pub engine: &'a mut dyn Engine,
     pub prompts: &'a [GrpoPrompt],
     pub rewards: &'a Rewards,
+    /// Of the policy.
+    pub tokenizer: &'a TextTokenizer,
     pub settings: &'a Grpo,
     pub sampling: Sampling,
     /// Where the files are.
@@ -166,7 +188,7 @@ impl Rollouts<'_> {
         if all.groups.is_empty() || num_prompts == 0 {
             return Err(Error::input("there is no prompt to sample from"));
         }
-        self.advantages(&mut all);
+        self.advantages(&mut all)?;
         Ok(all)
     }
 
@@ -257,7 +279,17 @@ impl Rollouts<'_> {
             rows.push(row);
             Ok(())
         };
-        sample_in_order(self.engine, asked, &mut || (), &mut on_row, self.stop)
+        sample_in_order(self.engine, asked, &mut || (), &mut on_row, self.stop).map_err(|e| {
+            let open = places[rows.len()..].iter();
+            let names = open.map(|&place| format!("`{}`", self.prompts[place].prompt.id));
+            let names: Vec<String> = names.collect();
+            match e {
+                e @ Error::NonFinite { .. } => {
+                    e.at(format!("sampling for {}", listed(&names, "prompts")))
+                }
+                e => e,
+            }
+        })
     }
 
     fn score(&self, places: &[usize], step: usize, rows: Vec<Row>) -> Result<Vec<Group>> {
@@ -266,7 +298,8 @@ impl Rollouts<'_> {
             .zip(&rows)
             .map(|(&place, row)| self.reward_group(place, &row.generations))
             .collect();
-        let scored = self.rewards.score_groups(&groups)?;
+        let name = |at: usize| format!("prompt `{}`", self.prompts[places[at]].prompt.id);
+        let scored = self.rewards.score_groups_at(&groups, name)?;
         drop(groups);
         let all = places.iter().zip(rows).zip(scored);
         Ok(all
@@ -276,6 +309,7 @@ impl Rollouts<'_> {
                 answers: row.generations,
                 scored,
                 advantages: Vec::new(),
+                token_advantages: Vec::new(),
             })
             .collect())
     }
@@ -302,22 +336,75 @@ impl Rollouts<'_> {
         }
     }
 
-    /// A completion that no reward applies to has no part in the mean of its group, and an advantage of 0.
-    fn advantages(&self, rollout: &mut Rollout) {
-        let has_value = |s: &&Scored| s.parts.iter().any(|part| part.value.is_some());
+    /// A completion that no reward applies to has no part in the mean of its group, and an advantage of 0. Under process
+    /// supervision the advantages of rewards of the whole are added to those of the steps.
+    fn advantages(&self, rollout: &mut Rollout) -> Result<()> {
+        let is_process = self.settings.supervision == Supervision::Process;
+        let value = |s: &Scored| -> Option<f64> {
+            let applies = s.parts.iter().any(|part| part.value.is_some());
+            match is_process {
+                true => s.outcome(),
+                false => applies.then_some(s.total),
+            }
+        };
         let rewards: Vec<Vec<f64>> = rollout
             .groups
             .iter()
-            .map(|g| g.scored.iter().filter(has_value).map(|s| s.total).collect())
+            .map(|g| g.scored.iter().filter_map(value).collect())
             .collect();
-        let advantages = advantage::outcome(&rewards, self.settings.advantage);
+        let scale = self.settings.advantage;
+        let advantages = advantage::outcome(&rewards, scale);
         for (group, advantages) in rollout.groups.iter_mut().zip(advantages) {
             let mut advantages = advantages.into_iter();
-            let each = group.scored.iter().map(|s| match has_value(&s) {
-                true => advantages.next().unwrap_or(0.0),
-                false => 0.0,
+            let each = group.scored.iter().map(|s| match value(s) {
+                Some(_) => advantages.next().unwrap_or(0.0),
+                None => 0.0,
             });
             group.advantages = each.collect();
         }
+        if !is_process {
+            return Ok(());
+        }
+        let steps: Vec<Vec<Steps>> = rollout
+            .groups
+            .iter()
+            .map(|group| {
+                let all = group.answers.iter().zip(&group.scored);
+                all.map(|(answer, scored)| self.steps(answer, scored))
+                    .collect::<Result<_>>()
+            })
+            .collect::<Result<_>>()?;
+        let of_steps = advantage::process(&steps, scale);
+        for (group, mut of_steps) in rollout.groups.iter_mut().zip(of_steps) {
+            for (of_whole, tokens) in group.advantages.iter_mut().zip(&mut of_steps) {
+                tokens.iter_mut().for_each(|a| *a += *of_whole);
+                if !tokens.is_empty() {
+                    *of_whole = tokens.iter().sum::<f64>() / tokens.len() as f64;
+                }
+            }
+            group.token_advantages = of_steps;
+        }
+        Ok(())
+    }
+
+    /// The rewarded steps of a completion with the tokens they end with: the last one with the completion itself, so that
+    /// the token which ends the turn is learnt too.
+    fn steps(&self, answer: &Generation, scored: &Scored) -> Result<Steps> {
+        let num_tokens = answer.tokens.len();
+        let rewards = scored.steps();
+        let mut steps = Vec::new();
+        if !rewards.is_empty() && num_tokens > 0 {
+            let ends = text_ends(self.tokenizer, &answer.tokens, true)?;
+            let ends = tokens_at(&ends, scored.step_ends.iter().copied());
+            steps.extend(
+                ends.into_iter()
+                    .zip(rewards)
+                    .map(|(end, reward)| StepReward { end, reward }),
+            );
+        }
+        if let Some(last) = steps.last_mut() {
+            last.end = num_tokens - 1;
+        }
+        Ok(Steps { steps, num_tokens })
     }
 }
