@@ -33,7 +33,8 @@ pub struct JudgedOptions {
     /// What of the answers is seen.
     pub scope: Scope,
     /// A row's `question` is asked in place of the prompt, without system prompt and instructions: what a judge reads, and
-    /// what a reward model knows of a sample.
+    /// what a reward model knows of a sample. A prompt that is a text is a user's turn then, as a reward model is always asked
+    /// by its chat template.
     pub bare_question: bool,
     /// Longest sequence in tokens.
     pub max_length: usize,
@@ -74,6 +75,16 @@ impl JudgedRow {
             Judged::Labelled { answer, .. } => (answer, None),
         };
         std::iter::once(first).chain(second)
+    }
+
+    /// The tokens before what is judged; answers of one prompt have the same.
+    pub fn prompt(&self) -> &[u32] {
+        let first = match &self.judged {
+            Judged::Pair { chosen, .. } => chosen,
+            Judged::Labelled { answer, .. } => answer,
+        };
+        let end = first.trained.iter().position(|&trained| trained);
+        &first.tokens[..end.unwrap_or(first.tokens.len())]
     }
 
     /// Tokens of all its sequences.
@@ -332,6 +343,22 @@ impl Answer {
         }
     }
 
+    /// As a reward model is asked later, by the chat template: `question`, where there is one, in place of what came before
+    /// the answer.
+    fn of_question(self, question: Option<String>) -> Self {
+        let (question, answer) = match (self, question) {
+            (Self::Turns(turns), None) => return Self::Turns(turns),
+            (Self::Turns(mut turns), Some(question)) => {
+                (question, turns.split_off(turns.len().saturating_sub(1)))
+            }
+            (Self::Text { prompt, text }, question) => {
+                let answer = vec![Message::new("assistant", text)];
+                (question.unwrap_or(prompt), answer)
+            }
+        };
+        Self::Turns([vec![Message::new("user", question)], answer].concat())
+    }
+
     fn tokenize(
         mut self,
         path: &str,
@@ -350,12 +377,8 @@ impl Answer {
                     .to_string();
             }
         }
-        if let (true, Self::Turns(turns)) = (options.bare_question, &mut self)
-            && let Some(question) = columns::text(row, "question")?
-        {
-            let answer = turns.split_off(turns.len().saturating_sub(1));
-            *turns = vec![Message::new("user", question)];
-            turns.extend(answer);
+        if options.bare_question {
+            self = self.of_question(columns::text(row, "question")?);
         }
         let tokenized = match &self {
             Self::Turns(turns) => chat.tokenize(turns, TrainOn::LastAssistant),

@@ -36,7 +36,7 @@ impl RowLog {
                     "another `distill` is writing `{}`",
                     path.display()
                 ))
-                .with_hint("wait for it, or give another `--output`"));
+                .with_hint("wait for it to end"));
             }
             Err(TryLockError::Error(e)) => return Err(Error::io("locking", path, e)),
         }

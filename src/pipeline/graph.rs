@@ -23,6 +23,7 @@ use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::load::{Loaded, closest};
 use crate::recipe::reward::{RewardKind, RewardTable};
 use crate::recipe::stage::Kind;
+use crate::reward::Judge;
 use crate::{Error, Result, report};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -236,6 +237,14 @@ pub fn run(
 
 /// That the rewards of a stage can be had: no sandbox or no key for the judge shows before hours of training, not after.
 fn check_rewards(stage: &StagePlan, stop: &Stop) -> Result<()> {
+    let judge = match &stage.job {
+        Job::RewardModel { table, .. } => table.build.judge.as_ref(),
+        Job::Preference { table, .. } => table.build.judge.as_ref(),
+        _ => None,
+    };
+    if let Some(judge) = judge {
+        Judge::open(judge, stop.clone()).map_err(|e| e.at(format!("stage `{}`", stage.name)))?;
+    }
     let Some(table) = stage.job.rewards() else {
         return Ok(());
     };
@@ -430,11 +439,8 @@ fn to_redo<'a>(
 
 /// Whether `--rerun text` means the stage: by its name, or by that of an evaluation with several suites or seeds.
 fn names_stage(plan: &PipelinePlan, text: &str, stage: &str) -> bool {
-    if plan.stage(text).is_some() {
-        return text == stage;
-    }
-    let rest = stage.strip_prefix(text).and_then(|r| r.strip_prefix('-'));
-    rest.is_some() && plan.stage(stage).is_some_and(|s| s.kind == Kind::Eval)
+    let part_of = plan.stage(stage).and_then(|s| s.part_of.as_deref());
+    text == stage || (part_of == Some(text) && plan.stage(text).is_none())
 }
 
 fn check_rerun(plan: &PipelinePlan, rerun: &[String]) -> Result<()> {

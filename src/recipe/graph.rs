@@ -49,6 +49,9 @@ pub struct PipelinePlan {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct StagePlan {
     pub name: String,
+    /// Of an evaluation of several suites or seeds, each of which is a stage: as the recipe calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<String>,
     pub kind: Kind,
     pub seed: u64,
     /// The model it works with, where it needs one.
@@ -305,6 +308,7 @@ impl Resolver<'_> {
             self.done.push((
                 StagePlan {
                     name: format!("{}{suffix}", stage.name),
+                    part_of: (!suffix.is_empty()).then(|| stage.name.clone()),
                     kind: stage.kind,
                     seed,
                     student: student.clone(),

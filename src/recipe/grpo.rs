@@ -97,7 +97,7 @@ pub struct Grpo {
     pub keep_checkpoints: usize,
     /// Updates between samples in `rollouts.jsonl`; 0 writes none.
     pub samples_every_steps: usize,
-    /// Groups in `samples.jsonl` each time.
+    /// Groups in `rollouts.jsonl` each time.
     pub num_sample_groups: usize,
     /// Updates between evaluations on `[stage.eval]`; 0 evaluates never.
     pub eval_every_steps: usize,
@@ -325,7 +325,13 @@ impl Grpo {
             least("clip_max", self.clip_max.unwrap_or(1.0), 0.0),
             least("kl_coef", self.kl_coef, 0.0),
             least("correction_max", self.correction_max, 0.0),
-            least("correction_min", self.correction_min, 0.0),
+            (
+                "correction_min",
+                self.correction_min,
+                0.0,
+                self.correction_max,
+            ),
+            least("off_policy_max", self.off_policy_max.unwrap_or(0.0), 0.0),
             least("learning_rate", self.learning_rate, 0.0),
             least("weight_decay", self.weight_decay, 0.0),
             least("adam_epsilon", self.adam_epsilon, 0.0),

@@ -235,6 +235,7 @@ pub(super) fn check_training(table: &str, plan: &SftPlan, held_out: f64) -> Resu
     ] {
         at_least(&key(name), value, 1)?;
     }
+    at_least(&key("max_steps"), plan.max_steps.unwrap_or(1), 1)?;
     at_least(&key("pack_length"), plan.pack_length, plan.max_length)?;
     if plan.over_length == OverLength::Truncate {
         return Err(Error::input(format!(

@@ -231,7 +231,7 @@ pub struct Prompts {
 pub struct PromptFields {
     /// Default: the first of `problem`, `question`, `prompt`, `instruction`, or the user's turns of `messages`.
     pub problem: Option<String>,
-    /// Default: the first of `gold`, `answer`, `ground_truth`, `solution`; a prompt without one has no right answer.
+    /// Default: the first of `gold`, `answer`, `ground_truth`, `reference_answer`, `solution`; a prompt without one has no right answer.
     pub answer: Option<String>,
     /// Default: `id`, else its number.
     pub id: Option<String>,

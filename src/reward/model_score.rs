@@ -14,6 +14,7 @@ use candle_core::{DType, Device};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 /// In a reward model's folder: what it was trained to see.
@@ -35,7 +36,12 @@ pub fn save_seen(folder: &Path, seen: &Seen) -> Result<()> {
     let path = folder.join(SEEN);
     let text = serde_json::to_string_pretty(seen)
         .map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
-    fs::write(&path, text + "\n").map_err(|e| Error::io("writing", &path, e))
+    let synced = || {
+        let mut file = fs::File::create(&path)?;
+        file.write_all((text + "\n").as_bytes())?;
+        file.sync_all()
+    };
+    synced().map_err(|e| Error::io("writing", &path, e))
 }
 
 /// The model with what it needs.

@@ -5,6 +5,7 @@ use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and the chat template of a folder.
@@ -202,7 +203,12 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).map_err(|error| Error::io("writing", path, error))
+    let synced = || {
+        let mut file = fs::File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    synced().map_err(|error| Error::io("writing", path, error))
 }
 
 #[cfg(test)]

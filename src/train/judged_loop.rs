@@ -15,7 +15,7 @@ use crate::tokenize::pack;
 use crate::{Error, Result, recipe};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Instant;
 
@@ -311,9 +311,18 @@ pub(super) fn group<'a>(
         .collect())
 }
 
-/// Cuts off the rows that are measured: a share of them by the seed, at least one and never all. Order is kept.
+/// Cuts off the rows that are measured: those of a share of the prompts by the seed, of at least one prompt and never of
+/// all. No prompt is on both sides. Order is kept.
 pub fn split(rows: Vec<JudgedRow>, held_out: f64, seed: u64) -> (Vec<JudgedRow>, Vec<JudgedRow>) {
-    let n = rows.len();
+    let mut numbers: HashMap<Vec<u32>, usize> = HashMap::new();
+    let prompts: Vec<usize> = rows
+        .iter()
+        .map(|row| {
+            let next = numbers.len();
+            *numbers.entry(row.prompt().to_vec()).or_insert(next)
+        })
+        .collect();
+    let n = numbers.len();
     let wanted = (held_out * n as f64).round() as usize;
     let num_held_out = match held_out > 0.0 {
         true => wanted.max(1).min(n.saturating_sub(1)),
@@ -322,12 +331,12 @@ pub fn split(rows: Vec<JudgedRow>, held_out: f64, seed: u64) -> (Vec<JudgedRow>,
     // not the order of the first epoch
     let order = order::epoch_order(n, true, seed, usize::MAX / 2);
     let mut is_held_out = vec![false; n];
-    for &row in &order[..num_held_out] {
-        is_held_out[row] = true;
+    for &prompt in &order[..num_held_out] {
+        is_held_out[prompt] = true;
     }
     let (mut trained, mut measured) = (Vec::new(), Vec::new());
-    for (row, is_held_out) in rows.into_iter().zip(is_held_out) {
-        match is_held_out {
+    for (row, prompt) in rows.into_iter().zip(prompts) {
+        match is_held_out[prompt] {
             true => measured.push(row),
             false => trained.push(row),
         }
@@ -362,7 +371,7 @@ fn save(
 }
 
 /// Refuses rows before the first step that could not be trained on in the last one.
-fn check_rows(job: &JudgedJob, model: &CausalLm) -> Result<()> {
+pub(super) fn check_rows(job: &JudgedJob, model: &CausalLm) -> Result<()> {
     if job.settings.batch_size == 0 {
         return Err(Error::input("`batch_size` must be at least 1, found 0"));
     }

@@ -29,6 +29,7 @@ pub fn train_preference(
     if let Some(row) = all().find(|row| !matches!(row.judged, Judged::Pair { .. })) {
         return Err(Error::input(format!("`{}` is no pair", row.name)));
     }
+    judged_loop::check_rows(job, model)?;
     let key = judged_loop::key(job, &("preference", objective))?;
     let reference = match objective.needs_reference() {
         false => None,
