@@ -571,6 +571,30 @@ fn weights_that_were_not_read_are_found() {
 }
 
 #[test]
+fn an_engine_ends_at_a_token_of_its_own() {
+    let server = Server::start(Config {
+        fault: Box::new(|number, path, _| {
+            let is_completion = path == "/generate" && number > 0;
+            is_completion.then_some(Fault::Edit(|answer| {
+                answer["meta_info"]["finish_reason"] =
+                    serde_json::json!({"type": "stop", "matched": 1});
+                let pairs = answer["meta_info"]["output_token_logprobs"].as_array_mut();
+                pairs.unwrap().truncate(1);
+            }))
+        }),
+        ..Config::default()
+    });
+    let settings = Grpo {
+        num_steps: Some(1),
+        max_new_tokens: 20,
+        ..small(RemoteKind::Sglang, &server.url)
+    };
+    let (records, _) = run(&settings);
+    let record = &records[0];
+    assert_eq!((record.length, record.truncated), (1.0, 0.0));
+}
+
+#[test]
 fn a_context_that_is_too_short_is_told() {
     let server = Server::start(Config {
         fault: Box::new(|number, path, _| {

@@ -45,6 +45,7 @@ pub struct RemoteEngine<'a> {
     chat: &'a Chat,
     settings: &'a Remote,
     server: Arc<Server>,
+    stop: Stop,
     weights_dir: PathBuf,
     /// The update whose weights it has.
     held: Option<usize>,
@@ -86,7 +87,7 @@ impl<'a> RemoteEngine<'a> {
             max_body_bytes: MAX_BODY_BYTES,
         };
         let server = Server {
-            http: Http::open(&patience, stop).map_err(|e| e.at("`grpo.remote`"))?,
+            http: Http::open(&patience, stop.clone()).map_err(|e| e.at("`grpo.remote`"))?,
             kind: settings.engine,
             url: url.to_string(),
             model: settings.model.clone(),
@@ -97,6 +98,7 @@ impl<'a> RemoteEngine<'a> {
             chat,
             settings,
             server: Arc::new(server),
+            stop,
             weights_dir,
             held: None,
             is_checked: false,
@@ -119,20 +121,68 @@ impl<'a> RemoteEngine<'a> {
         self.model.save(&beside, MAX_SHARD_BYTES)?;
         self.chat.save(&beside)?;
         fs::rename(&beside, &folder).map_err(io("renaming", &beside))?;
-        if let Err(error) = self.server.reload(&folder) {
+        let to_read = folder.clone();
+        let read = self.aside(move |server| server.reload(&to_read));
+        if let Err(error) = read.flatten() {
             // every attempt writes another; the error is the news
             let _ = fs::remove_dir_all(&folder);
             return Err(error);
         }
         // those of before, and what a killed run left
+        self.delete(Some(&folder))
+    }
+
+    /// Deletes the weights that were handed over: whoever read them needs them no more.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn clear(&self) -> Result<()> {
+        match self.weights_dir.exists() {
+            true => self.delete(None),
+            false => Ok(()),
+        }
+    }
+
+    fn delete(&self, except: Option<&Path>) -> Result<()> {
+        let io = |action, path: &Path| {
+            let path = path.to_path_buf();
+            move |e| Error::io(action, path, e)
+        };
+        let dir = fs::canonicalize(&self.weights_dir).map_err(io("reading", &self.weights_dir))?;
         for entry in fs::read_dir(&dir).map_err(io("listing", &dir))? {
             let path = entry.map_err(io("listing", &dir))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
-            if path != folder && name.is_some_and(|name| name.starts_with(PREFIX)) {
+            let is_ours = name.is_some_and(|name| name.starts_with(PREFIX));
+            if is_ours && except != Some(path.as_path()) {
                 fs::remove_dir_all(&path).map_err(io("deleting", &path))?;
             }
         }
         Ok(())
+    }
+
+    /// Does something that may take long while the user may stop.
+    fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Server) -> T + Send + 'static,
+    ) -> Result<T> {
+        let (sender, done) = mpsc::channel();
+        let server = self.server.clone();
+        // nobody listens after a stop
+        spawn(move || drop(sender.send(work(&server))))?;
+        loop {
+            match done.recv_timeout(NAP) {
+                Ok(done) => return Ok(done),
+                Err(mpsc::RecvTimeoutError::Timeout) if !self.stop.requested() => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    return Err(Error::Interrupted {
+                        message: format!("while {} was waited for", self.server),
+                    });
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::input(format!("{}: no answer came", self.server)));
+                }
+            }
+        }
     }
 
     /// Compares log-probabilities of a few tokens after `prompt` with ours.
@@ -144,10 +194,8 @@ impl<'a> RemoteEngine<'a> {
             ..Sampling::default()
         };
         let body = self.server.question(prompt, &sampling, limit, 1);
-        let never = AtomicBool::new(false);
         let answer = self
-            .server
-            .ask(&body, &never)
+            .aside(move |server| server.ask(&body, &AtomicBool::new(false)))?
             .map_err(|e| self.server.error(e, 1))?;
         self.check_tokens(&answer)?;
         let tokens = [prompt, &answer.tokens].concat();
@@ -392,16 +440,18 @@ impl Pool {
                     }
                 }
             };
-            std::thread::Builder::new()
-                .name("remote".into())
-                .spawn(work)
-                .map_err(|e| {
-                    Error::input(format!("a thread for the remote engine: {e}"))
-                        .with_hint("lower `grpo.remote.concurrency`")
-                })?;
+            spawn(work)?;
         }
         Ok(pool)
     }
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = std::thread::Builder::new().name("remote".into());
+    thread.spawn(work).map(drop).map_err(|e| {
+        Error::input(format!("a thread for the remote engine: {e}"))
+            .with_hint("lower `grpo.remote.concurrency`")
+    })
 }
 
 impl Drop for Pool {
