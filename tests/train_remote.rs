@@ -423,7 +423,7 @@ fn every_fault_is_one_error() {
             "/reset_prefix_cache",
             |_| status(200, r#"{"success": false}"#),
             "vLLM at `URL` did not take the weights in `",
-            "under the same path",
+            "the same command goes on",
         ),
         (
             Sglang,
