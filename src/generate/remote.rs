@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::http::{self, Failure, Http, NAP, Patience, Unanswered, times, without_login};
+use super::http::{Failure, Http, NAP, Patience, Unanswered, times, without_login};
 use super::local::with_special_stops;
 use super::sampler::Choice;
 use super::schedule::{Sequence, check_requests};
@@ -32,10 +32,15 @@ const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// Folders of weights begin so.
 const PREFIX: &str = "distill-step-";
 /// What weights are known by: so many tokens at this temperature, far from the 1 of raw log-probabilities.
-const PROBE_TOKENS: usize = 16;
+const PROBE_TOKENS: usize = 32;
 const PROBE_TEMPERATURE: f64 = 2.0;
-/// Mean difference, in nats, at which they are not the same weights. 16-bit and 8-bit engines stay far below.
+/// Mean difference of log-probabilities, in nats, at which they are not those of the same weights. Engines of 16 and 8 bits
+/// stay far below.
 const MAX_GAP: f64 = 0.5;
+/// The same for weights that were taken in part: so many times the least difference so far, and this at least. vLLM 0.32
+/// keeps an old head on the CPU where it is the embedding, which a small update shows only after a while.
+const MAX_GROWTH: f64 = 6.0;
+const LEAST_GAP: f64 = 0.08;
 /// An engine ends this many tokens before its context does.
 const CONTEXT_SLACK: usize = 8;
 
@@ -45,11 +50,14 @@ pub struct RemoteEngine<'a> {
     chat: &'a Chat,
     settings: &'a Remote,
     server: Arc<Server>,
+    stop: Stop,
     weights_dir: PathBuf,
     /// The update whose weights it has.
     held: Option<usize>,
     /// Whether its weights have been compared with ours.
     is_checked: bool,
+    /// The least difference that was found.
+    least_gap: f64,
 }
 
 /// What threads ask with.
@@ -86,7 +94,7 @@ impl<'a> RemoteEngine<'a> {
             max_body_bytes: MAX_BODY_BYTES,
         };
         let server = Server {
-            http: Http::open(&patience, stop).map_err(|e| e.at("`grpo.remote`"))?,
+            http: Http::open(&patience, stop.clone()).map_err(|e| e.at("`grpo.remote`"))?,
             kind: settings.engine,
             url: url.to_string(),
             model: settings.model.clone(),
@@ -97,9 +105,11 @@ impl<'a> RemoteEngine<'a> {
             chat,
             settings,
             server: Arc::new(server),
+            stop,
             weights_dir,
             held: None,
             is_checked: false,
+            least_gap: f64::INFINITY,
         })
     }
 
@@ -119,24 +129,72 @@ impl<'a> RemoteEngine<'a> {
         self.model.save(&beside, MAX_SHARD_BYTES)?;
         self.chat.save(&beside)?;
         fs::rename(&beside, &folder).map_err(io("renaming", &beside))?;
-        if let Err(error) = self.server.reload(&folder) {
+        let to_read = folder.clone();
+        let read = self.aside(move |server| server.reload(&to_read));
+        if let Err(error) = read.flatten() {
             // every attempt writes another; the error is the news
             let _ = fs::remove_dir_all(&folder);
             return Err(error);
         }
         // those of before, and what a killed run left
+        self.delete(Some(&folder))
+    }
+
+    /// Deletes the weights that were handed over: whoever read them needs them no more.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn clear(&self) -> Result<()> {
+        match self.weights_dir.exists() {
+            true => self.delete(None),
+            false => Ok(()),
+        }
+    }
+
+    fn delete(&self, except: Option<&Path>) -> Result<()> {
+        let io = |action, path: &Path| {
+            let path = path.to_path_buf();
+            move |e| Error::io(action, path, e)
+        };
+        let dir = fs::canonicalize(&self.weights_dir).map_err(io("reading", &self.weights_dir))?;
         for entry in fs::read_dir(&dir).map_err(io("listing", &dir))? {
             let path = entry.map_err(io("listing", &dir))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
-            if path != folder && name.is_some_and(|name| name.starts_with(PREFIX)) {
+            let is_ours = name.is_some_and(|name| name.starts_with(PREFIX));
+            if is_ours && except != Some(path.as_path()) {
                 fs::remove_dir_all(&path).map_err(io("deleting", &path))?;
             }
         }
         Ok(())
     }
 
+    /// Does something that may take long while the user may stop.
+    fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Server) -> T + Send + 'static,
+    ) -> Result<T> {
+        let (sender, done) = mpsc::channel();
+        let server = self.server.clone();
+        // nobody listens after a stop
+        spawn(move || drop(sender.send(work(&server))))?;
+        loop {
+            match done.recv_timeout(NAP) {
+                Ok(done) => return Ok(done),
+                Err(mpsc::RecvTimeoutError::Timeout) if !self.stop.requested() => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    return Err(Error::Interrupted {
+                        message: format!("while {} was waited for", self.server),
+                    });
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::input(format!("{}: no answer came", self.server)));
+                }
+            }
+        }
+    }
+
     /// Compares log-probabilities of a few tokens after `prompt` with ours.
-    fn check(&self, prompt: &[u32], temperature: f64) -> Result<()> {
+    fn check(&mut self, prompt: &[u32], temperature: f64) -> Result<()> {
         let room = self.max_positions() - prompt.len();
         let limit = PROBE_TOKENS.min(room);
         let sampling = Sampling {
@@ -144,10 +202,8 @@ impl<'a> RemoteEngine<'a> {
             ..Sampling::default()
         };
         let body = self.server.question(prompt, &sampling, limit, 1);
-        let never = AtomicBool::new(false);
         let answer = self
-            .server
-            .ask(&body, &never)
+            .aside(move |server| server.ask(&body, &AtomicBool::new(false)))?
             .map_err(|e| self.server.error(e, 1))?;
         self.check_tokens(&answer)?;
         let tokens = [prompt, &answer.tokens].concat();
@@ -169,14 +225,16 @@ impl<'a> RemoteEngine<'a> {
         };
         let (sampled, raw) = (gap_at(PROBE_TEMPERATURE)?, gap_at(1.0)?);
         let kind = self.settings.engine;
-        if sampled.min(raw) > MAX_GAP {
-            let gap = sampled.min(raw);
+        let gap = sampled.min(raw);
+        let limit = (MAX_GROWTH * self.least_gap).clamp(LEAST_GAP, MAX_GAP);
+        if gap > limit {
             return Err(Error::input(format!(
-                "{} does not have the weights that it was given: its log-probabilities are {gap:.2} off ours in the mean",
+                "{} does not have the weights that it was given: its log-probabilities are {gap:.2} off ours in the mean, and may be {limit:.2}",
                 self.server
             ))
-            .with_hint("it must serve the same model, and no other may be behind its address"));
+            .with_hint("it must serve the same model, take all of its weights, and be alone behind its address"));
         }
+        self.least_gap = self.least_gap.min(gap);
         if raw < sampled && temperature != 1.0 {
             let hint = match kind {
                 RemoteKind::Vllm => "start it with `--logprobs-mode processed_logprobs`",
@@ -392,16 +450,18 @@ impl Pool {
                     }
                 }
             };
-            std::thread::Builder::new()
-                .name("remote".into())
-                .spawn(work)
-                .map_err(|e| {
-                    Error::input(format!("a thread for the remote engine: {e}"))
-                        .with_hint("lower `grpo.remote.concurrency`")
-                })?;
+            spawn(work)?;
         }
         Ok(pool)
     }
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = std::thread::Builder::new().name("remote".into());
+    thread.spawn(work).map(drop).map_err(|e| {
+        Error::input(format!("a thread for the remote engine: {e}"))
+            .with_hint("lower `grpo.remote.concurrency`")
+    })
 }
 
 impl Drop for Pool {
@@ -469,9 +529,11 @@ impl Server {
                             "start vLLM with `VLLM_SERVER_DEV_MODE=1`: it takes new weights in that mode only",
                         )
                     }
-                    Unanswered::GaveUp(n, why) => {
-                        refused(&format!("{}{why}", http::times(n).trim_start_matches(", ")))
-                    }
+                    Unanswered::GaveUp(n, why) => Error::input(format!(
+                        "{self} did not take the weights in `{folder}`{}: {why}",
+                        times(n)
+                    ))
+                    .with_hint("when it runs, the same command goes on"),
                     other => self.error(other, 0),
                 })?;
         }
