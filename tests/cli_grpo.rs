@@ -292,7 +292,7 @@ fn what_it_leaves(run: &Path) {
     for text in [
         "<b>Reward</b>",
         "<b>Response length</b>",
-        "Samples of 4 updates",
+        "<summary>Samples of ",
     ] {
         assert!(page.contains(text), "`{text}` is not in the report");
     }
@@ -442,4 +442,109 @@ fn a_full_disk_is_told_and_it_goes_on_afterwards() {
     }
     place.works(&args);
     assert_same(&place.path().join("r"), &place.path().join("whole"));
+}
+
+#[test]
+fn its_memory_is_planned() {
+    let place = place();
+    let run = place.works(&["plan", "--recipe", "learns.toml", "--json"]);
+    let stages: Value = serde_json::from_str(&run.stdout).unwrap();
+    let estimate = &stages[0]["estimate"];
+    let memory = |part: &str| estimate["memory"][part].as_u64().unwrap();
+    let weights = memory("weights");
+    assert!(weights > 0);
+    assert_eq!(memory("gradients"), weights);
+    assert_eq!(memory("optimizer"), 2 * weights);
+    // compared with by the KL term
+    assert_eq!(memory("reference"), weights);
+    assert!(memory("kv_cache") > 0 && memory("rollout") > 0 && memory("activations") > 0);
+    let without = ["--set", "stage.rl.grpo.kl_coef=0.0"];
+    let args = [&["plan", "--recipe", "learns.toml", "--json"], &without[..]].concat();
+    let stages: Value = serde_json::from_str(&place.works(&args).stdout).unwrap();
+    assert_eq!(stages[0]["estimate"]["memory"]["reference"], 0);
+    let args = ["plan", "--recipe", "learns.toml", "--device-memory", "1MiB"];
+    let shown = place.works(&args).stdout;
+    assert!(shown.contains("does not fit"), "{shown}");
+}
+
+/// A reward model of right and wrong answers, and a policy that learns from its word on every line.
+#[test]
+fn steps_are_rewarded_by_a_model_of_the_same_recipe() {
+    let place = Place::new();
+    let answer = |i: usize, last: &str, correct: bool| json!({"text": format!("<think>\n{i} + 1 = {}\n</think>\n\n{last}", i + 1), "tokens": 20, "finish_reason": "stop", "correct": correct});
+    let rows = (0..16).map(|i| {
+        let question = format!("What is {i} + 1?");
+        let generations = [answer(i, "no", false), answer(i, "yes", true)];
+        json!({"id": format!("p{i}"), "question": question, "messages": [{"role": "user", "content": question}], "generations": generations}).to_string() + "\n"
+    });
+    place.file("samples.jsonl", rows.collect::<String>());
+    let scorer = "
+[[stage]]
+name = \"scorer\"
+kind = \"reward-model\"
+samples = \"samples.jsonl\"
+[stage.reward_model]
+learning_rate = 3e-3
+batch_size = 4
+max_length = 256
+scope = \"all\"
+[stage.reward_model.build]
+by = \"correct\"
+";
+    let cosine = "name = \"cosine\"\nmax_length = 100\nunit = \"characters\"\n";
+    let steps = "name = \"reward_model\"\nmodel = \"@scorer\"\nsteps = true\n";
+    let stage = STAGE
+        .replace(cosine, steps)
+        .replace(
+            "learning_rate = 3e-3",
+            "learning_rate = 3e-3\nsupervision = \"process\"\nstep_separator = \" \"",
+        )
+        .replace("num_steps = 24", "num_steps = 4");
+    place.file("learns.toml", format!("{STUDENT}{scorer}{stage}"));
+    works(&place, "r", &[]);
+    let run = place.path().join("r");
+    for step in metrics(&run) {
+        assert!(step["num_reward_steps"].as_f64().unwrap() >= 1.0, "{step}");
+        let mean = step["rewards"]["reward_model"].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&mean));
+        assert!(step["grad_norm"].as_f64().unwrap() > 0.0);
+    }
+    let samples = rows_of_all(&run);
+    assert!(
+        samples
+            .iter()
+            .any(|one| one["advantage"].as_f64().unwrap() != 0.0)
+    );
+
+    // what does not go together is told before anything runs
+    for (from, to, message) in [
+        ("steps = true\n", "", "needs a reward of steps"),
+        ("supervision = \"process\"\n", "", "means nothing under"),
+        (
+            "step_separator = \" \"",
+            "ratio = \"sequence\"",
+            "tells tokens apart",
+        ),
+    ] {
+        place.file(
+            "learns.toml",
+            format!("{STUDENT}{scorer}{}", stage.replace(from, to)),
+        );
+        let (error, hint) = failure(run_dry(&place));
+        assert!(error.contains(message), "{error}");
+        assert!(!hint.is_empty());
+    }
+}
+
+/// All completions of `rollouts.jsonl`.
+fn rows_of_all(run: &Path) -> Vec<Value> {
+    rows(&run.join("rl/rollouts.jsonl"))
+        .iter()
+        .flat_map(|row| row["groups"].as_array().unwrap().clone())
+        .flat_map(|group| group["completions"].as_array().unwrap().clone())
+        .collect()
+}
+
+fn run_dry(place: &Place) -> cli_support::Run {
+    place.run(&["--recipe", "learns.toml", "--dry-run"])
 }

@@ -386,3 +386,27 @@ fn a_token_has_the_advantages_of_the_steps_that_end_behind_it() {
         assert!(kept.records[0].grad_norm > 0.0);
     }
 }
+
+#[test]
+fn several_models_have_names_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let head = scorer(dir.path());
+    let one = |more: &str| of_model(dir.path(), more);
+    let error = rewards(&(one("") + &one("")), None).err().unwrap();
+    assert_eq!(error.to_string(), "reward `reward_model` is listed twice");
+    assert!(error.hint().unwrap().contains("`label`"));
+    let error = rewards(&one("label = \"judge\""), None).err().unwrap();
+    assert!(error.to_string().contains("no name of a reward"), "{error}");
+    let both = one("label = \"helpful\"\nscope = \"all\"")
+        + &one("label = \"careful\"\nsteps = true\nweight = 0.5");
+    let rewards = rewards(&both, Some("c")).unwrap();
+    let names: Vec<String> = rewards.names().map(|name| name.to_string()).collect();
+    assert_eq!(names, ["helpful", "careful"]);
+    let scored = score(&rewards, "", &["abcd"]).remove(0);
+    let whole = head[model::IM_END as usize];
+    near(&[scored.outcome().unwrap()], &[whole]);
+    near(
+        &scored.steps(),
+        &[0.5 * head[token('c')], 0.5 * head[token('d')]],
+    );
+}

@@ -372,6 +372,59 @@ fn what_is_watched() {
 }
 
 #[test]
+fn an_alarm_stays_with_the_run() {
+    let watched = Grpo {
+        num_steps: Some(60),
+        group_size: 64,
+        learning_rate: 1e-2,
+        eval_every_steps: 30,
+        checkpoint_every_steps: 10,
+        ..settings()
+    };
+    // the accuracy falls while the reward climbs
+    let mut whole = Log {
+        held_out: vec![0.2, 0.9],
+        ..Log::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = train(&tiny(3), &watched, dir.path(), &mut whole, &Stop::default()).unwrap();
+    let alarms: Vec<_> = whole.records.iter().filter_map(|r| r.alarm).collect();
+    let [alarm] = alarms[..] else {
+        panic!("{alarms:?}");
+    };
+    assert_eq!((alarm.since.step, alarm.now.step), (30, 60));
+    let mean = |records: &[GrpoRecord]| records.iter().map(|r| r.reward).sum::<f64>() / 30.0;
+    assert!((alarm.since.reward - mean(&whole.records[..30])).abs() < 1e-9);
+    assert!((alarm.now.reward - mean(&whole.records[30..])).abs() < 1e-9);
+    assert_eq!((alarm.since.accuracy, alarm.now.accuracy), (0.9, 0.2));
+    assert_eq!((outcome.num_alarms, whole.warnings.len()), (1, 1));
+
+    // a run that goes on knows the evaluations before
+    let (dir, stop) = (tempfile::tempdir().unwrap(), Stop::default());
+    let mut first = Log {
+        held_out: vec![0.9],
+        stop: Some((40, stop.clone())),
+        ..Log::default()
+    };
+    train(&tiny(3), &watched, dir.path(), &mut first, &stop).unwrap_err();
+    let mut second = Log {
+        held_out: vec![0.2],
+        ..Log::default()
+    };
+    let outcome = train(
+        &tiny(3),
+        &watched,
+        dir.path(),
+        &mut second,
+        &Stop::default(),
+    )
+    .unwrap();
+    assert_eq!(outcome.num_alarms, 1);
+    let both = [first.records, second.records].concat();
+    assert_eq!(timeless(&both), timeless(&whole.records));
+}
+
+#[test]
 fn what_cannot_be_learnt_from_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let too_many = Grpo {

@@ -173,13 +173,15 @@ fn show(plan: &Plan, e: &Estimate) -> String {
         ("f32 copy of the weights", m.master),
         ("gradients", m.gradients),
         ("optimiser states", m.optimizer),
+        ("reference", m.reference),
+        ("a rollout's tokens", m.rollout),
         ("activations", m.activations),
         ("one block's backward", m.block),
         ("attention scores", m.attention),
         ("loss", m.loss),
         ("temporaries", m.temporaries),
         ("program and allocator", m.process),
-        ("KV cache of an evaluation", m.kv_cache),
+        ("KV cache of sampling", m.kv_cache),
     ] {
         if size > 0 {
             line("", &format!("{label:<26}{:>12}", gib(size)));

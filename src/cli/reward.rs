@@ -118,7 +118,7 @@ fn table(args: &Args) -> Result<RewardTable> {
         let reward = parse(text).map_err(|e| e.at(format!("`--reward {text}`")))?;
         match list
             .iter_mut()
-            .find(|other| other.kind.name() == reward.kind.name())
+            .find(|other| other.kind.label() == reward.kind.label())
         {
             Some(other) => *other = reward,
             None => list.push(reward),
@@ -338,7 +338,7 @@ struct Summary {
 
 #[derive(Serialize)]
 struct PartSummary {
-    name: &'static str,
+    name: String,
     /// Over the samples that have a value.
     mean: Option<f64>,
     /// Samples without a value, by reason.
@@ -354,8 +354,8 @@ const MAX_REASONS: usize = 20;
 
 impl Summary {
     fn new(rewards: &Rewards) -> Self {
-        let part = |name| PartSummary {
-            name,
+        let part = |name: std::sync::Arc<str>| PartSummary {
+            name: name.to_string(),
             mean: None,
             missing: BTreeMap::new(),
             sum: 0.0,

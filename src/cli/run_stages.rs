@@ -93,7 +93,7 @@ fn details(plan: &PipelinePlan, stage: &StagePlan) -> Vec<(&'static str, String)
             ));
             if let Some(table) = rewards {
                 let rewards = table.rewards();
-                let names = rewards.iter().map(|r| r.kind.name().to_string());
+                let names = rewards.iter().map(|r| r.kind.label().to_string());
                 lines.push(("rewards", list(names)));
             }
         }
@@ -117,7 +117,7 @@ fn details(plan: &PipelinePlan, stage: &StagePlan) -> Vec<(&'static str, String)
             lines.push(("select", value));
             if let Some(table) = rewards {
                 let rewards = table.rewards();
-                let names = rewards.iter().map(|r| r.kind.name().to_string());
+                let names = rewards.iter().map(|r| r.kind.label().to_string());
                 lines.push(("rewards", list(names)));
             }
             for one in mix {
@@ -160,7 +160,7 @@ fn details(plan: &PipelinePlan, stage: &StagePlan) -> Vec<(&'static str, String)
                 lines.push(("samples", value));
             }
             let rewards = rewards.rewards();
-            let names = rewards.iter().map(|r| r.kind.name().to_string());
+            let names = rewards.iter().map(|r| r.kind.label().to_string());
             lines.push(("rewards", list(names)));
             let suites = eval.iter().flat_map(|eval| &eval.suites);
             lines.extend(suites.map(|suite| ("suite", asked(suite))));

@@ -12,9 +12,11 @@ use crate::model::ModelConfig;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::Dtype;
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
-use crate::recipe::plan::{Plan, StudentSource};
+use crate::recipe::grpo::Grpo;
+use crate::recipe::plan::{Plan, SftPlan, StudentSource};
+use crate::recipe::stage::Prompts;
 use crate::train::SftSettings;
-use crate::train::footprint::{Change, Footprint, Load, changes_to_fit, step_flops};
+use crate::train::footprint::{Change, Footprint, Load, Rollouts, changes_to_fit, step_flops};
 use serde::Serialize;
 use std::path::Path;
 
@@ -62,7 +64,7 @@ pub fn estimate(
     let memory = Footprint::new(&config, &load);
     let advice = match device_memory {
         None => Vec::new(),
-        Some(bytes) => advice(&config, &load, bytes),
+        Some(bytes) => advice(&config, &load, bytes, "sft"),
     };
     let full = vec![plan.sft.max_length; plan.sft.batch_size];
     Ok(Estimate {
@@ -98,14 +100,24 @@ pub fn estimate_stages(
     let of_stage = |stage: &StagePlan| -> Result<StageEstimate> {
         let estimate = match &stage.job {
             Job::Sft { .. } => Some(estimate(&plan.sft(stage)?, device_memory, reporter, stop)?),
-            Job::Select { .. } | Job::RewardModel { .. } | Job::Preference { .. } => None,
+            Job::Select { .. } => None,
+            Job::RewardModel { table, .. } => {
+                let training = table.training();
+                let of = (&training, "reward_model", Footprint::scoring as Shape);
+                Some(of_pairs(plan, stage, of, device_memory)?)
+            }
+            Job::Preference { table, .. } => {
+                let training = table.training();
+                let of = (&training, "preference", Footprint::new as Shape);
+                Some(of_pairs(plan, stage, of, device_memory)?)
+            }
             Job::Generate { sampling, .. } => {
                 let slots = (sampling.batch_size, sampling.max_new_tokens);
                 Some(of_sampling(plan, stage, slots, "sampling", device_memory)?)
             }
-            Job::Grpo { grpo, .. } => {
-                let slots = (grpo.batch_size, grpo.max_new_tokens);
-                Some(of_sampling(plan, stage, slots, "grpo", device_memory)?)
+            Job::Grpo { prompts, grpo, .. } => {
+                let longest = longest_prompt(plan, stage, prompts, reporter)?;
+                Some(of_grpo(plan, stage, grpo, longest, device_memory)?)
             }
             Job::Eval(eval) => {
                 let lengths = eval.suites.iter().map(|s| s.sampling.max_new_tokens);
@@ -144,6 +156,7 @@ fn of_sampling(
         fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
         num_slots,
         slot_length,
+        rollouts: None,
     };
     let of = |num_slots| Footprint::sampling(&config, &load(num_slots));
     let memory = of(num_slots);
@@ -191,7 +204,128 @@ fn load(plan: &Plan) -> Load {
         fast_cpu: is_cpu(&plan.device) && plan.student.dtype == Dtype::F32,
         num_slots: eval.map_or(0, |e| e.batch_size),
         slot_length,
+        rollouts: None,
     }
+}
+
+/// The memory of a model of some shape under some load.
+type Shape = fn(&ModelConfig, &Load) -> Footprint;
+
+/// A stage that learns from pairs or labelled answers; the log-probabilities of a reference are computed before it.
+fn of_pairs(
+    plan: &PipelinePlan,
+    stage: &StagePlan,
+    (training, table, shape): (&SftPlan, &str, Shape),
+    device_memory: Option<u64>,
+) -> Result<Estimate> {
+    let student = stage.student()?;
+    let config = planned_config(student)?;
+    let load = Load {
+        dtype: student.dtype,
+        recompute: training.recompute,
+        // a pack holds whole pairs
+        pack_length: match training.packing {
+            true => training.pack_length,
+            false => 2 * training.max_length,
+        },
+        max_length: training.max_length,
+        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        num_slots: 0,
+        slot_length: 0,
+        rollouts: None,
+    };
+    let lengths = vec![training.max_length; 2 * training.batch_size];
+    Ok(Estimate {
+        flops_of_full_step: step_flops(&config, &lengths, training.recompute),
+        ..trained(&config, &load, shape, table, device_memory)
+    })
+}
+
+/// Tokens that a prompt is taken to have where it cannot be looked at.
+const PROMPT_LENGTH: usize = 512;
+
+/// A policy that learns from its own samples: sampling and updates in turn, with all that training holds.
+fn of_grpo(
+    plan: &PipelinePlan,
+    stage: &StagePlan,
+    grpo: &Grpo,
+    longest_prompt: usize,
+    device_memory: Option<u64>,
+) -> Result<Estimate> {
+    let student = stage.student()?;
+    let config = planned_config(student)?;
+    let longest = (longest_prompt + grpo.max_new_tokens).min(config.max_position_embeddings);
+    let num_completions = grpo.num_prompts_per_step * grpo.group_size;
+    let num_of_rollout = grpo.num_prompts_per_rollout() * grpo.group_size;
+    let load = Load {
+        dtype: student.dtype,
+        recompute: grpo.recompute,
+        pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
+        max_length: longest,
+        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        // a remote engine has memory of its own
+        num_slots: match grpo.remote {
+            Some(_) => 0,
+            None => grpo.batch_size.min(num_of_rollout),
+        },
+        // the cache grows by doubling
+        slot_length: longest.next_power_of_two(),
+        rollouts: Some(Rollouts {
+            has_reference: grpo.needs_reference(),
+            num_tokens: num_of_rollout * longest,
+        }),
+    };
+    let lengths = vec![longest; num_completions];
+    Ok(Estimate {
+        flops_of_full_step: step_flops(&config, &lengths, grpo.recompute),
+        ..trained(&config, &load, Footprint::new, "grpo", device_memory)
+    })
+}
+
+fn trained(
+    config: &ModelConfig,
+    load: &Load,
+    shape: Shape,
+    table: &str,
+    device_memory: Option<u64>,
+) -> Estimate {
+    let memory = shape(config, load);
+    let too_small = device_memory.filter(|bytes| memory.peak() > *bytes);
+    Estimate {
+        num_parameters: config.num_parameters(),
+        peak_memory: memory.peak(),
+        memory,
+        device_memory,
+        advice: too_small.map_or_else(Vec::new, |bytes| advice(config, load, bytes, table)),
+        work: None,
+        flops_of_full_step: 0.0,
+    }
+}
+
+/// Tokens of the longest prompt, where all of them and the tokenizer are on this machine.
+fn longest_prompt(
+    plan: &PipelinePlan,
+    stage: &StagePlan,
+    sources: &[Prompts],
+    reporter: &dyn Reporter,
+) -> Result<usize> {
+    let student = stage.student()?;
+    let is_local = |s: &Prompts| s.source.starts_with("builtin:") || Path::new(&s.source).is_file();
+    if matches!(student.source, StudentSource::Hub { .. }) || !sources.iter().all(is_local) {
+        return Ok(PROMPT_LENGTH);
+    }
+    let student = Student::open_as(student, plan.seed, &plan.device, reporter)?;
+    let mut longest = 0;
+    for spec in sources {
+        let files = match spec.source.starts_with("builtin:") {
+            true => Vec::new(),
+            false => vec![spec.source.clone().into()],
+        };
+        for prompt in crate::data::prompts(spec, &files, stage.seed)? {
+            longest = longest.max(prompt?.render(student.chat())?.tokens.len());
+        }
+    }
+    Ok(longest)
 }
 
 /// `auto` finds nothing else in a binary built for nothing else.
@@ -199,14 +333,16 @@ fn is_cpu(device: &str) -> bool {
     device == "cpu" || (device == "auto" && !cfg!(any(feature = "cuda", feature = "metal")))
 }
 
-fn advice(config: &ModelConfig, load: &Load, bytes: u64) -> Vec<String> {
+fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<String> {
     match changes_to_fit(config, load, bytes) {
         Some(changes) => changes
             .iter()
             .map(|change| match change {
-                Change::RecomputeBlocks => "`sft.recompute = \"block\"`: about a third more work, the same numbers".into(),
-                Change::PackLength(n) => format!("`sft.pack_length = {n}`: smaller packs, the same numbers"),
-                Change::MaxLength(n) => format!("`sft.max_length = {n}`: longer rows are dropped, so it changes what is learned"),
+                Change::RecomputeBlocks => format!("`{table}.recompute = \"block\"`: about a third more work, the same numbers"),
+                Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
+                Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),
+                Change::MaxLength(n) => format!("`{table}.max_length = {n}`: longer rows are dropped, so it changes what is learned"),
+                Change::Slots(n) => format!("`{table}.batch_size = {n}`: fewer sequences side by side, the same numbers"),
             })
             .collect(),
         None => vec!["weights, gradients and optimiser states alone do not fit: take a smaller student or a larger device".into()],

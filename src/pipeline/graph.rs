@@ -319,7 +319,15 @@ fn prepare(
                 Some(key) => json!({ "stage": key }),
                 None => contents(Path::new(scorer)).map_err(at)?,
             };
-            inputs["reward_model_weights"] = key;
+            // one has had no list around it from the start
+            inputs["reward_model_weights"] = match inputs["reward_model_weights"].take() {
+                Value::Null => key,
+                Value::Array(mut all) => {
+                    all.push(key);
+                    Value::Array(all)
+                }
+                one => json!([one, key]),
+            };
         }
         // numbers as they read back from a file
         let inputs: Value = serde_json::from_str(&inputs.to_string())

@@ -279,6 +279,14 @@ impl RewardKind {
         "reward_model",
     ];
 
+    /// What the part is called: the name, or of a reward model its own `label`.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::RewardModel(settings) => settings.label.as_deref().unwrap_or(self.name()),
+            _ => self.name(),
+        }
+    }
+
     /// As `name =` has it.
     pub fn name(&self) -> &'static str {
         let at = match self {

@@ -176,6 +176,9 @@ impl RewardModelTable {
 pub struct RewardModelReward {
     /// A folder, or in a recipe of stages `@stage`.
     pub model: String,
+    /// What its part is called where several are listed: `helpful`, `safe`. Default: `reward_model`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// What of a sample it sees; default: what it was trained on.
     #[serde(default)]
     pub scope: Option<Scope>,

@@ -17,7 +17,7 @@ type Panel = (
 );
 
 /// Of `grpo`; the first [`NUM_SHOWN`] are not folded away.
-const REWARDS: [Panel; 17] = [
+const REWARDS: [Panel; 18] = [
     (
         "Accuracy",
         "share of completions that are right",
@@ -93,6 +93,16 @@ const REWARDS: [Panel; 17] = [
         "standard deviation",
         &[("reward_std", "deviation")],
     ),
+    (
+        "Time",
+        "seconds",
+        &[
+            ("rollout_s", "sampling"),
+            ("reward_s", "rewards"),
+            ("reference_s", "log-probabilities before"),
+            ("update_s", "update"),
+        ],
+    ),
     ("Longest completion", "tokens", &[("length_max", "longest")]),
 ];
 
@@ -128,6 +138,9 @@ const PREFERENCES: [Panel; 6] = [
     ),
     ("Gradient norm", "before clipping", &[("grad_norm", "norm")]),
 ];
+
+/// Counters and sums of what is shown: no curve says more of them.
+const UNSHOWN: [&str; 3] = ["epoch", "num_tokens", "step_time_s"];
 
 /// Plots of a stage that are not folded away.
 const NUM_SHOWN: usize = 4;
@@ -198,7 +211,8 @@ fn curves(stage: &StageReport) -> String {
         "grpo" => &REWARDS,
         _ => &PREFERENCES,
     };
-    let mut is_shown = vec![false; stage.series.len()];
+    let unshown = |s: &Series| UNSHOWN.contains(&s.name.as_str());
+    let mut is_shown: Vec<bool> = stage.series.iter().map(unshown).collect();
     let mut figures = Vec::new();
     for &(title, note, keys) in panels {
         let mut lines = Vec::new();

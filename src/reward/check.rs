@@ -17,6 +17,12 @@ pub(super) fn check(reward: &RewardSettings) -> Result<()> {
         return bad("`weight` must be a finite number");
     }
     match &reward.kind {
+        RewardKind::RewardModel(s) => match s.label.as_deref() {
+            Some(label) if label.is_empty() || RewardKind::NAMES.contains(&label) => {
+                bad("`label` must be a word that is no name of a reward")
+            }
+            _ => Ok(()),
+        },
         RewardKind::Accuracy(s) => {
             if ![s.correct, s.wrong, s.no_answer]
                 .iter()

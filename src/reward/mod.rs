@@ -24,6 +24,7 @@ use model_score::ModelScorer;
 pub use scored::{Part, Scored};
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -83,7 +84,10 @@ pub struct Rewards {
     targets: Vec<Option<Language>>,
     sandbox: Option<Sandbox>,
     judge: Option<Judge>,
-    scorer: Option<ModelScorer>,
+    /// By reward.
+    scorers: Vec<Option<ModelScorer>>,
+    /// By reward.
+    labels: Vec<Arc<str>>,
     step_separator: Option<String>,
 }
 
@@ -100,14 +104,18 @@ impl Rewards {
         }
         let mut targets = Vec::new();
         let mut judge = None;
-        let mut scorer = None;
+        let mut scorers = Vec::new();
         for (i, reward) in settings.iter().enumerate() {
-            let name = reward.kind.name();
+            let name = reward.kind.label();
             let at = |e: Error| e.at(format!("reward `{name}`"));
-            if settings[..i].iter().any(|other| other.kind.name() == name) {
-                return Err(Error::input(format!("reward `{name}` is listed twice")));
-            }
             check::check(reward).map_err(at)?;
+            if settings[..i].iter().any(|other| other.kind.label() == name) {
+                let twice = Error::input(format!("reward `{name}` is listed twice"));
+                return Err(match &reward.kind {
+                    RewardKind::RewardModel(_) => twice.with_hint("give each of them a `label`"),
+                    _ => twice,
+                });
+            }
             if reward.kind.is_of_steps() && tools.step_separator.is_none() {
                 return Err(at(Error::input("`steps = true` means nothing here")).with_hint(
                     "steps are rewarded by a stage of kind `grpo` with `supervision = \"process\"`",
@@ -123,28 +131,31 @@ impl Rewards {
             if let RewardKind::Judge(settings) = &reward.kind {
                 judge = Some(Judge::open(settings, tools.stop.clone()).map_err(at)?);
             }
-            if let RewardKind::RewardModel(settings) = &reward.kind {
-                scorer = Some(ModelScorer::open(settings).map_err(at)?);
-            }
+            scorers.push(match &reward.kind {
+                RewardKind::RewardModel(settings) => Some(ModelScorer::open(settings).map_err(at)?),
+                _ => None,
+            });
         }
         if table.needs_sandbox() && tools.sandbox.is_none() {
             return Err(Error::input(
                 "programs cannot be rewarded without a sandbox to run them in",
             ));
         }
+        let labels = settings.iter().map(|r| r.kind.label().into()).collect();
         Ok(Self {
             settings,
             targets,
             sandbox: tools.sandbox,
             judge,
-            scorer,
+            scorers,
+            labels,
             step_separator: tools.step_separator,
         })
     }
 
     /// Names of the rewards, in the order of the parts.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.settings.iter().map(|reward| reward.kind.name())
+    pub fn names(&self) -> impl Iterator<Item = Arc<str>> + '_ {
+        self.labels.iter().cloned()
     }
 
     /// What the judge was asked, where there is one.
@@ -193,10 +204,11 @@ impl Rewards {
                 steps::put_consistency(groups, &mut scored, at, *target, is_for);
             }
         }
-        let at = |reward: &RewardSettings| matches!(reward.kind, RewardKind::RewardModel(_));
-        if let (Some(at), Some(scorer)) = (self.settings.iter().position(at), &self.scorer) {
-            let is_for = |group: &Group<'_>| self.settings[at].is_for(group.domain);
-            scorer.put(groups, &mut scored, at, is_for)?;
+        for (at, scorer) in self.scorers.iter().enumerate() {
+            if let Some(scorer) = scorer {
+                let is_for = |group: &Group<'_>| self.settings[at].is_for(group.domain);
+                scorer.put(groups, &mut scored, at, is_for)?;
+            }
         }
         Ok(scored)
     }
@@ -208,10 +220,11 @@ impl Rewards {
             .map(|sample| Seen::new(sample, group))
             .collect();
         let mut columns: Vec<Vec<Part>> = Vec::new();
-        for (reward, target) in self.settings.iter().zip(&self.targets) {
+        let settings = self.settings.iter().zip(&self.targets).zip(&self.labels);
+        for ((reward, target), label) in settings {
             let part = |found: std::result::Result<f64, String>| {
                 let mut part = Part {
-                    name: reward.kind.name(),
+                    name: label.clone(),
                     value: None,
                     steps: None,
                     is_of_steps: reward.kind.is_of_steps(),

@@ -2,11 +2,13 @@
 
 use crate::recipe::reward::RewardKind;
 use crate::verify::Verdict;
+use std::sync::Arc;
 
 /// One reward's share of a sample's sum.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Part {
-    pub name: &'static str,
+    /// [`RewardKind::label`]
+    pub name: Arc<str>,
     /// Not yet weighted; None where the reward does not apply. Of a reward of steps, the mean over them.
     pub value: Option<f64>,
     /// Of a reward of steps: one value for each of [`Scored::step_ends`]; none where it does not apply.
@@ -67,7 +69,7 @@ impl Scored {
     /// Whether the sample is right: the verifier says so, or the judge does; none where neither was asked or could tell.
     pub fn is_correct(&self) -> Option<bool> {
         let name = RewardKind::JUDGE;
-        let judge = self.parts.iter().find(|part| part.name == name);
+        let judge = self.parts.iter().find(|part| &*part.name == name);
         let judged = judge.and_then(|part| part.value).map(|value| value > 0.0);
         let verified = self.verdict.as_ref().filter(|v| !v.gold_unreadable);
         match (verified.map(Verdict::is_correct), judged) {
@@ -108,7 +110,7 @@ mod tests {
 
     fn part(name: &'static str, value: Option<f64>, weight: f64) -> Part {
         Part {
-            name,
+            name: name.into(),
             value,
             steps: None,
             is_of_steps: false,
@@ -135,7 +137,7 @@ mod tests {
         of_steps.put_steps(Ok(vec![0.5, 1.0]));
         assert_eq!(of_steps.value, Some(0.75));
         let mut other = of_steps.clone();
-        (other.weight, other.name) = (1.0, "language_consistency");
+        (other.weight, other.name) = (1.0, "language_consistency".into());
         other.put_steps(Ok(vec![1.0, 0.0]));
         let both = scored(vec![
             part("accuracy", Some(1.0), 3.0),

@@ -4,7 +4,7 @@
 //!
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
-use crate::model::ModelConfig;
+use crate::model::{Head, ModelConfig};
 use crate::ops::plain::{ATTENTION_BLOCK, HEAD_CHUNK};
 use crate::recipe::{Dtype, Recompute};
 use serde::Serialize;
@@ -15,6 +15,8 @@ const F32: u64 = 4;
 /// that the allocator keeps between sizes.
 const PROCESS: u64 = 96 << 20;
 const PROCESS_SHARE: u64 = 20;
+/// The same where sampling and training ask for blocks of other sizes in turn.
+const PROCESS_SHARE_OF_BOTH: u64 = 10;
 
 /// What of a run decides its memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,10 +30,25 @@ pub struct Load {
     /// The CPU's own operations, in f32: attention without a matrix of scores, logits that their gradient is written over.
     /// The portable ones hold a block of rows of the scores, and several tensors of a chunk of logits.
     pub fast_cpu: bool,
-    /// Sequences sampled side by side in an evaluation, and their length; 0 without one.
+    /// Sequences sampled side by side, in an evaluation or between updates, and their length; 0 without.
     pub num_slots: usize,
     pub slot_length: usize,
+    /// What sampling between updates brings with it.
+    pub rollouts: Option<Rollouts>,
 }
+
+/// What a policy that learns from its own samples holds besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rollouts {
+    /// A copy of the weights that the policy is compared with.
+    pub has_reference: bool,
+    /// Tokens of a rollout.
+    pub num_tokens: usize,
+}
+
+/// Bytes of a token of a rollout, on the host: its id twice, three log-probabilities as they are kept and as they are learnt
+/// from, its advantage.
+const ROLLOUT_TOKEN: u64 = 2 * 4 + 3 * (4 + 8) + 8;
 
 /// Bytes by part while training, and of the evaluation's cache, which comes after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -54,8 +71,15 @@ pub struct Footprint {
     pub temporaries: u64,
     /// The program and its allocator, on the CPU.
     pub process: u64,
-    /// Keys and values of an evaluation.
+    /// A copy of the weights that the policy is compared with.
+    pub reference: u64,
+    /// Tokens of a rollout with what is known of them, on the CPU.
+    pub rollout: u64,
+    /// Keys and values of what is sampled, and a row of logits for each sequence.
     pub kv_cache: u64,
+    /// Sampling comes between updates, not after them.
+    #[serde(skip)]
+    samples_between: bool,
 }
 
 impl Footprint {
@@ -119,11 +143,26 @@ impl Footprint {
                 false => (5 * largest).max(3 * vocab * c) * F32,
             },
             process: 0,
-            kv_cache: (load.num_slots * load.slot_length) as u64 * layers * 2 * kv * element,
+            reference: match load.rollouts {
+                Some(rollouts) if rollouts.has_reference => parameters * element,
+                _ => 0,
+            },
+            rollout: match (load.rollouts, load.fast_cpu) {
+                (Some(rollouts), true) => rollouts.num_tokens as u64 * ROLLOUT_TOKEN,
+                _ => 0,
+            },
+            kv_cache: load.num_slots as u64
+                * (load.slot_length as u64 * layers * 2 * kv * element + vocab * F32),
+            samples_between: load.rollouts.is_some(),
         };
         match load.fast_cpu {
             true => Self {
-                process: PROCESS + all.peak() / PROCESS_SHARE,
+                process: PROCESS
+                    + all.peak()
+                        / match load.rollouts {
+                            Some(_) => PROCESS_SHARE_OF_BOTH,
+                            None => PROCESS_SHARE,
+                        },
                 ..all
             },
             false => all,
@@ -143,6 +182,7 @@ impl Footprint {
             loss: 0,
             temporaries: 0,
             process: 0,
+            samples_between: false,
             ..all
         };
         match load.fast_cpu {
@@ -154,14 +194,37 @@ impl Footprint {
         }
     }
 
-    /// The most that is held at once: training, or weights and cache of an evaluation.
+    /// The footprint of training a model that scores: no row of logits.
+    pub fn scoring(config: &ModelConfig, load: &Load) -> Self {
+        let mut scorer = config.clone();
+        scorer.head = Head::Score;
+        let narrow = Self::new(
+            &ModelConfig {
+                vocab_size: 1,
+                ..scorer.clone()
+            },
+            load,
+        );
+        Self {
+            loss: narrow.loss,
+            ..Self::new(&scorer, load)
+        }
+    }
+
+    /// The most that is held at once: training, or weights and cache of an evaluation; where samples are drawn between
+    /// updates, the cache besides what training holds.
     pub fn peak(&self) -> u64 {
         let held = self.weights + self.master + self.gradients + self.optimizer;
+        let held = held + self.reference + self.rollout;
         // the loss is over before the first block's backward begins
         let moving = (self.block + self.attention).max(self.loss);
         // of the embedding when the blocks are done, of AdamW after that: the activations are gone
         let training = held + (self.activations + moving).max(self.temporaries);
-        training.max(self.weights + self.kv_cache) + self.process
+        let beside_cache = match self.samples_between {
+            true => held,
+            false => self.weights,
+        };
+        training.max(beside_cache + self.kv_cache) + self.process
     }
 }
 
@@ -196,6 +259,8 @@ pub enum Change {
     PackLength(usize),
     /// `sft.max_length`: drops or cuts long rows, so it changes what is learned.
     MaxLength(usize),
+    /// `grpo.batch_size`: fewer sequences sampled side by side; the same numbers.
+    Slots(usize),
 }
 
 /// The cheapest changes, in that order, with which `load` fits into `memory` bytes: none where it fits; `None` where
@@ -206,6 +271,31 @@ pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<
     let mut changes = Vec::new();
     if fits(&load) {
         return Some(changes);
+    }
+    if load.rollouts.is_some() && load.num_slots > 1 {
+        let without = Load {
+            num_slots: 0,
+            ..load
+        };
+        let of_slots = |n| {
+            let load = Load {
+                num_slots: n,
+                ..load
+            };
+            let (some, none) = (
+                Footprint::new(config, &load),
+                Footprint::new(config, &without),
+            );
+            // the cache is no more than training itself, or all fits
+            some.peak() <= memory.max(none.peak())
+        };
+        if !of_slots(load.num_slots) {
+            load.num_slots = halved(load.num_slots, 1, of_slots);
+            changes.push(Change::Slots(load.num_slots));
+            if fits(&load) {
+                return Some(changes);
+            }
+        }
     }
     // packs longer than the longest row buy little speed
     if load.pack_length > load.max_length {
@@ -265,6 +355,7 @@ mod tests {
         fast_cpu: true,
         num_slots: 16,
         slot_length: 320,
+        rollouts: None,
     };
 
     fn model() -> ModelConfig {
@@ -286,7 +377,7 @@ mod tests {
         assert_eq!(f.activations, 2048 * 12 * (6144 * 4 + 8 * 4));
         assert_eq!(f.block, 2048 * (3 * 1408 + 5 * 512 + 3 * 512 + 3 * 128) * 4);
         assert_eq!(f.loss, 512 * 16_384 * 4 + 2 * 2048 * 512 * 4);
-        assert_eq!(f.kv_cache, 16 * 320 * 12 * 2 * 128 * 4);
+        assert_eq!(f.kv_cache, 16 * (320 * 12 * 2 * 128 * 4 + 16_384 * 4));
         assert_eq!(f.attention, 0);
         let block = Footprint::new(
             &model(),
@@ -313,6 +404,58 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_holds_a_reference_and_what_it_samples() {
+        let p = model().num_parameters() as u64;
+        let load = Load {
+            rollouts: Some(Rollouts {
+                has_reference: true,
+                num_tokens: 1000,
+            }),
+            ..LOAD
+        };
+        let (plain, f) = (
+            Footprint::new(&model(), &LOAD),
+            Footprint::new(&model(), &load),
+        );
+        assert_eq!((f.reference, f.rollout), (4 * p, 1000 * 52));
+        // more than the activations of an update, where many are sampled
+        let many = Load {
+            num_slots: 4096,
+            ..load
+        };
+        let g = Footprint::new(&model(), &many);
+        let held = 16 * p + 4 * p + 52_000 + g.kv_cache;
+        assert_eq!(g.peak() - g.process, held);
+        assert!(f.peak() > plain.peak() + 4 * p);
+        let alone = Load {
+            rollouts: Some(Rollouts {
+                has_reference: false,
+                num_tokens: 0,
+            }),
+            ..LOAD
+        };
+        let alone = Footprint::new(&model(), &alone);
+        assert_eq!(alone.peak() - alone.process, plain.peak() - plain.process);
+        // fewer side by side come first: they change nothing
+        let fits = Footprint::new(
+            &model(),
+            &Load {
+                num_slots: 512,
+                ..load
+            },
+        )
+        .peak();
+        assert_eq!(
+            changes_to_fit(&model(), &many, fits),
+            Some(vec![Change::Slots(512)])
+        );
+        // a model that scores has no logits
+        let scorer = Footprint::scoring(&model(), &LOAD);
+        assert_eq!(scorer.weights, 4 * (p + 512));
+        assert!(scorer.loss < 3 * 2048 * 512 * 4);
+    }
+
+    #[test]
     fn near_what_was_measured() {
         // peak resident memory of two steps and a checkpoint on two cores, tied embeddings; hidden, layers, intermediate,
         // vocabulary, tokens of a pack, MiB
@@ -334,6 +477,44 @@ mod tests {
                 recompute,
                 pack_length: t,
                 num_slots: 0,
+                ..LOAD
+            };
+            let mib = Footprint::new(&config, &load).peak() >> 20;
+            let error = mib as f64 / f64::from(measured) - 1.0;
+            assert!(
+                error.abs() < 0.1,
+                "{c} x {layers}, {t} tokens: {mib} for {measured}"
+            );
+        }
+    }
+
+    #[test]
+    fn policies_near_what_was_measured() {
+        // peak resident memory of two updates on two cores, tied embeddings; hidden, head dim, layers, intermediate,
+        // vocabulary, tokens of a pack, sequences side by side and their room, reference, MiB
+        for (c, d, layers, f, vocab, t, slots, room, has_reference, measured) in [
+            (128, 32, 4, 352, 673, 4096, 128, 256, false, 278),
+            (512, 64, 12, 1408, 16_384, 2048, 32, 256, false, 1532),
+            (512, 64, 12, 1408, 16_384, 2048, 32, 256, true, 1737),
+            (256, 64, 4, 704, 151_936, 512, 32, 128, true, 1177),
+        ] {
+            let mut config = model();
+            config.hidden_size = c;
+            config.head_dim = d;
+            config.num_hidden_layers = layers;
+            config.intermediate_size = f;
+            config.vocab_size = vocab;
+            config.num_attention_heads = c / d;
+            config.num_key_value_heads = 2;
+            let load = Load {
+                pack_length: t,
+                max_length: room,
+                num_slots: slots,
+                slot_length: room,
+                rollouts: Some(Rollouts {
+                    has_reference,
+                    num_tokens: 2 * slots * room,
+                }),
                 ..LOAD
             };
             let mib = Footprint::new(&config, &load).peak() >> 20;

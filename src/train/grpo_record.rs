@@ -30,7 +30,7 @@ pub struct GrpoRecord {
     pub reward: f64,
     pub reward_std: f64,
     /// Mean of each reward over the completions that it applies to, not weighted.
-    pub rewards: BTreeMap<&'static str, f64>,
+    pub rewards: BTreeMap<String, f64>,
     /// Share of the completions that a verifier finds right, or a judge, where one is asked.
     pub pass_rate: Option<f64>,
     /// Share of the rollout's groups, before any were replaced.
@@ -121,16 +121,18 @@ impl GrpoRecord {
         let n = which.len().max(1) as f64;
         let rewards = all().map(|(g, a)| g.scored[a].total);
         (self.reward, self.reward_std) = super::advantage::mean_and_std(rewards);
-        let mut sums: BTreeMap<&'static str, (f64, usize)> = BTreeMap::new();
+        let mut sums: BTreeMap<&str, (f64, usize)> = BTreeMap::new();
         for part in all().flat_map(|(g, a)| &g.scored[a].parts) {
-            let (sum, num) = sums.entry(part.name).or_default();
+            let (sum, num) = sums.entry(&part.name).or_default();
             if let Some(value) = part.value {
                 *sum += value;
                 *num += 1;
             }
         }
         let means = sums.into_iter().filter(|(_, (_, num))| *num > 0);
-        self.rewards = means.map(|(k, (sum, num))| (k, sum / num as f64)).collect();
+        self.rewards = means
+            .map(|(k, (sum, num))| (k.to_string(), sum / num as f64))
+            .collect();
         let verdicts: Vec<bool> = all()
             .filter_map(|(g, a)| g.scored[a].is_correct())
             .collect();
