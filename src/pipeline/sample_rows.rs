@@ -219,7 +219,7 @@ impl SampleRow {
                     .and_then(Scored::is_correct)
                     .or(sample.correct)
                     .or_else(|| self.verdict(&text, select.verifier));
-                let reward = scored.map(|s| s.total).or(sample.reward);
+                let reward = scored.map_or(sample.reward, Scored::reward);
                 Candidate {
                     sample: i,
                     correct,
@@ -437,6 +437,25 @@ mod tests {
             ..select
         };
         assert_eq!(reasons(&row, &any), ["kept", "low_reward"]);
+    }
+
+    #[test]
+    fn a_sample_to_which_no_reward_applies_has_none() {
+        let row = row(json!([{"text": "a", "reward": 1.0}]), json!({}));
+        let scored = Scored {
+            total: 0.0,
+            parts: Vec::new(),
+            verdict: None,
+            step_ends: Vec::new(),
+        };
+        let select = Select {
+            accept: Accept::Any,
+            min_reward: Some(-1.0),
+            ..Select::default()
+        };
+        // what another table gave it is no reward of this one
+        let all = row.candidates(&select, Some(&[scored]));
+        assert_eq!((all[0].reward, all[0].reason), (None, Some("no_reward")));
     }
 
     #[test]

@@ -28,7 +28,6 @@ use crate::train::rollout::Group;
 use crate::train::{GrpoJob, GrpoObserver, GrpoPrompt, train_grpo};
 use crate::{Error, Result};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 
@@ -45,14 +44,12 @@ pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result
     else {
         return Ok(json!({}));
     };
-    let chat = student.chat();
-    let tokenizer = Sha256::digest(chat.tokenizer.json());
     Ok(json!({
         "prompts": prompt_inputs(opening, stage, prompts)?,
         "grpo": grpo.learned(),
-        "rewards": rewards,
-        "template": chat.template()?.source(),
-        "tokenizer": tokenizer.iter().map(|b| format!("{b:02x}")).collect::<String>(),
+        "rewards": rewards.learned(),
+        "template": student.chat().template()?.source(),
+        "tokenizer": student.tokenizer_hash(),
     }))
 }
 
@@ -262,7 +259,7 @@ impl GrpoObserver for StepLog<'_> {
                             "text": answer.text,
                             "num_tokens": answer.tokens.len(),
                             "finish_reason": answer.finish_reason,
-                            "reward": scored.total,
+                            "reward": scored.reward(),
                             "parts": super::stage_generate::parts(scored),
                             "correct": scored.is_correct(),
                             "advantage": advantage,

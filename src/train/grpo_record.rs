@@ -119,7 +119,7 @@ impl GrpoRecord {
     ) {
         let all = || which.iter().map(|&(g, a)| (&groups[g], a));
         let n = which.len().max(1) as f64;
-        let rewards = all().map(|(g, a)| g.scored[a].total);
+        let rewards = all().filter_map(|(g, a)| g.scored[a].reward());
         (self.reward, self.reward_std) = super::advantage::mean_and_std(rewards);
         let mut sums: BTreeMap<&str, (f64, usize)> = BTreeMap::new();
         for part in all().flat_map(|(g, a)| &g.scored[a].parts) {

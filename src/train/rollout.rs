@@ -90,7 +90,13 @@ impl Group {
         let known: Option<Vec<bool>> = self.correct().collect();
         match known {
             Some(known) => known.iter().all(|c| *c) || !known.contains(&true),
-            None => is_flat(&self.scored.iter().map(|s| s.total).collect::<Vec<_>>()),
+            None => is_flat(
+                &self
+                    .scored
+                    .iter()
+                    .filter_map(Scored::reward)
+                    .collect::<Vec<_>>(),
+            ),
         }
     }
 }
@@ -340,12 +346,9 @@ impl Rollouts<'_> {
     /// supervision the advantages of rewards of the whole are added to those of the steps.
     fn advantages(&self, rollout: &mut Rollout) -> Result<()> {
         let is_process = self.settings.supervision == Supervision::Process;
-        let value = |s: &Scored| -> Option<f64> {
-            let applies = s.parts.iter().any(|part| part.value.is_some());
-            match is_process {
-                true => s.outcome(),
-                false => applies.then_some(s.total),
-            }
+        let value = |s: &Scored| match is_process {
+            true => s.outcome(),
+            false => s.reward(),
         };
         let rewards: Vec<Vec<f64>> = rollout
             .groups
