@@ -23,7 +23,7 @@ use crate::verify::sandbox::Sandbox;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 /// What the stage leaves.
@@ -439,9 +439,13 @@ struct Summary {
     num_judged: u64,
     num_correct: u64,
     num_scored: u64,
+    /// Samples that no reward applies to.
+    num_unrewarded: u64,
     reward_sum: f64,
     /// Value and number by reward.
-    parts: std::collections::BTreeMap<String, (f64, u64)>,
+    parts: BTreeMap<String, (f64, u64)>,
+    /// Samples by the rewards that do not apply to them.
+    missing: BTreeMap<String, u64>,
 }
 
 impl Summary {
@@ -456,12 +460,17 @@ impl Summary {
         if let Some(reward) = one.reward {
             self.num_scored += 1;
             self.reward_sum += reward;
+        } else if !one.parts.is_empty() {
+            self.num_unrewarded += 1;
         }
         for (name, value) in &one.parts {
-            if let Some(value) = value.as_f64() {
-                let (sum, num) = self.parts.entry(name.clone()).or_default();
-                *sum += value;
-                *num += 1;
+            match value.as_f64() {
+                Some(value) => {
+                    let (sum, num) = self.parts.entry(name.clone()).or_default();
+                    *sum += value;
+                    *num += 1;
+                }
+                None => *self.missing.entry(name.clone()).or_default() += 1,
             }
         }
     }
@@ -481,6 +490,8 @@ impl Summary {
             "correct_share": share(self.num_correct, self.num_judged),
             "reward_mean": (self.num_scored > 0).then(|| self.reward_sum / self.num_scored as f64),
             "reward_parts_mean": means,
+            "num_unrewarded": self.num_unrewarded,
+            "rewards_missing": self.missing,
         })
     }
 
@@ -492,6 +503,12 @@ impl Summary {
         }
         if self.num_truncated > 0 {
             text += &format!(", {} cut off", self.num_truncated);
+        }
+        if self.num_unrewarded > 0 {
+            text += &format!(", {} without a reward", self.num_unrewarded);
+        }
+        for (name, num) in &self.missing {
+            text += &format!("; `{name}` does not apply to {num}");
         }
         text
     }
@@ -543,5 +560,29 @@ mod tests {
         let one = row["generations"][0].as_object().unwrap();
         assert_eq!(one["text"], "41");
         assert!(!one.contains_key("reward"));
+    }
+
+    #[test]
+    fn what_no_reward_applies_to_is_counted() {
+        let mut summary = Summary::default();
+        for (reward, parts) in [
+            (Some(0.5), json!({"accuracy": 0.5, "judge": null})),
+            (None, json!({"accuracy": null, "judge": null})),
+        ] {
+            let mut one = json!({"text": "", "tokens": [1], "finish_reason": FinishReason::Stop, "parts": parts});
+            one["reward"] = json!(reward);
+            summary.add(&serde_json::from_value(one).unwrap());
+        }
+        let result = summary.result(1);
+        assert_eq!(result["num_unrewarded"], 1);
+        assert_eq!(result["reward_mean"], 0.5);
+        assert_eq!(
+            result["rewards_missing"],
+            json!({"accuracy": 1, "judge": 2})
+        );
+        assert_eq!(
+            summary.line(),
+            "2 samples, 2 tokens, 1 without a reward; `accuracy` does not apply to 1; `judge` does not apply to 2"
+        );
     }
 }

@@ -137,6 +137,12 @@ pub fn run(context: &StageContext) -> Result<Value> {
     let outcome = train_grpo(&model, job, &context.dir, &mut log, context.stop)?;
     log.sync()?;
     drop(log);
+    if outcome.num_unrewarded > 0 {
+        context.reporter.note(&format!(
+            "no reward applied to {} completions, which taught nothing; `rewards_missing` in `metrics.jsonl` says which rewards do not apply",
+            outcome.num_unrewarded
+        ));
+    }
     save_model(&model, student, &context.dir)?;
     Ok(json!(outcome))
 }
@@ -203,6 +209,12 @@ impl GrpoObserver for StepLog<'_> {
             self.context.reporter.note(&text);
             self.task.set_position(step as u64);
         }
+        Ok(())
+    }
+
+    fn reopened(&mut self, step: usize) -> Result<()> {
+        let path = self.context.dir.join("metrics.jsonl");
+        self.metrics = Some(MetricsLog::open(&path, step.saturating_sub(1) as u64)?);
         Ok(())
     }
 
