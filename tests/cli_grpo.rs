@@ -292,7 +292,7 @@ fn what_it_leaves(run: &Path) {
     for text in [
         "<b>Reward</b>",
         "<b>Response length</b>",
-        "Samples of 4 updates",
+        "<summary>Samples of ",
     ] {
         assert!(page.contains(text), "`{text}` is not in the report");
     }

@@ -94,6 +94,9 @@ fn a_recipe_with_an_engine_elsewhere() {
     assert_eq!(server.count("/v1/completions"), 4 * 7 + 1 + 2);
     assert_eq!(server.count("/collective_rpc"), 5);
     assert!(place.path().join("run/rl/model/model.safetensors").exists());
+    // a copy of the model that nobody needs
+    let left = std::fs::read_dir(place.path().join("run/rl/remote-weights"));
+    assert_eq!(left.unwrap().count(), 0);
 }
 
 #[test]

@@ -342,38 +342,6 @@ fn what_is_watched() {
     );
     assert_eq!(log.num_samples, 6);
     assert_eq!(log.checkpoints, [6]);
-    // raised where the reward is above that of the best accuracy, and said
-    let reward = |step: usize| (log.records[step - 2].reward + log.records[step - 1].reward) / 2.0;
-    let mut num_alarms = 0;
-    for step in [2, 4, 6] {
-        let expected = step > 2 && reward(step) > reward(2);
-        let alarm = log.records[step - 1].alarm;
-        assert_eq!(alarm.is_some(), expected, "step {step}");
-        assert!(alarm.is_none_or(|a| (a.since.step, a.now.step) == (2, step)));
-        num_alarms += usize::from(expected);
-    }
-    assert!(num_alarms > 0, "the reward climbs");
-    assert_eq!(log.warnings.len(), num_alarms);
-    // by a run that goes on too, which knows the evaluations before
-    let saved = Grpo {
-        checkpoint_every_steps: 2,
-        ..watched.clone()
-    };
-    let (dir, stop) = (tempfile::tempdir().unwrap(), Stop::default());
-    let mut first = Log {
-        held_out: vec![0.2, 0.9],
-        stop: Some((4, stop.clone())),
-        ..Log::default()
-    };
-    train(&tiny(3), &saved, dir.path(), &mut first, &stop).unwrap_err();
-    let mut second = Log {
-        held_out: vec![0.1],
-        ..Log::default()
-    };
-    let outcome = train(&tiny(3), &saved, dir.path(), &mut second, &Stop::default()).unwrap();
-    assert_eq!(outcome.num_alarms, num_alarms);
-    let both = [first.records, second.records].concat();
-    assert_eq!(timeless(&both), timeless(&log.records));
     for r in &log.records {
         assert_eq!(r.num_completions, 64);
         assert!(r.length <= 2.0 && r.length_max <= 2);
@@ -404,6 +372,59 @@ fn what_is_watched() {
     .unwrap();
     assert_eq!(log.records[0].grad_norm, 0.0);
     assert_eq!(bits(&model), bits(&tiny(3)));
+}
+
+#[test]
+fn an_alarm_stays_with_the_run() {
+    let watched = Grpo {
+        num_steps: Some(60),
+        group_size: 64,
+        learning_rate: 1e-2,
+        eval_every_steps: 30,
+        checkpoint_every_steps: 10,
+        ..settings()
+    };
+    // the accuracy falls while the reward climbs
+    let mut whole = Log {
+        held_out: vec![0.2, 0.9],
+        ..Log::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = train(&tiny(3), &watched, dir.path(), &mut whole, &Stop::default()).unwrap();
+    let alarms: Vec<_> = whole.records.iter().filter_map(|r| r.alarm).collect();
+    let [alarm] = alarms[..] else {
+        panic!("{alarms:?}");
+    };
+    assert_eq!((alarm.since.step, alarm.now.step), (30, 60));
+    let mean = |records: &[GrpoRecord]| records.iter().map(|r| r.reward).sum::<f64>() / 30.0;
+    assert!((alarm.since.reward - mean(&whole.records[..30])).abs() < 1e-9);
+    assert!((alarm.now.reward - mean(&whole.records[30..])).abs() < 1e-9);
+    assert_eq!((alarm.since.accuracy, alarm.now.accuracy), (0.9, 0.2));
+    assert_eq!((outcome.num_alarms, whole.warnings.len()), (1, 1));
+
+    // a run that goes on knows the evaluations before
+    let (dir, stop) = (tempfile::tempdir().unwrap(), Stop::default());
+    let mut first = Log {
+        held_out: vec![0.9],
+        stop: Some((40, stop.clone())),
+        ..Log::default()
+    };
+    train(&tiny(3), &watched, dir.path(), &mut first, &stop).unwrap_err();
+    let mut second = Log {
+        held_out: vec![0.2],
+        ..Log::default()
+    };
+    let outcome = train(
+        &tiny(3),
+        &watched,
+        dir.path(),
+        &mut second,
+        &Stop::default(),
+    )
+    .unwrap();
+    assert_eq!(outcome.num_alarms, 1);
+    let both = [first.records, second.records].concat();
+    assert_eq!(timeless(&both), timeless(&whole.records));
 }
 
 #[test]

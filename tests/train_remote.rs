@@ -423,7 +423,7 @@ fn every_fault_is_one_error() {
             "/reset_prefix_cache",
             |_| status(200, r#"{"success": false}"#),
             "vLLM at `URL` did not take the weights in `",
-            "under the same path",
+            "the same command goes on",
         ),
         (
             Sglang,
@@ -568,6 +568,30 @@ fn weights_that_were_not_read_are_found() {
         text.contains("does not have the weights that it was given"),
         "{text}"
     );
+}
+
+#[test]
+fn an_engine_ends_at_a_token_of_its_own() {
+    let server = Server::start(Config {
+        fault: Box::new(|number, path, _| {
+            let is_completion = path == "/generate" && number > 0;
+            is_completion.then_some(Fault::Edit(|answer| {
+                answer["meta_info"]["finish_reason"] =
+                    serde_json::json!({"type": "stop", "matched": 1});
+                let pairs = answer["meta_info"]["output_token_logprobs"].as_array_mut();
+                pairs.unwrap().truncate(1);
+            }))
+        }),
+        ..Config::default()
+    });
+    let settings = Grpo {
+        num_steps: Some(1),
+        max_new_tokens: 20,
+        ..small(RemoteKind::Sglang, &server.url)
+    };
+    let (records, _) = run(&settings);
+    let record = &records[0];
+    assert_eq!((record.length, record.truncated), (1.0, 0.0));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! This file holds what goes in and comes out: [`Sampling`], [`Request`], [`Completion`] and the [`Engine`] trait. The
 //! engine on our own weights is in [`local`], the one on another machine in [`remote`], what is said to it in `wire` and how
-//! it is asked in [`http`]. Who is sampled when is in `schedule`, how a token is chosen in `sampler`, where
+//! it is asked in `server` and [`http`]. Who is sampled when is in `schedule`, how a token is chosen in `sampler`, where
 //! a text ends in `stopping`, files that grow row by row in [`row_log`], log-probabilities of given tokens in [`score`]. Prompts come as tokens: templates belong to
 //! `tokenize/`.
 
@@ -14,6 +14,7 @@ pub mod row_log;
 mod sampler;
 mod schedule;
 pub mod score;
+mod server;
 mod softmax;
 mod stopping;
 mod wire;

@@ -135,6 +135,9 @@ pub fn run(context: &StageContext) -> Result<Value> {
         inputs_key: context.key,
     };
     let outcome = train_grpo(&model, job, &context.dir, &mut log, context.stop)?;
+    if let Some(remote) = &remote {
+        remote.clear()?;
+    }
     log.sync()?;
     drop(log);
     if outcome.num_unrewarded > 0 {

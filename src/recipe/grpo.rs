@@ -1,4 +1,4 @@
-//! `[stage.grpo]`: how group-relative policy optimisation learns. The settings of the papers are in [`super::grpo_presets`].
+//! `[stage.grpo]`: how group-relative policy optimisation learns. The settings of the papers are in `grpo_presets.rs`.
 //!
 //! Where the papers differ: DeepSeekMath (arXiv 2402.03300, eq. 3) and TRL take the ratio of probabilities a token and the
 //! mean over a completion's tokens; DeepSeek-R1 (arXiv 2501.12948, eq. 1) prints the ratio of whole completions

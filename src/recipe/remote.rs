@@ -78,7 +78,7 @@ fn concurrency() -> usize {
 }
 
 fn timeout_s() -> f64 {
-    1800.0
+    3600.0
 }
 
 fn retries() -> usize {

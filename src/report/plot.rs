@@ -360,12 +360,21 @@ pub type Share<'a> = (&'a str, f64, Option<(f64, f64)>);
 /// Shares with their intervals, one row each, on an axis from 0 to 100%.
 pub fn intervals(title: &str, rows: &[Share<'_>]) -> String {
     const ROW: f64 = 34.0;
+    /// Of a letter, about.
+    const LETTER: f64 = 6.6;
+    const MOST_LETTERS: usize = 26;
+    let shown = |name: &str| match name.chars().count() > MOST_LETTERS {
+        false => name.to_string(),
+        true => name.chars().take(MOST_LETTERS - 1).chain(['…']).collect(),
+    };
+    let longest = rows.iter().map(|(name, ..)| shown(name).chars().count());
+    let longest = longest.max().unwrap_or(0) as f64;
     let height = rows.len() as f64 * ROW + 30.0;
     let x = Axis {
         lo: 0.0,
         hi: 1.0,
         log: false,
-        start: 96.0,
+        start: (longest * LETTER + 16.0).max(96.0),
         end: WIDTH - 16.0,
     };
     let said: Vec<String> = rows
@@ -392,9 +401,10 @@ pub fn intervals(title: &str, rows: &[Share<'_>]) -> String {
         };
         let _ = write!(
             svg,
-            "<text class=\"name\" text-anchor=\"end\" x=\"88\" y=\"{:.1}\">{}</text><rect class=\"{}\" x=\"{}\" y=\"{:.1}\" width=\"{:.1}\" height=\"16\"/>",
+            "<text class=\"name\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text><rect class=\"{}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"16\"/>",
+            x.start - 8.0,
             middle + 4.0,
-            escape(name),
+            escape(&shown(name)),
             if i + 1 == rows.len() {
                 "bar"
             } else {
