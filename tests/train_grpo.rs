@@ -7,8 +7,11 @@ use distill::generate::{Completion, Engine, LocalEngine, Request, Sampling};
 use distill::model::CausalLm;
 use distill::progress::Stop;
 use distill::recipe::grpo::{Correction, Grpo, Kl, Loss, Preset, Ratio, Scale};
+use distill::recipe::reward::{AccuracyReward, RewardKind, RewardSettings, RewardTable};
+use distill::reward::{Rewards, Tools};
 use distill::train::grpo_record::GrpoRecord;
 use distill::train::{GrpoJob, GrpoOutcome, train_grpo};
+use distill::verify::Kind;
 use distill::{Error, Result};
 use std::path::Path;
 use train_common::grpo::{END, Log, late, prompts, rewards, settings, timeless, tokenizer};
@@ -456,4 +459,139 @@ fn what_cannot_be_learnt_from_is_refused() {
         &Stop::default(),
     );
     assert!(matches!(error, Err(Error::NonFinite { .. })), "{error:?}");
+}
+
+#[test]
+fn stopped_among_held_out_problems_it_asks_them_again() {
+    let watched = Grpo {
+        num_steps: Some(6),
+        max_new_tokens: 2,
+        eval_every_steps: 2,
+        ..settings()
+    };
+    let all = [0.1, 0.2, 0.9];
+    let (dir, mut log) = (
+        tempfile::tempdir().unwrap(),
+        Log {
+            held_out: all.to_vec(),
+            ..Log::default()
+        },
+    );
+    let straight = tiny(3);
+    train(&straight, &watched, dir.path(), &mut log, &Stop::default()).unwrap();
+
+    // stopped at step 4, then again before anything else is done, then at the last one
+    let dir = tempfile::tempdir().unwrap();
+    let mut left = all.to_vec();
+    let mut records = Vec::new();
+    for (num_answered, resumed, reopened) in [(1, 0, vec![]), (0, 4, vec![4]), (1, 4, vec![4])] {
+        let held_out = left[left.len() - num_answered..].to_vec();
+        left.truncate(left.len() - num_answered);
+        let mut log = Log {
+            held_out,
+            stop_evaluation_after: Some(num_answered),
+            ..Log::default()
+        };
+        let error = train(&tiny(3), &watched, dir.path(), &mut log, &Stop::default()).unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+        assert_eq!((log.resumed, log.reopened), (vec![resumed], reopened));
+        records.extend(log.records);
+    }
+    let (policy, mut last) = (
+        tiny(3),
+        Log {
+            held_out: left,
+            ..Log::default()
+        },
+    );
+    let outcome = train(&policy, &watched, dir.path(), &mut last, &Stop::default()).unwrap();
+    assert_eq!((outcome.num_steps, last.reopened), (6, vec![6]));
+    records.extend(last.records);
+    assert_eq!(timeless(&records), timeless(&log.records));
+    assert_eq!(bits(&policy), bits(&straight));
+}
+
+#[test]
+fn groups_that_are_replaced_are_counted_with_the_others() {
+    // at this temperature all completions of a prompt are the same
+    let first = |rounds: usize| {
+        let settings = Grpo {
+            num_steps: Some(1),
+            temperature: 1e-3,
+            dynamic_sampling_rounds: rounds,
+            ..settings()
+        };
+        let (_, records) = run(&settings);
+        records[0].clone()
+    };
+    let (once, thrice) = (first(0), first(2));
+    for record in [&once, &thrice] {
+        assert_eq!(record.all_right + record.all_wrong, 1.0);
+        assert_eq!(record.num_completions, 64);
+    }
+    assert_eq!(
+        (once.num_dropped_groups, thrice.num_dropped_groups),
+        (0, 12)
+    );
+    // two more rounds of 4 prompts, 16 completions of one token each
+    assert_eq!(thrice.num_tokens - once.num_tokens, 128);
+}
+
+#[test]
+fn a_reward_that_applies_to_nothing_is_told() {
+    let mut asked = prompts();
+    asked
+        .iter_mut()
+        .take(2)
+        .for_each(|prompt| prompt.prompt.domain = Some("math".into()));
+    let reward = |domain: &str| RewardSettings {
+        weight: 1.0,
+        domains: vec![domain.into()],
+        kind: RewardKind::Accuracy(AccuracyReward {
+            verifier: Kind::Exact,
+            ..AccuracyReward::default()
+        }),
+    };
+    let settings = Grpo {
+        num_steps: Some(1),
+        ..settings()
+    };
+    for (domain, num_unrewarded) in [("math", 32), ("maths", 64)] {
+        let table = RewardTable::List(vec![reward(domain)]);
+        let scores = Rewards::build(&table, Tools::default()).unwrap();
+        let (policy, words, mut log) = (tiny(3), tokenizer(), Log::default());
+        let job = GrpoJob {
+            engine: &mut LocalEngine::new(&policy, &words, 64),
+            prompts: &asked,
+            rewards: &scores,
+            tokenizer: &words,
+            settings: &settings,
+            stop_ids: &[END],
+            seed: 5,
+            inputs_key: "test",
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let outcome = train_grpo(&policy, job, dir.path(), &mut log, &Stop::default()).unwrap();
+        assert_eq!(outcome.num_unrewarded, num_unrewarded as u64);
+        let record = &log.records[0];
+        assert_eq!(record.num_unrewarded, num_unrewarded);
+        assert_eq!(record.rewards_missing["accuracy"], num_unrewarded);
+        let warned = num_unrewarded == 64;
+        assert_eq!(
+            log.warnings.len(),
+            usize::from(warned),
+            "{:?}",
+            log.warnings
+        );
+        if warned {
+            let text = &log.warnings[0];
+            assert!(
+                text.starts_with(
+                    "reward `accuracy` applies to no completion of the first rollout: "
+                ),
+                "{text}"
+            );
+            assert_eq!((record.reward, outcome.reward), (0.0, None));
+        }
+    }
 }

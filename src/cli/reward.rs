@@ -285,11 +285,11 @@ impl Scorer {
             }
             out.push(match (scored.as_slice(), input.is_single) {
                 ([only], true) => vec![
-                    ("reward", json_text(&only.total)?),
+                    ("reward", json_text(&only.reward())?),
                     ("rewards", json_text(&breakdown(only))?),
                 ],
                 (all, _) => {
-                    let totals: Vec<f64> = all.iter().map(|one| one.total).collect();
+                    let totals: Vec<Option<f64>> = all.iter().map(Scored::reward).collect();
                     let parts: Vec<_> = all.iter().map(breakdown).collect();
                     vec![
                         ("reward", json_text(&totals)?),
@@ -324,7 +324,7 @@ fn breakdown(scored: &Scored) -> Map<String, Value> {
 #[derive(Serialize)]
 struct Summary {
     num_samples: usize,
-    /// Of the weighted sum; null without samples.
+    /// Of the weighted sum, over the samples that a reward applies to; null where there are none.
     reward_mean: Option<f64>,
     rewards: Vec<PartSummary>,
     /// What lengths were counted in: prompts by unit.
@@ -334,6 +334,8 @@ struct Summary {
     judge: Option<Usage>,
     #[serde(skip)]
     sum: f64,
+    #[serde(skip)]
+    num_rewarded: usize,
 }
 
 #[derive(Serialize)]
@@ -368,12 +370,16 @@ impl Summary {
             lengths_in: BTreeMap::new(),
             judge: None,
             sum: 0.0,
+            num_rewarded: 0,
         }
     }
 
     fn add(&mut self, scored: &Scored) {
         self.num_samples += 1;
-        self.sum += scored.total;
+        if let Some(reward) = scored.reward() {
+            self.sum += reward;
+            self.num_rewarded += 1;
+        }
         for (part, own) in scored.parts.iter().zip(&mut self.rewards) {
             if let Some(value) = part.value {
                 own.sum += value;
@@ -390,7 +396,7 @@ impl Summary {
 
     fn finished(mut self, rewards: &Rewards) -> Self {
         let mean = |sum: f64, n: usize| (n > 0).then(|| sum / n as f64);
-        self.reward_mean = mean(self.sum, self.num_samples);
+        self.reward_mean = mean(self.sum, self.num_rewarded);
         for part in &mut self.rewards {
             part.mean = mean(part.sum, part.num);
         }

@@ -185,13 +185,20 @@ fn question(row: &Values, spec: &Prompts) -> Result<(String, Vec<Message>)> {
         .rposition(|turn| turn.role == "user")
         .ok_or_else(|| Error::input(format!("column `{path}` has no turn of a user")))?;
     turns.truncate(last + 1);
-    let question = turns[last].content.clone();
+    let mut question = turns[last].content.clone();
     if question.trim().is_empty() {
         return Err(Error::input(format!(
             "the last turn of the user in column `{path}` is empty"
         )));
     }
     turns[last].content = spec.template.replace("{problem}", &question);
+    // as it is, not as a template has put it already
+    if problem.is_none()
+        && let Some(Value::String(bare)) = columns::get(row, "question")
+        && !bare.trim().is_empty()
+    {
+        question = bare.clone();
+    }
     if let Some(system) = &spec.system {
         turns.retain(|turn| turn.role != "system");
         turns.insert(0, Message::new("system", system));
@@ -274,6 +281,14 @@ mod tests {
         let all = read(row, |_| ()).unwrap();
         let said: Vec<_> = all[0].messages.iter().map(|m| m.content.as_str()).collect();
         assert_eq!((said, all[0].question.as_str()), (vec!["a", "b", "c"], "c"));
+        // the bare question beside it is the one that is judged
+        let row = "{\"question\": \"1+1?\", \"messages\": [{\"role\": \"user\", \"content\": \"Solve: 1+1?\"}]}\n";
+        let all = read(row, |_| ()).unwrap();
+        let asked = (
+            all[0].messages[0].content.as_str(),
+            all[0].question.as_str(),
+        );
+        assert_eq!(asked, ("Solve: 1+1?", "1+1?"));
     }
 
     #[test]

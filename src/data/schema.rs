@@ -456,7 +456,13 @@ fn response_column(row: &Values) -> &'static str {
     found.copied().unwrap_or(RESPONSE[0])
 }
 
+/// The right answer; of several that are accepted, the first.
 fn gold(row: &Values) -> Option<String> {
+    if let Some(Value::Array(all)) = row.get("gold")
+        && !all.is_empty()
+    {
+        return text(row, "gold.0").ok().flatten();
+    }
     first_text(
         row,
         &["gold", "gold_answer", "ground_truth", "answer", "solution"],

@@ -8,11 +8,12 @@
 //! What a kind does is one function in a file of its own. A kind is added by its arms in `inputs`, `leaves` and
 //! `execute`.
 
+use super::commits::Commits;
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
-use super::open::{Student, contents};
+use super::open::{Student, contents_with_chat};
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
-use super::stages::{Place, earlier_inputs, first_difference};
+use super::stages::{Place, earlier_inputs, files, first_difference};
 use super::{
     stage_eval, stage_generate, stage_grpo, stage_preference, stage_reward_model, stage_select,
     stage_sft,
@@ -26,6 +27,7 @@ use crate::recipe::stage::Kind;
 use crate::reward::Judge;
 use crate::{Error, Result, report};
 use serde_json::{Map, Value, json};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -72,6 +74,22 @@ impl StageContext<'_> {
         }
     }
 
+    /// The files of a source, of the commit that the stage was begun with.
+    ///
+    /// # Errors
+    /// As [`files`].
+    pub fn files(
+        &self,
+        source: &str,
+        config: Option<&str>,
+        split: &str,
+        revision: Option<&str>,
+    ) -> Result<Vec<PathBuf>> {
+        let commits = Commits::read(&self.dir)?;
+        let wanted = revision.or(commits.of(source));
+        Ok(files(source, config, Some(split), wanted, self.reporter)?.0)
+    }
+
     /// `file` in the folder of the stage that `source` names; none where it names no stage.
     pub fn left(&self, source: &str, file: &str) -> Option<PathBuf> {
         let name = source.strip_prefix('@')?;
@@ -87,6 +105,10 @@ pub struct Opening<'a> {
     pub stop: &'a Stop,
     /// Of the stages before.
     keys: BTreeMap<&'a str, String>,
+    /// Stages that run again because the user says so.
+    again: BTreeSet<&'a str>,
+    /// At which commits the sources of the stage in hand are read.
+    commits: RefCell<Commits>,
 }
 
 impl Opening<'_> {
@@ -102,6 +124,38 @@ impl Opening<'_> {
         key.map(Some)
             .ok_or_else(|| Error::input(format!("stage `{name}` does not come before")))
     }
+
+    /// The folder whose commits a stage is bound to; none where what is in it is thrown away.
+    pub fn earlier(&self, stage: &StagePlan) -> Option<PathBuf> {
+        let name = stage.name.as_str();
+        (!self.again.contains(name)).then(|| self.root.join(name))
+    }
+
+    /// The sources of the stage in hand were read at these commits.
+    pub fn read_at(&self, commits: Commits) {
+        *self.commits.borrow_mut() = commits;
+    }
+
+    /// The files of a source: of the commit that the stage was begun with, if it was.
+    ///
+    /// # Errors
+    /// As [`files`].
+    pub fn files(
+        &self,
+        stage: &StagePlan,
+        source: &str,
+        config: Option<&str>,
+        split: &str,
+        revision: Option<&str>,
+    ) -> Result<Vec<PathBuf>> {
+        let earlier = self.earlier(stage).map(|dir| Commits::read(&dir));
+        let earlier = earlier.transpose()?.unwrap_or_default();
+        let mut commits = self.commits.borrow_mut();
+        let wanted = revision.or(earlier.of(source)).or(commits.of(source));
+        let (paths, commit) = files(source, config, Some(split), wanted, self.reporter)?;
+        commits.add(source, revision, commit);
+        Ok(paths)
+    }
 }
 
 /// What a stage's result depends on besides its seed and its model: an object whose keys are those of the recipe, as the user
@@ -113,8 +167,12 @@ fn inputs(opening: &Opening, stage: &StagePlan, student: Option<&Student>) -> Re
         (Job::Grpo { .. }, Some(student)) => stage_grpo::inputs(opening, stage, student),
         (Job::Eval(eval), Some(student)) => stage_eval::inputs(opening, eval, student),
         (Job::Select { .. }, _) => stage_select::inputs(opening, stage),
-        (Job::RewardModel { .. }, Some(_)) => stage_reward_model::inputs(opening, stage),
-        (Job::Preference { .. }, Some(_)) => stage_preference::inputs(opening, stage),
+        (Job::RewardModel { .. }, Some(student)) => {
+            stage_reward_model::inputs(opening, stage, student)
+        }
+        (Job::Preference { .. }, Some(student)) => {
+            stage_preference::inputs(opening, stage, student)
+        }
         (_, None) => stage.student().map(|_| json!({})),
     }
 }
@@ -172,13 +230,14 @@ pub fn run(
         reporter.note(note);
     }
     let started = Instant::now();
-    let ready = prepare(plan, &root, reporter, stop)?;
+    let again = asked_again(plan, &options.rerun);
+    let ready = prepare(plan, &root, again.clone(), reporter, stop)?;
     let states = ready
         .iter()
         .zip(&plan.stages)
         .map(|(ready, stage)| state(&folder, stage, ready))
         .collect::<Result<Vec<_>>>()?;
-    let redo = to_redo(plan, &states, &options.rerun)?;
+    let redo = to_redo(plan, &states, again)?;
     for (stage, state) in plan.stages.iter().zip(&states) {
         if redo.contains(stage.name.as_str()) || !matches!(state, State::Finished(_)) {
             check_rewards(stage, stop)?;
@@ -202,6 +261,9 @@ pub fn run(
             }
             _ => {
                 let dir = folder.stage(&stage.name)?;
+                if !ready.commits.is_local() {
+                    ready.commits.write(&dir)?;
+                }
                 write_json(&dir.join("inputs.json"), &ready.inputs)?;
                 let context = StageContext {
                     plan,
@@ -272,13 +334,16 @@ fn check_rewards(stage: &StagePlan, stop: &Stop) -> Result<()> {
 struct Ready {
     student: Option<Rc<Student>>,
     inputs: Value,
+    /// Of its sources.
+    commits: Commits,
     key: String,
 }
 
 /// The students and keys of all stages.
-fn prepare(
-    plan: &PipelinePlan,
+fn prepare<'a>(
+    plan: &'a PipelinePlan,
     root: &Path,
+    again: BTreeSet<&'a str>,
     reporter: &dyn Reporter,
     stop: &Stop,
 ) -> Result<Vec<Ready>> {
@@ -289,6 +354,8 @@ fn prepare(
         reporter,
         stop,
         keys: BTreeMap::new(),
+        again,
+        commits: RefCell::default(),
     };
     let mut all = Vec::new();
     for stage in &plan.stages {
@@ -326,7 +393,7 @@ fn prepare(
         {
             let key = match opening.key_of(scorer).map_err(at)? {
                 Some(key) => json!({ "stage": key }),
-                None => contents(Path::new(scorer)).map_err(at)?,
+                None => contents_with_chat(Path::new(scorer)).map_err(at)?,
             };
             // one has had no list around it from the start
             inputs["reward_model_weights"] = match inputs["reward_model_weights"].take() {
@@ -346,6 +413,7 @@ fn prepare(
         all.push(Ready {
             student,
             inputs,
+            commits: opening.commits.take(),
             key,
         });
     }
@@ -378,21 +446,31 @@ fn state(folder: &RunFolder, stage: &StagePlan, ready: &Ready) -> Result<State> 
     }
 }
 
-/// The stages whose folders are thrown away.
+/// The stages that are named, and those that depend on them.
+fn asked_again<'a>(plan: &'a PipelinePlan, rerun: &[String]) -> BTreeSet<&'a str> {
+    let mut again: BTreeSet<&str> = BTreeSet::new();
+    for stage in &plan.stages {
+        let is_meant = rerun.iter().any(|r| names_stage(plan, r, &stage.name));
+        if is_meant || stage.inputs().iter().any(|input| again.contains(input)) {
+            again.insert(&stage.name);
+        }
+    }
+    again
+}
+
+/// The stages whose folders are thrown away: those that run `again`, and those that cost little and have changed.
 fn to_redo<'a>(
     plan: &'a PipelinePlan,
     states: &[State],
-    rerun: &[String],
+    again: BTreeSet<&'a str>,
 ) -> Result<BTreeSet<&'a str>> {
-    let mut redo: BTreeSet<&str> = BTreeSet::new();
+    let mut redo = again;
     let mut changed: BTreeMap<&str, &str> = BTreeMap::new();
     // changes that are not asked for and cannot be made lightly: what they come from
     let mut refused: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (stage, state) in plan.stages.iter().zip(states) {
         let name = stage.name.as_str();
-        let is_meant = rerun.iter().any(|r| names_stage(plan, r, name));
-        if is_meant || stage.inputs().iter().any(|input| redo.contains(input)) {
-            redo.insert(name);
+        if redo.contains(name) {
             continue;
         }
         let State::Changed(_) = state else { continue };

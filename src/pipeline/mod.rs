@@ -1,7 +1,7 @@
 //! Stages in order: opening what a plan names, the run folder with its lock and keys, resume.
 //!
 //! - [`open`]: devices, students and data sources by name;
-//! - [`folder`]: the run folder: lock, stage keys, atomic writes;
+//! - [`folder`]: the run folder: lock, stage keys, atomic writes; [`commits`]: at which commits sources are read;
 //! - [`run`]: the stages of a student's recipe, top to bottom; [`stages`], [`suites`]: what each does;
 //! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_grpo`], [`stage_select`],
 //!   [`stage_reward_model`], [`stage_preference`], [`stage_eval`]: what each kind does;
@@ -9,6 +9,7 @@
 //! - [`estimate`]: what a run would take;
 //! - [`preview`]: rows as the trainer will see them.
 
+pub mod commits;
 pub mod estimate;
 pub mod folder;
 pub mod graph;

@@ -108,7 +108,28 @@ pub fn open_model(
 }
 
 /// The hash of each file of a checkpoint folder that says what the model is.
-pub(super) fn contents(folder: &Path) -> Result<serde_json::Value> {
+fn contents(folder: &Path) -> Result<serde_json::Value> {
+    hashes(folder, is_of_model)
+}
+
+fn is_of_model(name: &str) -> bool {
+    name == "config.json" || name.contains(".safetensors")
+}
+
+/// The same with those that say how the model is asked.
+pub(super) fn contents_with_chat(folder: &Path) -> Result<serde_json::Value> {
+    const ASKED: [&str; 6] = [
+        "reward_model.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ];
+    hashes(folder, |name| is_of_model(name) || ASKED.contains(&name))
+}
+
+fn hashes(folder: &Path, is_meant: impl Fn(&str) -> bool) -> Result<serde_json::Value> {
     let io = |e| Error::io("reading", folder, e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io)? {
@@ -117,7 +138,7 @@ pub(super) fn contents(folder: &Path) -> Result<serde_json::Value> {
             .file_name()
             .to_string_lossy()
             .into_owned();
-        if name == "config.json" || name.contains(".safetensors") {
+        if is_meant(&name) {
             names.push(name);
         }
     }
@@ -277,6 +298,12 @@ impl Student {
         &self.chat
     }
 
+    /// What stands for the tokenizer in a key.
+    pub fn tokenizer_hash(&self) -> String {
+        let digest = Sha256::digest(self.chat.tokenizer.json());
+        digest.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
     /// The shape, RoPE changes applied.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -411,4 +438,38 @@ fn random_config(init: &Init, vocab_of_tokenizer: usize) -> Result<ModelConfig> 
         }),
         "student.init",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_reward_model_is_asked_counts_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        put("config.json", "{}");
+        put("model.safetensors", "w");
+        let read = || {
+            (
+                contents(dir.path()).unwrap(),
+                contents_with_chat(dir.path()).unwrap(),
+            )
+        };
+        let (weights, mut whole) = read();
+        for name in [
+            "reward_model.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+        ] {
+            put(name, name);
+            let (weights_now, whole_now) = read();
+            assert_eq!(weights_now, weights, "{name}");
+            assert_ne!(whole_now, whole, "{name}");
+            whole = whole_now;
+        }
+        put("README.md", "read me");
+        assert_eq!(read(), (weights, whole));
+    }
 }

@@ -8,13 +8,14 @@
 
 use super::folder::{read_json, write_atomic, write_json};
 use super::graph::{Opening, StageContext};
+use super::open::Student;
 use super::run::interrupted;
 use super::sample_rows::{SampleRow, judge, read_rows};
-use super::stage_generate::{GENERATIONS, open_rewards};
-use super::stages::files;
+use super::stage_generate::{BUILTIN, GENERATIONS, open_rewards};
 use crate::data::{self, JudgedOptions, JudgedRow, builtin, hash_file};
-use crate::recipe::graph::PairSources;
+use crate::recipe::graph::{PairSources, StagePlan};
 use crate::recipe::pairs::{PairRule, PairRules};
+use crate::recipe::reward::RewardTable;
 use crate::recipe::select::Select;
 use crate::reward::Judge;
 use crate::reward::pairs::{PairReport, build};
@@ -27,13 +28,17 @@ use std::path::{Path, PathBuf};
 pub const PAIRS: &str = "pairs.jsonl";
 const REPORT: &str = "pairs.json";
 const ROWS: &str = "rows.json";
-/// Sources that need no file.
-const BUILTIN: &str = "builtin:";
 /// Rows of samples that are judged together.
 const CHUNK: usize = 256;
 
 /// What the pairs depend on.
-pub fn inputs(opening: &Opening, sources: &PairSources, rules: &PairRules) -> Result<Value> {
+pub fn inputs(
+    opening: &Opening,
+    stage: &StagePlan,
+    student: &Student,
+    sources: &PairSources,
+    rules: &PairRules,
+) -> Result<Value> {
     let of = |source: &String| -> Result<Value> {
         match opening.key_of(source)? {
             Some(key) => Ok(json!({ "key": key })),
@@ -41,7 +46,7 @@ pub fn inputs(opening: &Opening, sources: &PairSources, rules: &PairRules) -> Re
                 Ok(json!({ "builtin": [source, builtin::VERSION] }))
             }
             None => {
-                let (paths, _) = files(source, None, Some("train"), None, opening.reporter)?;
+                let paths = opening.files(stage, source, None, "train", None)?;
                 let hashes = paths.iter().map(|path| hash_file(path, opening.stop));
                 Ok(json!({ "files": hashes.collect::<Result<Vec<_>>>()? }))
             }
@@ -56,11 +61,15 @@ pub fn inputs(opening: &Opening, sources: &PairSources, rules: &PairRules) -> Re
             None => Ok(json!({ "file": hash_file(Path::new(source), opening.stop)? })),
         })
         .collect::<Result<_>>()?;
+    let mut rules = rules.clone();
+    rules.judge = rules.judge.map(|judge| judge.learned());
     Ok(json!({
         "pairs": pairs,
         "samples": samples,
         "build": (!samples.is_empty()).then_some(rules),
-        "rewards": sources.rewards,
+        "rewards": sources.rewards.as_ref().map(RewardTable::learned),
+        "template": student.chat().template()?.source(),
+        "tokenizer": student.tokenizer_hash(),
     }))
 }
 
@@ -84,9 +93,7 @@ pub fn read(
                 write_rows(&path, &builtin::pairs(family, context.stage.seed)?)?;
                 paths.push(path);
             }
-            (None, None) => {
-                paths.extend(files(source, None, Some("train"), None, context.reporter)?.0)
-            }
+            (None, None) => paths.extend(context.files(source, None, "train", None)?),
         }
     }
     if !sources.samples.is_empty() {

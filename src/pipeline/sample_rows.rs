@@ -7,6 +7,7 @@ use crate::recipe::stage::{FromSource, Prompts};
 use crate::reward::pairs::{PairPrompt, PairSample};
 use crate::reward::{Group, Rewards, Sample, Scored};
 use crate::tokenize::Message;
+use crate::verify::code::CodeCase;
 use crate::verify::readability::readability;
 use crate::verify::{Kind, Verdict, choice};
 use crate::{Error, Result};
@@ -99,7 +100,6 @@ impl SampleRow {
             domain,
             row,
         } = data::prompts::of_row(asked, &Prompts::from_source(String::new()), number)?;
-        let said = |key: &str| row.get(key).and_then(Value::as_str).map(String::from);
         let mut samples = Vec::<Answer>::deserialize(generations)
             .map_err(|e| Error::input(format!("`generations`: {e}")))?;
         // `distill reward` puts a list beside
@@ -109,9 +109,11 @@ impl SampleRow {
             }
         }
         Ok(Self {
-            // as it is, not as a template put it
-            question: said("question").unwrap_or(question),
-            opening: said("opening").unwrap_or_default(),
+            question,
+            opening: match row.get("opening") {
+                Some(Value::String(opening)) => opening.clone(),
+                _ => String::new(),
+            },
             id,
             messages,
             golds,
@@ -127,12 +129,13 @@ impl SampleRow {
         format!("{}{}", self.opening, self.samples[sample].text)
     }
 
-    /// A kept sample as a row of traces.
+    /// A kept sample as a row of traces, which holds what a prompt of the same problem needs.
     pub fn trace(&self, candidate: &Candidate) -> Value {
         let mut messages = self.messages.clone();
         messages.push(Message::new("assistant", self.whole(candidate.sample)));
         let mut row = Map::new();
         row.insert("id".into(), json!(self.id));
+        row.insert("question".into(), json!(self.question));
         row.insert("messages".into(), json!(messages));
         if let Some(source) = self.row.get("source") {
             row.insert("source".into(), source.clone());
@@ -140,8 +143,18 @@ impl SampleRow {
         if let Some(domain) = &self.domain {
             row.insert("domain".into(), json!(domain));
         }
-        if let Some(gold) = self.golds.first() {
-            row.insert("gold".into(), json!(gold));
+        match &self.golds[..] {
+            [] => {}
+            [only] => _ = row.insert("gold".into(), json!(only)),
+            all => _ = row.insert("gold".into(), json!(all)),
+        }
+        if !self.options.is_empty() {
+            row.insert("options".into(), json!(self.options));
+        }
+        for name in CodeCase::FIELDS {
+            if let Some(value) = self.row.get(name) {
+                row.insert(name.into(), value.clone());
+            }
         }
         if let Some(correct) = candidate.correct {
             row.insert("correct".into(), json!(correct));
@@ -219,7 +232,7 @@ impl SampleRow {
                     .and_then(Scored::is_correct)
                     .or(sample.correct)
                     .or_else(|| self.verdict(&text, select.verifier));
-                let reward = scored.map(|s| s.total).or(sample.reward);
+                let reward = scored.map_or(sample.reward, Scored::reward);
                 Candidate {
                     sample: i,
                     correct,
@@ -440,6 +453,25 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_to_which_no_reward_applies_has_none() {
+        let row = row(json!([{"text": "a", "reward": 1.0}]), json!({}));
+        let scored = Scored {
+            total: 0.0,
+            parts: Vec::new(),
+            verdict: None,
+            step_ends: Vec::new(),
+        };
+        let select = Select {
+            accept: Accept::Any,
+            min_reward: Some(-1.0),
+            ..Select::default()
+        };
+        // what another table gave it is no reward of this one
+        let all = row.candidates(&select, Some(&[scored]));
+        assert_eq!((all[0].reward, all[0].reason), (None, Some("no_reward")));
+    }
+
+    #[test]
     fn a_trace_begins_with_what_the_template_wrote() {
         let texts =
             json!([{"text": "Six sevens.\n</think>\n\n42", "tokens": 9, "finish_reason": "stop"}]);
@@ -455,6 +487,28 @@ mod tests {
             (&trace["gold"], &trace["num_tokens"], &trace["correct"]),
             (&json!("42"), &json!(9), &json!(true))
         );
+    }
+
+    #[test]
+    fn a_trace_is_a_prompt_of_the_same_problem() {
+        let more = json!({"messages": [{"role": "user", "content": "Solve: 6*7?"}], "gold": ["42", "42.0"], "options": ["a", "b"], "tests": ["assert f() == 42"], "fn_name": "f", "other": 1});
+        let row = row(json!([{"text": "42", "correct": true}]), more);
+        let all = row.candidates(&Select::default(), None);
+        let Value::Object(trace) = row.trace(&all[0]) else {
+            panic!()
+        };
+        assert!(!trace.contains_key("other"));
+        let spec = Prompts::from_source(String::new());
+        let prompt = data::prompts::of_row(trace.clone(), &spec, 1).unwrap();
+        assert_eq!(prompt.question, "6*7?");
+        assert_eq!(prompt.messages[0].content, "Solve: 6*7?");
+        assert_eq!((prompt.messages.len(), prompt.golds.len()), (1, 2));
+        assert_eq!(prompt.options, ["a", "b"]);
+        assert_eq!(CodeCase::of_tests(&prompt.row).unwrap().tests.len(), 1);
+        let schema = data::schema::detect(&trace).unwrap();
+        let traces = data::schema::traces(schema, &trace, "t", false).unwrap();
+        assert_eq!(traces[0].gold.as_deref(), Some("42"));
+        assert_eq!(traces[0].problem, "Solve: 6*7?");
     }
 
     #[test]

@@ -11,11 +11,10 @@ use super::graph::{Opening, StageContext};
 use super::open::Student;
 use super::run::interrupted;
 use super::stage_select::TRACES;
-use super::stages::{earlier_inputs, files};
-use crate::data::{self, Prompt, hash_file};
+use crate::data::{self, Prompt, builtin, hash_file};
 use crate::generate::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
 use crate::generate::{FinishReason, LocalEngine, Sampling};
-use crate::progress::{Reporter, Stop};
+use crate::progress::Stop;
 use crate::recipe::graph::{Job, StagePlan};
 use crate::recipe::reward::{RewardKind, RewardTable};
 use crate::recipe::stage::{Prompts, SamplingTable};
@@ -24,13 +23,25 @@ use crate::verify::sandbox::Sandbox;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
 /// What the stage leaves.
 pub const GENERATIONS: &str = "generations.jsonl";
 
+/// Sources that need no file.
+pub const BUILTIN: &str = "builtin:";
+/// Columns of a prompt's row that are about other answers.
+const STALE: [&str; 8] = [
+    "generations",
+    "opening",
+    "reward",
+    "rewards",
+    "correct",
+    "parts",
+    "num_tokens",
+    "finish_reason",
+];
 /// Prompts that are tokens at the same time. Between two such chunks the batch runs empty once.
 const CHUNK: usize = 4096;
 /// Prompts whose answers are scored together: a judge is asked about all of them side by side.
@@ -46,14 +57,13 @@ pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result
     else {
         return Ok(json!({}));
     };
-    let chat = student.chat();
     Ok(json!({
         "prompts": prompt_inputs(opening, stage, prompts)?,
         // sequences side by side change nothing
         "sampling": SamplingTable { batch_size: 0, ..sampling.clone() },
-        "rewards": rewards,
-        "template": chat.template()?.source(),
-        "tokenizer": hex(&Sha256::digest(chat.tokenizer.json())),
+        "rewards": rewards.as_ref().map(RewardTable::learned),
+        "template": student.chat().template()?.source(),
+        "tokenizer": student.tokenizer_hash(),
     }))
 }
 
@@ -62,14 +72,15 @@ pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result
 /// # Errors
 /// A source that is not there.
 pub fn prompt_inputs(opening: &Opening, stage: &StagePlan, prompts: &[Prompts]) -> Result<Value> {
-    let dir = opening.root.join(&stage.name);
     let mut all = Vec::new();
-    for (i, spec) in prompts.iter().enumerate() {
+    for spec in prompts {
         if let Some(key) = opening.key_of(&spec.source)? {
             all.push(json!({"spec": spec, "key": key}));
             continue;
         }
-        let (paths, commit) = prompt_files(&dir, i, spec, opening.reporter)?;
+        let revision = spec.revision.as_deref();
+        let config = spec.config.as_deref();
+        let paths = opening.files(stage, &spec.source, config, &spec.split, revision)?;
         let hashes: Vec<String> = paths
             .iter()
             .map(|path| hash_file(path, opening.stop))
@@ -80,27 +91,13 @@ pub fn prompt_inputs(opening: &Opening, stage: &StagePlan, prompts: &[Prompts]) 
             how.source = String::new();
             how.revision = None;
         }
-        all.push(json!({"spec": how, "files": hashes, "commit": commit}));
+        let mut one = json!({"spec": how, "files": hashes});
+        if spec.source.starts_with(BUILTIN) {
+            one["builtin"] = json!(builtin::VERSION);
+        }
+        all.push(one);
     }
     Ok(json!(all))
-}
-
-/// The files of a source with the commit of a Hub data set: the one that the stage was begun with, if it was.
-fn prompt_files(
-    dir: &Path,
-    number: usize,
-    spec: &Prompts,
-    reporter: &dyn Reporter,
-) -> Result<(Vec<PathBuf>, Option<String>)> {
-    let earlier = earlier_inputs(dir)?.unwrap_or_default();
-    let commit = earlier["prompts"][number]["commit"].as_str();
-    files(
-        &spec.source,
-        spec.config.as_deref(),
-        Some(&spec.split),
-        spec.revision.as_deref().or(commit),
-        reporter,
-    )
 }
 
 /// All prompts of a stage, in order; there is at least one. Of traces that an earlier stage selected, each problem is asked
@@ -110,9 +107,11 @@ fn prompt_files(
 /// A source that cannot be read; a row that is no prompt.
 pub fn read_prompts(context: &StageContext, sources: &[Prompts]) -> Result<Vec<Prompt>> {
     let mut all = Vec::new();
-    for (i, spec) in sources.iter().enumerate() {
+    for spec in sources {
         let Some(path) = context.left(&spec.source, TRACES) else {
-            let (paths, _) = prompt_files(&context.dir, i, spec, context.reporter)?;
+            let revision = spec.revision.as_deref();
+            let config = spec.config.as_deref();
+            let paths = context.files(&spec.source, config, &spec.split, revision)?;
             for prompt in data::prompts(spec, &paths, context.stage.seed)? {
                 all.push(prompt?);
             }
@@ -397,7 +396,7 @@ struct Scores {
 impl Row {
     fn new(prompt: &Prompt, opening: &str, answers: &[Generation], scored: &[Scored]) -> Self {
         let mut fields = prompt.row.clone();
-        fields.remove("generations");
+        STALE.iter().for_each(|name| _ = fields.remove(*name));
         fields.insert("id".into(), json!(prompt.id));
         fields.insert("question".into(), json!(prompt.question));
         fields.insert("messages".into(), json!(prompt.messages));
@@ -419,7 +418,7 @@ impl Row {
             let scored = scored.get(i);
             Scores {
                 answer: answer.clone(),
-                reward: scored.map(|s| s.total),
+                reward: scored.and_then(Scored::reward),
                 correct: scored.and_then(Scored::is_correct),
                 parts: scored.map(parts).unwrap_or_default(),
             }
@@ -440,9 +439,13 @@ struct Summary {
     num_judged: u64,
     num_correct: u64,
     num_scored: u64,
+    /// Samples that no reward applies to.
+    num_unrewarded: u64,
     reward_sum: f64,
     /// Value and number by reward.
-    parts: std::collections::BTreeMap<String, (f64, u64)>,
+    parts: BTreeMap<String, (f64, u64)>,
+    /// Samples by the rewards that do not apply to them.
+    missing: BTreeMap<String, u64>,
 }
 
 impl Summary {
@@ -457,12 +460,17 @@ impl Summary {
         if let Some(reward) = one.reward {
             self.num_scored += 1;
             self.reward_sum += reward;
+        } else if !one.parts.is_empty() {
+            self.num_unrewarded += 1;
         }
         for (name, value) in &one.parts {
-            if let Some(value) = value.as_f64() {
-                let (sum, num) = self.parts.entry(name.clone()).or_default();
-                *sum += value;
-                *num += 1;
+            match value.as_f64() {
+                Some(value) => {
+                    let (sum, num) = self.parts.entry(name.clone()).or_default();
+                    *sum += value;
+                    *num += 1;
+                }
+                None => *self.missing.entry(name.clone()).or_default() += 1,
             }
         }
     }
@@ -482,6 +490,8 @@ impl Summary {
             "correct_share": share(self.num_correct, self.num_judged),
             "reward_mean": (self.num_scored > 0).then(|| self.reward_sum / self.num_scored as f64),
             "reward_parts_mean": means,
+            "num_unrewarded": self.num_unrewarded,
+            "rewards_missing": self.missing,
         })
     }
 
@@ -494,10 +504,85 @@ impl Summary {
         if self.num_truncated > 0 {
             text += &format!(", {} cut off", self.num_truncated);
         }
+        if self.num_unrewarded > 0 {
+            text += &format!(", {} without a reward", self.num_unrewarded);
+        }
+        for (name, num) in &self.missing {
+            text += &format!("; `{name}` does not apply to {num}");
+        }
         text
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::stage::FromSource;
+
+    #[test]
+    fn a_row_keeps_nothing_of_other_answers() {
+        let row = json!({"problem": "6*7?", "gold": "42", "tests": ["assert 1"], "reward": [0.5], "rewards": [{}], "opening": "<think>\n", "generations": [{"text": "old"}]});
+        let Value::Object(values) = row else { panic!() };
+        let spec = Prompts::from_source(String::new());
+        let prompt = data::prompts::of_row(values, &spec, 3).unwrap();
+        let answer = Generation {
+            text: "41".into(),
+            tokens: vec![1],
+            logprobs: Vec::new(),
+            sampled_logprobs: Vec::new(),
+            finish_reason: FinishReason::Stop,
+        };
+        // no reward applies: that is no reward of 0
+        let scored = Scored {
+            total: 0.0,
+            parts: Vec::new(),
+            verdict: None,
+            step_ends: Vec::new(),
+        };
+        let row = json!(Row::new(&prompt, "", &[answer], &[scored]));
+        let keys: Vec<&str> = row
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        let mut expected = [
+            "generations",
+            "gold",
+            "id",
+            "messages",
+            "problem",
+            "question",
+            "tests",
+        ];
+        expected.sort_by_key(|key| keys.iter().position(|k| k == key));
+        assert_eq!(keys, expected);
+        let one = row["generations"][0].as_object().unwrap();
+        assert_eq!(one["text"], "41");
+        assert!(!one.contains_key("reward"));
+    }
+
+    #[test]
+    fn what_no_reward_applies_to_is_counted() {
+        let mut summary = Summary::default();
+        for (reward, parts) in [
+            (Some(0.5), json!({"accuracy": 0.5, "judge": null})),
+            (None, json!({"accuracy": null, "judge": null})),
+        ] {
+            let mut one = json!({"text": "", "tokens": [1], "finish_reason": FinishReason::Stop, "parts": parts});
+            one["reward"] = json!(reward);
+            summary.add(&serde_json::from_value(one).unwrap());
+        }
+        let result = summary.result(1);
+        assert_eq!(result["num_unrewarded"], 1);
+        assert_eq!(result["reward_mean"], 0.5);
+        assert_eq!(
+            result["rewards_missing"],
+            json!({"accuracy": 1, "judge": 2})
+        );
+        assert_eq!(
+            summary.line(),
+            "2 samples, 2 tokens, 1 without a reward; `accuracy` does not apply to 1; `judge` does not apply to 2"
+        );
+    }
 }

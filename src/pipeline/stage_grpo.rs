@@ -28,7 +28,6 @@ use crate::train::rollout::Group;
 use crate::train::{GrpoJob, GrpoObserver, GrpoPrompt, train_grpo};
 use crate::{Error, Result};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 
@@ -45,14 +44,12 @@ pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result
     else {
         return Ok(json!({}));
     };
-    let chat = student.chat();
-    let tokenizer = Sha256::digest(chat.tokenizer.json());
     Ok(json!({
         "prompts": prompt_inputs(opening, stage, prompts)?,
         "grpo": grpo.learned(),
-        "rewards": rewards,
-        "template": chat.template()?.source(),
-        "tokenizer": tokenizer.iter().map(|b| format!("{b:02x}")).collect::<String>(),
+        "rewards": rewards.learned(),
+        "template": student.chat().template()?.source(),
+        "tokenizer": student.tokenizer_hash(),
     }))
 }
 
@@ -143,6 +140,12 @@ pub fn run(context: &StageContext) -> Result<Value> {
     }
     log.sync()?;
     drop(log);
+    if outcome.num_unrewarded > 0 {
+        context.reporter.note(&format!(
+            "no reward applied to {} completions, which taught nothing; `rewards_missing` in `metrics.jsonl` says which rewards do not apply",
+            outcome.num_unrewarded
+        ));
+    }
     save_model(&model, student, &context.dir)?;
     Ok(json!(outcome))
 }
@@ -212,6 +215,12 @@ impl GrpoObserver for StepLog<'_> {
         Ok(())
     }
 
+    fn reopened(&mut self, step: usize) -> Result<()> {
+        let path = self.context.dir.join("metrics.jsonl");
+        self.metrics = Some(MetricsLog::open(&path, step.saturating_sub(1) as u64)?);
+        Ok(())
+    }
+
     fn step(&mut self, record: &GrpoRecord) -> Result<()> {
         if let Some(metrics) = &mut self.metrics {
             metrics.append(record)?;
@@ -265,7 +274,7 @@ impl GrpoObserver for StepLog<'_> {
                             "text": answer.text,
                             "num_tokens": answer.tokens.len(),
                             "finish_reason": answer.finish_reason,
-                            "reward": scored.total,
+                            "reward": scored.reward(),
                             "parts": super::stage_generate::parts(scored),
                             "correct": scored.is_correct(),
                             "advantage": advantage,

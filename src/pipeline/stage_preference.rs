@@ -1,6 +1,7 @@
 //! The `preference` stage of a pipeline: DPO, RPO or SimPO on pairs. It leaves `model/`.
 
 use super::graph::{Opening, StageContext};
+use super::open::Student;
 use super::pair_rows;
 use super::stages::{self, StepLog};
 use crate::data::JudgedOptions;
@@ -24,7 +25,7 @@ pub(super) fn without_saving(plan: &SftPlan, seed: u64) -> SftSettings {
 }
 
 /// What the model depends on besides the weights it starts from.
-pub fn inputs(opening: &Opening, stage: &StagePlan) -> Result<Value> {
+pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result<Value> {
     let Job::Preference { sources, table } = &stage.job else {
         return Ok(json!({}));
     };
@@ -33,7 +34,7 @@ pub fn inputs(opening: &Opening, stage: &StagePlan) -> Result<Value> {
     settings["held_out"] = json!(table.held_out);
     settings["max_length"] = json!(table.max_length);
     settings["on_bad"] = json!(table.on_bad);
-    let mut inputs = pair_rows::inputs(opening, sources, &table.build)?;
+    let mut inputs = pair_rows::inputs(opening, stage, student, sources, &table.build)?;
     inputs["preference"] = settings;
     Ok(inputs)
 }

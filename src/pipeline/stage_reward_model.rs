@@ -2,6 +2,7 @@
 //! which transformers reads too, and beside the weights what it was made to see.
 
 use super::graph::{Opening, StageContext};
+use super::open::Student;
 use super::pair_rows;
 use super::stage_preference::without_saving;
 use super::stages::{self, StepLog};
@@ -16,7 +17,7 @@ use crate::{Error, Result};
 use serde_json::{Value, json};
 
 /// What the model depends on besides the weights it starts from.
-pub fn inputs(opening: &Opening, stage: &StagePlan) -> Result<Value> {
+pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result<Value> {
     let Job::RewardModel { sources, table } = &stage.job else {
         return Ok(json!({}));
     };
@@ -27,7 +28,7 @@ pub fn inputs(opening: &Opening, stage: &StagePlan) -> Result<Value> {
     settings["held_out"] = json!(table.held_out);
     settings["max_length"] = json!(table.max_length);
     settings["on_bad"] = json!(table.on_bad);
-    let mut inputs = pair_rows::inputs(opening, sources, &table.build)?;
+    let mut inputs = pair_rows::inputs(opening, stage, student, sources, &table.build)?;
     inputs["reward_model"] = settings;
     Ok(inputs)
 }

@@ -8,12 +8,11 @@ use super::folder::write_json;
 use super::graph::{Opening, StageContext};
 use super::run::interrupted;
 use super::sample_rows::{Candidate, SampleRow, judge, read_rows};
-use super::stage_generate::{GENERATIONS, open_rewards};
-use super::stages::{earlier_inputs, files};
-use crate::data::{self, Item, hash_file};
-use crate::progress::Reporter;
+use super::stage_generate::{BUILTIN, GENERATIONS, open_rewards};
+use crate::data::{self, Item, builtin, hash_file};
 use crate::recipe::Traces;
 use crate::recipe::graph::{Job, StagePlan};
+use crate::recipe::reward::RewardTable;
 use crate::recipe::select::{Order, Select};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -89,52 +88,47 @@ pub fn inputs(opening: &Opening, stage: &StagePlan) -> Result<Value> {
             None => Ok(json!({ "file": hash_file(Path::new(source), opening.stop)? })),
         })
         .collect::<Result<Vec<_>>>()?;
-    let dir = opening.root.join(&stage.name);
     let mut mixed = Vec::new();
-    for (i, spec) in mix.iter().enumerate() {
+    for spec in mix {
         let mut how = spec.clone();
         if let Some(key) = opening.key_of(&spec.source)? {
-            mixed.push(json!({"spec": how, "key": key}));
+            let mut one = json!({"spec": how, "key": key});
+            if let Some(hash) = label_hash(opening, spec)? {
+                one["labels"] = json!(hash);
+            }
+            mixed.push(one);
             continue;
         }
-        let (paths, commit) = mix_files(&dir, i, spec, opening.reporter)?;
-        let labels = spec.labels.iter().map(|labels| PathBuf::from(&labels.file));
-        let hashes = paths
-            .iter()
-            .cloned()
-            .chain(labels)
-            .map(|path| hash_file(&path, opening.stop))
-            .collect::<Result<Vec<_>>>()?;
+        let revision = spec.revision.as_deref();
+        let config = spec.config.as_deref();
+        let paths = opening.files(stage, &spec.source, config, &spec.split, revision)?;
+        let hash = |path: &PathBuf| hash_file(path, opening.stop);
+        let mut hashes = paths.iter().map(hash).collect::<Result<Vec<_>>>()?;
+        hashes.extend(label_hash(opening, spec)?);
         if !paths.is_empty() {
             how.source = String::new();
             how.revision = None;
         }
-        mixed.push(json!({"spec": how, "files": hashes, "commit": commit}));
+        let mut one = json!({"spec": how, "files": hashes});
+        if spec.source.starts_with(BUILTIN) {
+            one["builtin"] = json!(builtin::VERSION);
+        }
+        mixed.push(one);
     }
     Ok(json!({
         "samples": of_samples,
         "select": select,
-        "rewards": rewards,
+        "rewards": rewards.as_ref().map(RewardTable::learned),
         "mix": mixed,
     }))
 }
 
-/// The files of a mixed source: of the commit that the stage was begun with, if it was.
-fn mix_files(
-    dir: &Path,
-    number: usize,
-    spec: &Traces,
-    reporter: &dyn Reporter,
-) -> Result<(Vec<PathBuf>, Option<String>)> {
-    let earlier = earlier_inputs(dir)?.unwrap_or_default();
-    let commit = earlier["mix"][number]["commit"].as_str();
-    files(
-        &spec.source,
-        spec.config.as_deref(),
-        Some(&spec.split),
-        spec.revision.as_deref().or(commit),
-        reporter,
-    )
+/// The content of the file of verdicts that stands beside traces.
+pub fn label_hash(opening: &Opening, spec: &Traces) -> Result<Option<String>> {
+    let labels = spec.labels.as_ref();
+    labels
+        .map(|labels| hash_file(Path::new(&labels.file), opening.stop))
+        .transpose()
 }
 
 /// Selects and mixes; leaves [`TRACES`] and [`COUNTS`].
@@ -183,8 +177,8 @@ pub fn run(context: &StageContext) -> Result<Value> {
         }
     }
     let mut counts = selection.finish()?;
-    for (i, spec) in mix.iter().enumerate() {
-        let mixed = mix_in(context, i, spec, &mut selection.out, counts.num_kept)?;
+    for spec in mix {
+        let mixed = mix_in(context, spec, &mut selection.out, counts.num_kept)?;
         counts.num_traces += mixed.num_traces;
         counts.mix.push(mixed);
     }
@@ -352,7 +346,6 @@ impl<'a> Selection<'a> {
 /// Appends traces of another source: all, `limit` of them, or `weight` times as many as were selected.
 fn mix_in(
     context: &StageContext,
-    number: usize,
     spec: &Traces,
     out: &mut Output,
     num_selected: u64,
@@ -372,7 +365,10 @@ fn mix_in(
             spec.source = path.display().to_string();
             vec![path]
         }
-        None => mix_files(&context.dir, number, &spec, context.reporter)?.0,
+        None => {
+            let revision = spec.revision.as_deref();
+            context.files(&name, spec.config.as_deref(), &spec.split, revision)?
+        }
     };
     let mut mixed = Mixed {
         source: name.clone(),

@@ -3,7 +3,7 @@
 
 use super::graph::{Opening, StageContext};
 use super::open::{Student, check_positions};
-use super::stage_select::TRACES;
+use super::stage_select::{TRACES, label_hash};
 use super::stages::{self, Context};
 use crate::recipe::graph::StagePlan;
 use crate::recipe::plan::Plan;
@@ -26,13 +26,18 @@ pub fn inputs(opening: &Opening, stage: &StagePlan, student: &Student) -> Result
         .collect();
     for traces in &plan.traces {
         if let Some(key) = opening.key_of(&traces.source)? {
-            of_stages.push(json!({"spec": traces, "key": key}));
+            let mut one = json!({"spec": traces, "key": key});
+            if let Some(hash) = label_hash(opening, traces)? {
+                one["labels"] = json!(hash);
+            }
+            of_stages.push(one);
         }
     }
     let settings = stages::learned(&plan);
     plan.traces.retain(|traces| !traces.source.starts_with('@'));
-    let dir = opening.root.join(&stage.name);
-    let sources = stages::trace_sources(&plan, Some(&dir), opening.reporter)?;
+    let earlier = opening.earlier(stage);
+    let sources = stages::trace_sources(&plan, earlier.as_deref(), opening.reporter)?;
+    opening.read_at(stages::commits_of(&sources));
     let options = stages::build_options(&plan);
     let files = data::store_key(&options, &sources, student.chat(), opening.stop)?;
     Ok(json!({

@@ -1,5 +1,6 @@
 //! One function a stage: what it reads, what it leaves in its folder. Evaluations are in [`super::suites`].
 
+use super::commits::Commits;
 use super::folder::{read_json, write_json};
 use super::open::Student;
 use crate::data::{BuildOptions, Store, TraceSource};
@@ -13,9 +14,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// In the folder of the data stage: where each `[[traces]]` came from.
-const SOURCES: &str = "sources.json";
 
 /// Weights of a result are cut into files of at most so many bytes, as transformers does.
 pub(super) const MAX_SHARD_BYTES: u64 = 50_000_000_000;
@@ -63,11 +61,7 @@ pub fn data(context: &Context, student: &Student) -> Result<Store> {
         .reporter
         .stage(&context.stage.name, "traces to tokens");
     let sources = trace_sources(plan, Some(&context.dir), context.reporter)?;
-    let commits: Vec<Value> = sources
-        .iter()
-        .map(|s| json!({"source": s.spec.source, "commit": s.revision}))
-        .collect();
-    write_json(&context.dir.join(SOURCES), &commits)?;
+    commits_of(&sources).write(&context.dir)?;
     let (store, report) = Store::build(
         &build_options(plan),
         &sources,
@@ -110,16 +104,11 @@ pub fn trace_sources(
     earlier: Option<&Path>,
     reporter: &dyn Reporter,
 ) -> Result<Vec<TraceSource>> {
-    let path = earlier.map(|dir| dir.join(SOURCES));
-    let earlier: Vec<Value> = match path {
-        Some(path) if path.exists() => read_json(&path)?,
-        _ => Vec::new(),
-    };
-    let same = |source: &str| earlier.iter().find(|e| e["source"] == source);
+    let earlier = earlier.map(Commits::read).transpose()?.unwrap_or_default();
     plan.traces
         .iter()
         .map(|spec| {
-            let commit = same(&spec.source).and_then(|e| e["commit"].as_str());
+            let commit = earlier.of(&spec.source);
             let (files, revision) = files(
                 &spec.source,
                 spec.config.as_deref(),
@@ -134,6 +123,15 @@ pub fn trace_sources(
             })
         })
         .collect()
+}
+
+/// Where the traces came from.
+pub fn commits_of(sources: &[TraceSource]) -> Commits {
+    let mut commits = Commits::default();
+    for TraceSource { spec, revision, .. } in sources {
+        commits.add(&spec.source, spec.revision.as_deref(), revision.clone());
+    }
+    commits
 }
 
 /// The files a source stands for, and the commit of a Hub data set; a built-in one has none.

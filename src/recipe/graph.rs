@@ -389,8 +389,8 @@ impl Resolver<'_> {
         if let Some((base, card)) = self.earlier(number, "model", model, Leaves::Model)? {
             let mut student = base.student()?.clone();
             if let Some(own) = own {
-                student.method = own.method;
-                student.dtype = own.dtype;
+                student.method = own.method.unwrap_or(student.method);
+                student.dtype = own.dtype.unwrap_or(student.dtype);
                 student.chat_template = own.chat_template.clone().or(student.chat_template);
                 student.rope_theta = own.rope_theta.or(student.rope_theta);
                 let positions = own.max_position_embeddings;
@@ -398,15 +398,12 @@ impl Resolver<'_> {
             }
             return Ok((student, Some(base.name.clone()), card.clone()));
         }
-        let mut table = match (own, &self.recipe.student) {
-            (Some(own), _) => own.clone(),
-            // only how it is computed; what belongs to another checkpoint does not come along
-            (None, student) => super::Student {
-                method: student.as_ref().map(|s| s.method).unwrap_or_default(),
-                dtype: student.as_ref().map(|s| s.dtype).unwrap_or_default(),
-                ..super::Student::default()
-            },
-        };
+        // only how it is computed; what belongs to another checkpoint does not come along
+        let mut table = own.cloned().unwrap_or_default();
+        if let Some(student) = &self.recipe.student {
+            table.method = table.method.or(student.method);
+            table.dtype = table.dtype.or(student.dtype);
+        }
         table.model = Some(model.clone());
         table.init = None;
         let (student, card) = plan::resolve_student(&table, &mut self.notes)?;
@@ -595,3 +592,7 @@ impl Resolver<'_> {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "graph_tests.rs"]
+mod tests;

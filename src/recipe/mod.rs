@@ -58,12 +58,13 @@ pub struct Student {
     /// layout. Left out where `[student.init]` makes random weights.
     #[serde(default)]
     pub model: Option<String>,
-    /// Which weights are trained.
-    #[serde(default)]
-    pub method: Method,
+    /// Which weights are trained; default: `full`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
     /// Dtype of weights and activations; optimiser states are f32, and so is a master copy of 16-bit weights.
-    #[serde(default)]
-    pub dtype: Dtype,
+    /// Default: `f32`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
     /// A Jinja chat template in place of the student's own: a file, or the name of one under `models/templates`.
     #[serde(default)]
     pub chat_template: Option<String>,

@@ -215,10 +215,11 @@ pub(super) fn resolve_student(
     student: &Student,
     notes: &mut Vec<String>,
 ) -> Result<(StudentPlan, Option<Card>)> {
-    if student.method != Method::Full {
+    let method = student.method.unwrap_or_default();
+    if method != Method::Full {
         return Err(Error::input(format!(
             "`student.method = \"{}\"` is not in this version",
-            format!("{:?}", student.method).to_lowercase()
+            format!("{method:?}").to_lowercase()
         ))
         .with_hint("use `method = \"full\"`, with a smaller student where memory is short"));
     }
@@ -244,8 +245,8 @@ pub(super) fn resolve_student(
     let plan = StudentPlan {
         source,
         family: card.as_ref().map(|c| c.family.clone()),
-        method: student.method,
-        dtype: student.dtype,
+        method,
+        dtype: student.dtype.unwrap_or_default(),
         chat_template: student
             .chat_template
             .clone()

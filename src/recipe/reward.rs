@@ -39,6 +39,21 @@ impl RewardTable {
         }
     }
 
+    /// What changes the rewards.
+    pub fn learned(&self) -> Self {
+        let Self::List(list) = self else {
+            return self.clone();
+        };
+        let learned = |reward: &RewardSettings| {
+            let mut reward = reward.clone();
+            if let RewardKind::Judge(judge) = &mut reward.kind {
+                *judge = judge.learned();
+            }
+            reward
+        };
+        Self::List(list.iter().map(learned).collect())
+    }
+
     /// The reward models that it names: folders, or stages as `@stage`.
     pub fn models(&self) -> Vec<&str> {
         let Self::List(list) = self else {
@@ -527,6 +542,21 @@ impl JudgeSettings {
             max_requests: None,
             max_total_tokens: None,
             cache: default_cache(),
+        }
+    }
+
+    /// What changes the verdicts: who is asked, and how; not how patiently, nor at what cost.
+    pub fn learned(&self) -> Self {
+        Self {
+            key_variable: String::new(),
+            concurrency: 0,
+            timeout_s: 0.0,
+            max_retries: 0,
+            backoff_s: 0.0,
+            max_requests: None,
+            max_total_tokens: None,
+            cache: String::new(),
+            ..self.clone()
         }
     }
 }

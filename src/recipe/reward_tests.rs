@@ -93,3 +93,26 @@ fn mistakes_are_named() {
         assert!(error.starts_with(expected), "{text}: {error}");
     }
 }
+
+#[test]
+fn what_a_judge_costs_is_not_learned() {
+    let with = |more: &str| {
+        let text = "[[reward]]\nname = \"judge\"\nurl = \"http://a/v1\"\nmodel = \"m\"\n";
+        read(&format!("{text}{more}")).unwrap().learned()
+    };
+    for same in [
+        "max_requests = 5",
+        "max_total_tokens = 100",
+        "timeout_s = 3.0",
+        "concurrency = 1",
+        "max_retries = 0",
+        "backoff_s = 0.1",
+        "cache = \"elsewhere\"",
+        "key_variable = \"KEY\"",
+    ] {
+        assert_eq!(with(same), with(""), "{same}");
+    }
+    for other in ["temperature = 0.5", "max_tokens = 9", "weight = 2.0"] {
+        assert_ne!(with(other), with(""), "{other}");
+    }
+}

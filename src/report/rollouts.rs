@@ -55,7 +55,8 @@ pub struct Completion {
     pub num_cut: u64,
     pub num_tokens: u64,
     pub finish_reason: String,
-    pub reward: f64,
+    /// None where no reward applies.
+    pub reward: Option<f64>,
     pub parts: BTreeMap<String, Option<f64>>,
     pub correct: Option<bool>,
     /// Of the completion, or the mean over its tokens.
@@ -165,7 +166,8 @@ fn shortened(mut group: SampledGroup, step: u64) -> SampledGroup {
     };
     let mut all = std::mem::take(&mut group.completions);
     // the first of equal ones stays first
-    all.sort_by(|a, b| b.reward.total_cmp(&a.reward));
+    let reward = |one: &Completion| one.reward.unwrap_or(f64::NEG_INFINITY);
+    all.sort_by(|a, b| reward(b).total_cmp(&reward(a)));
     let places: Vec<usize> = spread(all.len(), NUM_COMPLETIONS).collect();
     group.num_more = (all.len() - places.len()) as u64;
     let all = all.into_iter().enumerate();
@@ -256,7 +258,7 @@ fn completion(one: &Completion, opening: &str) -> String {
     };
     format!(
         "<article class=\"answer\"><header><span>reward {}, advantage {sign}{}, {} tokens</span>{verdict}</header><p class=\"soft\">{}</p><div class=\"text\" tabindex=\"0\" role=\"region\" aria-label=\"completion\"><span class=\"soft\">{}</span>{}{end}</div></article>",
-        short(one.reward),
+        one.reward.map_or("–".into(), short),
         short(one.advantage),
         group(one.num_tokens),
         escape(&parts.join(", ")),
@@ -297,7 +299,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rollouts.jsonl");
         assert!(read(&path).is_none());
-        let completion = |i: usize| json!({"text": "ä<b>".repeat(i * 1000), "num_tokens": i, "finish_reason": "stop", "reward": i as f64 / 8.0, "parts": {"accuracy": null, "format": 1.0}, "correct": i == 7, "advantage": i as f64 - 3.5});
+        let completion = |i: usize| json!({"text": "ä<b>".repeat(i * 1000), "num_tokens": i, "finish_reason": "stop", "reward": (i > 0).then_some(i as f64 / 8.0), "parts": {"accuracy": null, "format": 1.0}, "correct": i == 7, "advantage": i as f64 - 3.5});
         let line = |step: usize| {
             let groups = json!([{"id": format!("p{step}"), "question": "1 < 2?", "golds": ["<yes>"], "opening": "<think>", "completions": (0..8).map(completion).collect::<Vec<_>>()}]);
             json!({"step": step, "groups": groups}).to_string() + "\n"
@@ -313,8 +315,10 @@ mod tests {
         let steps: Vec<u64> = sampled.groups.iter().map(|g| g.step).collect();
         assert_eq!(steps, [10, 30, 60, 90]);
         let group = &sampled.groups[0];
-        let rewards: Vec<f64> = group.completions.iter().map(|c| c.reward * 8.0).collect();
-        assert_eq!((rewards, group.num_more), (vec![7.0, 5.0, 3.0, 0.0], 4));
+        let rewards = group.completions.iter().map(|c| c.reward.map(|r| r * 8.0));
+        let rewards: Vec<Option<f64>> = rewards.collect();
+        let expected = vec![Some(7.0), Some(5.0), Some(3.0), None];
+        assert_eq!((rewards, group.num_more), (expected, 4));
         let first = &group.completions[0];
         assert_eq!((first.text.chars().count(), first.num_cut), (3000, 25_000));
         let html = section(&sampled);

@@ -78,6 +78,12 @@ impl Scored {
         }
     }
 
+    /// The weighted sum; none where no reward applies, which is another thing than a sum of 0.
+    pub fn reward(&self) -> Option<f64> {
+        let applies = self.parts.iter().any(|part| part.value.is_some());
+        applies.then_some(self.total)
+    }
+
     /// The weighted sum over the rewards of the whole; none where none of them applies.
     pub fn outcome(&self) -> Option<f64> {
         let whole = || self.parts.iter().filter(|part| !part.is_of_steps);
@@ -152,6 +158,10 @@ mod tests {
         assert_eq!(of_steps.missing.as_deref(), Some("there is no step"));
         let none = scored(vec![part("accuracy", None, 1.0), of_steps]);
         assert_eq!((none.outcome(), none.steps()), (None, vec![]));
+        assert_eq!((none.reward(), none.total), (None, 0.0));
+        // a weighted 0 is a reward
+        let zero = scored(vec![part("accuracy", Some(0.0), 1.0)]);
+        assert_eq!(zero.reward(), Some(0.0));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! policy, and a reference that is the policy needs no pass of its own.
 
 use super::checkpoint::{Checkpoints, Progress};
-use super::grpo_record::{GrpoRecord, shares_of_groups};
+use super::grpo_record::GrpoRecord;
 use super::grpo_update::{self, Learnt};
 use super::hacking::{self, Point, share_error};
 use super::rollout::{Group, GrpoPrompt, Rollout, Rollouts};
@@ -70,6 +70,11 @@ pub trait GrpoObserver {
     /// Called once before the first step: `step` updates are done already. What was recorded of later ones does not count.
     fn resumed(&mut self, step: usize) -> Result<()>;
 
+    /// The record of `step` does not count either: it comes again.
+    fn reopened(&mut self, _step: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Something the user should know that is no error.
     fn warn(&mut self, _text: &str) {}
 }
@@ -86,6 +91,8 @@ pub struct GrpoOutcome {
     pub num_tokens: u64,
     /// Groups that were replaced as all right or all wrong.
     pub num_dropped_groups: u64,
+    /// Completions that were learnt from and no reward applied to, counted with each update.
+    pub num_unrewarded: u64,
     /// Evaluations that found the reward up and the accuracy down.
     pub num_alarms: usize,
     /// Of the last update.
@@ -111,6 +118,11 @@ struct Cursor {
     num_alarms: usize,
     /// Sum and number of rewards since the last of them.
     rewards_since: (f64, usize),
+    #[serde(default)]
+    num_unrewarded: u64,
+    /// The record of the last update, whose evaluation was stopped. TOML, which keeps every bit of a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    open_record: Option<String>,
 }
 
 impl Progress for Cursor {
@@ -180,6 +192,16 @@ pub fn train_grpo(
     let num_resumed_steps = cursor.step;
     let mut saved_step = cursor.step;
     observer.resumed(cursor.step)?;
+    if let Some(text) = cursor.open_record.take() {
+        let mut record: GrpoRecord = toml::from_str(&text)
+            .map_err(|e| Error::input(format!("the record of update {}: {e}", cursor.step)))?;
+        observer.reopened(cursor.step)?;
+        held_out(&mut cursor, &mut record, observer).map_err(|e| match e {
+            Error::Interrupted { .. } => interrupted(cursor.step, total_steps, dir),
+            e => e,
+        })?;
+        observer.step(&record)?;
+    }
     let mut rollouts = Rollouts {
         engine: job.engine,
         prompts,
@@ -231,6 +253,13 @@ pub fn train_grpo(
                 });
             }
         };
+        if cursor.num_rollouts == 0 {
+            for (name, why) in rollout.never_applied() {
+                observer.warn(&format!(
+                    "reward `{name}` applies to no completion of the first rollout: {why}"
+                ));
+            }
+        }
         let (mut learnt, places) = learnt(&rollout, prompts, settings);
 
         // log-probabilities before the first update
@@ -257,14 +286,13 @@ pub fn train_grpo(
         let reference_s = started.elapsed().as_secs_f64();
 
         // updates
-        let (all_right, all_wrong) = shares_of_groups(&rollout.groups, rollout.num_dropped);
+        let (all_right, all_wrong) = rollout.shares();
         let minibatches = minibatches(learnt.len(), settings, job.seed, cursor.num_rollouts);
         let num_minibatches = minibatches.len().min(total_steps - cursor.step);
         cursor.num_prompts += rollout.num_drawn;
         cursor.num_completions += (rollout.num_drawn * settings.group_size) as u64;
         cursor.num_dropped_groups += rollout.num_dropped as u64;
-        let sampled: usize = learnt.iter().map(Learnt::num_tokens).sum();
-        cursor.num_tokens += sampled as u64;
+        cursor.num_tokens += rollout.num_tokens as u64;
         let step_before = cursor.step;
         for (i, which) in minibatches.into_iter().take(num_minibatches).enumerate() {
             let started = Instant::now();
@@ -312,14 +340,22 @@ pub fn train_grpo(
             record.add_update(&stats, reference.is_some());
             let of_update: Vec<(usize, usize)> = which.iter().map(|&i| places[i]).collect();
             record.add_completions(&rollout.groups, prompts, &of_update);
-            cursor.reward = Some(record.reward);
-            let (sum, num) = cursor.rewards_since;
-            cursor.rewards_since = (sum + record.reward, num + 1);
+            cursor.num_unrewarded += record.num_unrewarded as u64;
+            if record.num_unrewarded < record.num_completions {
+                cursor.reward = Some(record.reward);
+                let (sum, num) = cursor.rewards_since;
+                cursor.rewards_since = (sum + record.reward, num + 1);
+            }
             let last = i + 1 == num_minibatches;
             if last && passed(step_before, cursor.step, settings.eval_every_steps) {
-                held_out(&mut cursor, &mut record, observer)?;
+                match held_out(&mut cursor, &mut record, observer) {
+                    Err(Error::Interrupted { .. }) => cursor.open_record = Some(text(&record)?),
+                    other => other?,
+                }
             }
-            observer.step(&record)?;
+            if cursor.open_record.is_none() {
+                observer.step(&record)?;
+            }
         }
         if passed(step_before, cursor.step, settings.samples_every_steps) {
             let n = rollout.groups.len().min(settings.num_sample_groups);
@@ -335,10 +371,14 @@ pub fn train_grpo(
             cursor.reference_step = cursor.step;
         }
         let due = passed(saved_step, cursor.step, settings.checkpoint_every_steps);
-        if due || cursor.step == total_steps {
+        let is_stopped = cursor.open_record.is_some();
+        if due || is_stopped || cursor.step == total_steps {
             save(&cursor, &optimizer, observer)?;
             saved_step = cursor.step;
             rollouts.forget_before(cursor.num_rollouts)?;
+        }
+        if is_stopped {
+            return Err(interrupted(cursor.step, total_steps, dir));
         }
     }
     Ok(GrpoOutcome {
@@ -349,6 +389,7 @@ pub fn train_grpo(
         num_completions: cursor.num_completions,
         num_tokens: cursor.num_tokens,
         num_dropped_groups: cursor.num_dropped_groups,
+        num_unrewarded: cursor.num_unrewarded,
         num_alarms: cursor.num_alarms,
         reward: cursor.reward,
     })
@@ -431,6 +472,11 @@ fn held_out(
         observer.warn(&alarm.to_string());
     }
     Ok(())
+}
+
+/// A record as a checkpoint holds it.
+fn text(record: &GrpoRecord) -> Result<String> {
+    toml::to_string(record).map_err(|e| Error::input(format!("update {}: {e}", record.step)))
 }
 
 /// Refuses prompts that could not be continued.

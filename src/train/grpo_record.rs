@@ -7,7 +7,7 @@ use crate::generate::FinishReason;
 use crate::reward::shape;
 use crate::verify::format;
 use crate::verify::language::{self, Language};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Words that DeepSeek-R1 counts as signs of reflection (arXiv 2501.12948, supplement).
@@ -16,7 +16,7 @@ pub const REFLECTIVE_WORDS: [&str; 10] = [
 ];
 
 /// One update: a line of `metrics.jsonl`. Rewards and lengths are those of the completions it learnt from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct GrpoRecord {
     /// From 1.
     pub step: usize,
@@ -26,14 +26,19 @@ pub struct GrpoRecord {
     /// Before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
-    /// Mean over the completions.
+    /// Mean over the completions that a reward applies to; 0 where there are none.
     pub reward: f64,
     pub reward_std: f64,
     /// Mean of each reward over the completions that it applies to, not weighted.
     pub rewards: BTreeMap<String, f64>,
+    /// Completions that no reward applies to.
+    pub num_unrewarded: usize,
+    /// Completions by the rewards that do not apply to them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rewards_missing: BTreeMap<String, usize>,
     /// Share of the completions that a verifier finds right, or a judge, where one is asked.
     pub pass_rate: Option<f64>,
-    /// Share of the rollout's groups, before any were replaced.
+    /// Share of all groups that the rollout drew, those that were replaced too.
     pub all_right: f64,
     pub all_wrong: f64,
     /// Groups that were replaced.
@@ -119,14 +124,21 @@ impl GrpoRecord {
     ) {
         let all = || which.iter().map(|&(g, a)| (&groups[g], a));
         let n = which.len().max(1) as f64;
-        let rewards = all().map(|(g, a)| g.scored[a].total);
+        let rewards = all().filter_map(|(g, a)| g.scored[a].reward());
+        self.num_unrewarded = which.len() - rewards.clone().count();
         (self.reward, self.reward_std) = super::advantage::mean_and_std(rewards);
         let mut sums: BTreeMap<&str, (f64, usize)> = BTreeMap::new();
         for part in all().flat_map(|(g, a)| &g.scored[a].parts) {
             let (sum, num) = sums.entry(&part.name).or_default();
-            if let Some(value) = part.value {
-                *sum += value;
-                *num += 1;
+            match part.value {
+                Some(value) => {
+                    *sum += value;
+                    *num += 1;
+                }
+                None => {
+                    let missing = &mut self.rewards_missing;
+                    *missing.entry(part.name.to_string()).or_default() += 1;
+                }
             }
         }
         let means = sums.into_iter().filter(|(_, (_, num))| *num > 0);
@@ -166,16 +178,6 @@ impl GrpoRecord {
             n => Some(consistent.iter().sum::<f64>() / n as f64),
         };
     }
-}
-
-/// Shares of groups whose completions are all right, and all wrong.
-pub fn shares_of_groups(groups: &[Group], num_dropped: usize) -> (f64, f64) {
-    let n = (groups.len() + num_dropped).max(1) as f64;
-    let of = |wanted: bool| {
-        let whole = |g: &&Group| g.correct().all(|c| c == Some(wanted));
-        groups.iter().filter(whole).count() as f64 / n
-    };
-    (of(true), of(false))
 }
 
 fn share(values: impl Iterator<Item = bool>) -> Option<f64> {

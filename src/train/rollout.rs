@@ -55,8 +55,39 @@ pub struct Rollout {
     pub num_drawn: usize,
     /// Groups that were all right or all wrong, and were left out.
     pub num_dropped: usize,
+    /// Of all groups that were drawn, those whose completions are all right, and all wrong.
+    pub num_right: usize,
+    pub num_wrong: usize,
+    /// Tokens of the completions of all groups that were drawn.
+    pub num_tokens: usize,
     pub rollout_s: f64,
     pub reward_s: f64,
+}
+
+impl Rollout {
+    /// Shares of the groups that were drawn whose completions are all right, and all wrong.
+    pub fn shares(&self) -> (f64, f64) {
+        let n = self.num_drawn.max(1) as f64;
+        (self.num_right as f64 / n, self.num_wrong as f64 / n)
+    }
+
+    /// Rewards that apply to no completion, each with the reason of the first one.
+    pub fn never_applied(&self) -> Vec<(&str, &str)> {
+        let all = || self.groups.iter().flat_map(|group| &group.scored);
+        let names = all().next().into_iter().flat_map(|s| &s.parts);
+        let of = |at: usize| all().filter_map(move |s| s.parts.get(at));
+        let never = names
+            .enumerate()
+            .filter(|(at, _)| of(*at).all(|part| part.value.is_none()));
+        never
+            .map(|(_, part)| {
+                (
+                    &*part.name,
+                    part.missing.as_deref().unwrap_or("it has no value"),
+                )
+            })
+            .collect()
+    }
 }
 
 impl Group {
@@ -90,7 +121,13 @@ impl Group {
         let known: Option<Vec<bool>> = self.correct().collect();
         match known {
             Some(known) => known.iter().all(|c| *c) || !known.contains(&true),
-            None => is_flat(&self.scored.iter().map(|s| s.total).collect::<Vec<_>>()),
+            None => is_flat(
+                &self
+                    .scored
+                    .iter()
+                    .filter_map(Scored::reward)
+                    .collect::<Vec<_>>(),
+            ),
         }
     }
 }
@@ -168,6 +205,10 @@ impl Rollouts<'_> {
             all.rollout_s += started.elapsed().as_secs_f64();
             let started = Instant::now();
             for group in self.score(&places, step, rows)? {
+                let whole = |wanted: bool| group.correct().all(|c| c == Some(wanted));
+                all.num_right += usize::from(whole(true));
+                all.num_wrong += usize::from(whole(false));
+                all.num_tokens += group.answers.iter().map(|a| a.tokens.len()).sum::<usize>();
                 match self.settings.dynamic_sampling_rounds > 0 && group.is_degenerate() {
                     true => degenerate.push(group),
                     false => all.groups.push(group),
@@ -340,12 +381,9 @@ impl Rollouts<'_> {
     /// supervision the advantages of rewards of the whole are added to those of the steps.
     fn advantages(&self, rollout: &mut Rollout) -> Result<()> {
         let is_process = self.settings.supervision == Supervision::Process;
-        let value = |s: &Scored| -> Option<f64> {
-            let applies = s.parts.iter().any(|part| part.value.is_some());
-            match is_process {
-                true => s.outcome(),
-                false => applies.then_some(s.total),
-            }
+        let value = |s: &Scored| match is_process {
+            true => s.outcome(),
+            false => s.reward(),
         };
         let rewards: Vec<Vec<f64>> = rollout
             .groups

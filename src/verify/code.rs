@@ -77,6 +77,18 @@ pub struct CodeVerdict {
 }
 
 impl CodeCase {
+    /// The columns of a row that programs are held to.
+    pub const FIELDS: [&str; 8] = [
+        "tests",
+        "input_output",
+        "fn_name",
+        "entry_point",
+        "checker",
+        "language",
+        "timeout_s",
+        "memory_mb",
+    ];
+
     /// From a row of kind `code`; the error names the key that is missing or ill-typed.
     pub fn from_row(row: &Map<String, Value>) -> Result<Self> {
         let mut case = Self::of_tests(row)?;

@@ -89,6 +89,10 @@ pub struct Log {
     pub num_samples: usize,
     /// Accuracies to answer with.
     pub held_out: Vec<f64>,
+    /// So many evaluations are answered before one is stopped.
+    pub stop_evaluation_after: Option<usize>,
+    /// Steps whose record comes again.
+    pub reopened: Vec<usize>,
     pub fail_after: Option<usize>,
     pub stop: Option<(usize, Stop)>,
 }
@@ -110,7 +114,20 @@ impl GrpoObserver for Log {
         self.num_samples += groups.len();
         Ok(())
     }
+    fn reopened(&mut self, step: usize) -> Result<()> {
+        self.reopened.push(step);
+        Ok(())
+    }
     fn evaluate(&mut self, _: usize) -> Result<Option<HeldOut>> {
+        match &mut self.stop_evaluation_after {
+            Some(0) => {
+                return Err(Error::Interrupted {
+                    message: "among the held-out problems".into(),
+                });
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
         Ok(self.held_out.pop().map(|accuracy| HeldOut {
             accuracy,
             num_problems: 10_000,
