@@ -124,6 +124,25 @@ fn prefer(
 }
 
 #[test]
+fn no_prompt_is_both_trained_on_and_measured() {
+    let rows = [pairs(30), pairs(30)].concat();
+    let prompts = |rows: &[JudgedRow]| -> std::collections::HashSet<Vec<u32>> {
+        rows.iter().map(|row| row.prompt().to_vec()).collect()
+    };
+    let num_prompts = prompts(&rows).len();
+    for seed in 0..5 {
+        let (trained, measured) = split(rows.clone(), 0.2, seed);
+        assert_eq!(trained.len() + measured.len(), rows.len());
+        assert!(prompts(&trained).is_disjoint(&prompts(&measured)));
+        let wanted = (0.2 * num_prompts as f64).round() as usize;
+        assert_eq!(prompts(&measured).len(), wanted);
+    }
+    // of one prompt nothing can be spared
+    let (trained, measured) = split([pairs(1), pairs(1)].concat(), 0.5, 0);
+    assert_eq!((trained.len(), measured.len()), (2, 0));
+}
+
+#[test]
 fn every_loss_learns_what_is_preferred() {
     let rows = pairs(30);
     for loss in [
@@ -136,7 +155,7 @@ fn every_loss_learns_what_is_preferred() {
         let accuracy = |at: usize| steps[at].means["accuracy"];
         assert_eq!(accuracy(steps.len() - 1), 1.0, "{loss:?}");
         assert_eq!(outcome.held_out["held_out_accuracy"], 1.0, "{loss:?}");
-        assert_eq!((outcome.num_rows, outcome.num_held_out), (24, 6));
+        assert_eq!((outcome.num_rows, outcome.num_held_out), (25, 5));
         if loss == PreferenceLoss::Dpo {
             // the policy is its reference
             assert!((steps[0].base.loss - 2f64.ln()).abs() < 1e-6);
