@@ -5,6 +5,7 @@
 //!
 //! | layer | room | holds |
 //! |---|---|---|
+//! | 0 | [`random`] | numbers of a seed, the same everywhere |
 //! | 1 | [`error`], [`progress`] | the error enum with its hints; the reporter trait (no terminal code) |
 //! | 1 | [`ops`] | operations with a backward, plain and fast |
 //! | 1 | [`verify`] | text to verdict |
@@ -33,6 +34,7 @@ pub mod ops;
 pub mod optim;
 pub mod pipeline;
 pub mod progress;
+pub mod random;
 pub mod recipe;
 pub mod report;
 pub mod reward;

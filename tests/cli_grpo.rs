@@ -15,19 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-const STUDENT: &str = "\
-name = \"learns\"
-device = \"cpu\"
-
-[student.init]
-architecture = \"qwen2\"
-tokenizer = \"builtin:arithmetic\"
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-";
+const STUDENT: &str = concat!("name = \"learns\"\n", small_student!(),);
 
 /// Two updates a rollout, a reference that is renewed, samples and evaluations on the way.
 const STAGE: &str = "

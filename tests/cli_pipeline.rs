@@ -9,19 +9,10 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-const RECIPE: &str = "\
-name = \"small\"
-device = \"cpu\"
-
-[student.init]
-architecture = \"qwen2\"
-tokenizer = \"builtin:arithmetic\"
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-
+const RECIPE: &str = concat!(
+    "name = \"small\"\n",
+    small_student!(),
+    "
 [[stage]]
 name = \"cold\"
 kind = \"sft\"
@@ -85,7 +76,8 @@ model = \"@final\"
 suites = [\"arithmetic\"]
 limit = 6
 max_new_tokens = 24
-";
+",
+);
 
 const STAGES: [&str; 5] = ["cold", "samples", "chosen", "final", "judged"];
 

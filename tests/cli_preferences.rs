@@ -10,19 +10,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-const RECIPE: &str = "\
-name = \"judged\"
-device = \"cpu\"
-
-[student.init]
-architecture = \"qwen2\"
-tokenizer = \"builtin:arithmetic\"
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-
+const RECIPE: &str = concat!(
+    "name = \"judged\"\n",
+    small_student!(),
+    "
 [[stage]]
 name = \"scorer\"
 kind = \"reward-model\"
@@ -63,7 +54,8 @@ max_new_tokens = 12
 name = \"reward_model\"
 model = \"@scorer\"
 scope = \"all\"
-";
+",
+);
 
 /// Prompts whose right answers end with `yes`, and a few of which no pair can be made.
 fn samples() -> String {

@@ -8,19 +8,10 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-const RECIPE: &str = "\
-name = \"small\"
-device = \"cpu\"
-
-[student.init]
-architecture = \"qwen2\"
-tokenizer = \"builtin:arithmetic\"
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-
+const RECIPE: &str = concat!(
+    "name = \"small\"\n",
+    small_student!(),
+    "
 [[traces]]
 source = \"builtin:arithmetic\"
 num_problems = 120
@@ -38,7 +29,8 @@ suites = [\"arithmetic\"]
 limit = 6
 max_new_tokens = 24
 before = true
-";
+",
+);
 
 const NUM_STEPS: u64 = 60;
 

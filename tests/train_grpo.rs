@@ -435,30 +435,19 @@ fn what_cannot_be_learnt_from_is_refused() {
         num_prompts_per_step: 5,
         ..settings()
     };
-    let error = train(
-        &tiny(3),
-        &too_many,
-        dir.path(),
-        &mut Log::default(),
-        &Stop::default(),
-    );
-    assert_eq!(
-        error.unwrap_err().to_string(),
-        "4 prompts make no rollout of 5"
-    );
+    let error = |settings: &Grpo| {
+        let (log, stop) = (&mut Log::default(), Stop::default());
+        train(&tiny(3), settings, dir.path(), log, &stop).unwrap_err()
+    };
+    let found = error(&too_many).to_string();
+    assert_eq!(found, "4 prompts make no rollout of 5");
     // a rate that breaks the weights is one error
     let broken = Grpo {
         learning_rate: 1e300,
         ..settings()
     };
-    let error = train(
-        &tiny(3),
-        &broken,
-        dir.path(),
-        &mut Log::default(),
-        &Stop::default(),
-    );
-    assert!(matches!(error, Err(Error::NonFinite { .. })), "{error:?}");
+    let found = error(&broken);
+    assert!(matches!(found, Error::NonFinite { .. }), "{found:?}");
 }
 
 #[test]

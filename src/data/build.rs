@@ -457,14 +457,14 @@ pub fn key(
         "builtin": builtin::VERSION,
         "options": options,
         "sources": described,
-        "tokenizer": hex(&Sha256::digest(chat.tokenizer.json())),
+        "tokenizer": hex::encode(Sha256::digest(chat.tokenizer.json())),
         "template": chat.template()?.source(),
         "special": chat.tokenizer.special_tokens(),
         "variables": chat.variables,
         "eos_ids": chat.eos_ids,
         "missing_end": format!("{:?}", chat.missing_end),
     });
-    Ok(hex(&Sha256::digest(text.to_string().as_bytes())))
+    Ok(hex::encode(Sha256::digest(text.to_string().as_bytes())))
 }
 
 /// SHA-256 of a file's bytes, hexadecimal.
@@ -482,13 +482,9 @@ pub fn hash_file(path: &Path, stop: &Stop) -> Result<String> {
             });
         }
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(hex(&hasher.finalize())),
+            Ok(0) => return Ok(hex::encode(hasher.finalize())),
             Ok(n) => hasher.update(&buffer[..n]),
             Err(e) => return Err(Error::io("reading", path, e)),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -4,6 +4,7 @@
 //! A chain is held out by the hash of its number and operations, whatever the seed and the wording: no trace ever shows a
 //! held-out problem.
 
+use crate::random::{GOLDEN, SplitMix64, mix};
 use std::collections::HashSet;
 
 /// One problem in so many is held out.
@@ -100,7 +101,7 @@ impl Chain {
         let mut hash = self.start as u64;
         for step in &self.steps {
             let code = (step.op as u64) << 8 | step.operand as u64;
-            hash = mix(hash ^ code.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            hash = mix(hash ^ code.wrapping_mul(GOLDEN));
         }
         mix(hash).is_multiple_of(HELD_OUT_SHARE)
     }
@@ -147,23 +148,18 @@ impl Chains {
     }
 }
 
-/// SplitMix64: the same numbers everywhere.
-pub struct Random(u64);
+/// Draws that are the same everywhere.
+pub struct Random(SplitMix64);
 
 impl Random {
     /// The stream of a seed.
     pub fn new(seed: u64) -> Self {
-        Self(mix(seed))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        mix(self.0)
+        Self(SplitMix64(mix(seed)))
     }
 
     /// From `low` to `high`, both possible.
     pub fn between(&mut self, low: i64, high: i64) -> i64 {
-        low + (self.next() % (high - low + 1) as u64) as i64
+        low + (self.0.draw() % (high - low + 1) as u64) as i64
     }
 
     /// One of `all`, which is not empty.
@@ -175,10 +171,4 @@ impl Random {
     pub fn percent(&mut self, percent: i64) -> bool {
         self.between(1, 100) <= percent
     }
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }

@@ -159,12 +159,7 @@ impl Plan<'_> {
         for token in &self.asked[problem].prompt {
             hash.update(token.to_le_bytes());
         }
-        Ok(hash
-            .finalize()
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
+        Ok(hex::encode(&hash.finalize()[..8]))
     }
 
     /// Fills in the verdict; it depends on the text only, and is made anew for samples of an earlier run.

@@ -23,6 +23,7 @@ use super::wire::Answer;
 use super::{Completion, Engine, FinishReason, Request, Sampling};
 use crate::model::{Batch, CausalLm};
 use crate::progress::Stop;
+use crate::random::{GOLDEN, mix};
 use crate::recipe::remote::{Remote, RemoteKind};
 use crate::tokenize::Chat;
 use crate::{Error, Result};
@@ -403,8 +404,5 @@ impl Engine for RemoteEngine<'_> {
 
 /// The seed of a request, 63 bits: both engines take it as a signed number.
 pub fn seed(seed: u64, id: u64) -> u64 {
-    let mut z = seed.wrapping_add(id.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) >> 1
+    mix(seed.wrapping_add(id.wrapping_add(1).wrapping_mul(GOLDEN))) >> 1
 }

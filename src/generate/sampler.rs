@@ -9,6 +9,7 @@
 
 use super::Sampling;
 use super::softmax::{self, CHUNK, Weights};
+use crate::random::{GOLDEN, mix};
 
 /// The token drawn and its natural log-probability under the unfiltered distribution at temperature 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,16 +35,10 @@ pub struct Scratch {
 /// Below it a draw is greedy: the reciprocal of a smaller one leaves f32's range of use.
 const MIN_TEMPERATURE: f64 = 1e-6;
 
-/// A number in [0, 1) that is a pure function of its three arguments: SplitMix64's mixing step over each in turn
-/// (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195).
+/// A number in [0, 1) that is a pure function of its three arguments: [`mix`] over each in turn.
 pub fn uniform(seed: u64, request: u64, position: u64) -> f64 {
-    let mix = |value: u64| {
-        let z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let bits = mix(mix(mix(seed) ^ request) ^ position);
+    let next = |value: u64| mix(value.wrapping_add(GOLDEN));
+    let bits = next(next(next(seed) ^ request) ^ position);
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 

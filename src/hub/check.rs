@@ -45,11 +45,7 @@ fn feed<D: Digest>(file: &mut File, mut digest: D) -> std::io::Result<String> {
         }
         digest.update(&buffer[..n]);
     }
-    Ok(digest
-        .finalize()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect())
+    Ok(hex::encode(digest.finalize()))
 }
 
 #[cfg(test)]

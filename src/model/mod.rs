@@ -24,6 +24,7 @@ pub use policy::{TokenObjective, TokenStats};
 pub use reward::RewardModel;
 
 use crate::ops::{self, Gradients, ParamId, RopeTable, SeqLens};
+use crate::random::{GOLDEN, mix};
 use crate::{Error, Result};
 use block::{Block, Places, Saved};
 use candle_core::{DType, Device, Tensor};
@@ -421,19 +422,16 @@ enum Kept {
 
 /// n normal numbers of a stream: SplitMix64 by counter, Box-Muller.
 fn normal(seed: u64, stream: u64, n: usize, std: f64) -> Vec<f32> {
-    let mix = |counter: u64| -> f64 {
-        let mut z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    let uniform = |counter: u64| -> f64 {
+        (mix(counter.wrapping_mul(GOLDEN)) >> 11) as f64 / (1u64 << 53) as f64
     };
     let base =
         (seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95)).wrapping_mul(0x2545_f491_4f6c_dd1d);
     (0..n as u64)
         .map(|i| {
             let (a, b) = (
-                mix(base.wrapping_add(2 * i + 1)),
-                mix(base.wrapping_add(2 * i + 2)),
+                uniform(base.wrapping_add(2 * i + 1)),
+                uniform(base.wrapping_add(2 * i + 2)),
             );
             let radius = (-2.0 * (1.0 - a).ln()).sqrt();
             (std * radius * (2.0 * std::f64::consts::PI * b).cos()) as f32

@@ -194,10 +194,7 @@ fn holds_anything(folder: &Path) -> Result<bool> {
 pub fn key_of(value: &impl Serialize) -> Result<String> {
     let bytes =
         serde_json::to_vec(value).map_err(|e| Error::input(format!("hashing settings: {e}")))?;
-    Ok(Sha256::digest(&bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect())
+    Ok(hex::encode(Sha256::digest(&bytes)))
 }
 
 /// Reads a JSON file.

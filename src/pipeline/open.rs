@@ -154,9 +154,7 @@ fn hashes(folder: &Path, is_meant: impl Fn(&str) -> bool) -> Result<serde_json::
                 n => hasher.update(&buffer[..n]),
             }
         }
-        let digest = hasher.finalize();
-        let hex = digest.iter().map(|b| format!("{b:02x}")).collect();
-        Ok((name.clone(), hex))
+        Ok((name.clone(), hex::encode(hasher.finalize())))
     };
     let hashes: std::collections::BTreeMap<_, _> =
         names.par_iter().map(hash).collect::<Result<_>>()?;
@@ -300,8 +298,7 @@ impl Student {
 
     /// What stands for the tokenizer in a key.
     pub fn tokenizer_hash(&self) -> String {
-        let digest = Sha256::digest(self.chat.tokenizer.json());
-        digest.iter().map(|b| format!("{b:02x}")).collect()
+        hex::encode(Sha256::digest(self.chat.tokenizer.json()))
     }
 
     /// The shape, RoPE changes applied.

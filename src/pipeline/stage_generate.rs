@@ -18,7 +18,7 @@ use crate::progress::Stop;
 use crate::recipe::graph::{Job, StagePlan};
 use crate::recipe::reward::{RewardKind, RewardTable};
 use crate::recipe::stage::{Prompts, SamplingTable};
-use crate::reward::{Group, Rewards, Sample, Scored, Tools};
+use crate::reward::{Group, Rewards, Scored, Tools};
 use crate::verify::sandbox::Sandbox;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -335,7 +335,9 @@ impl Writer<'_> {
             Some(rewards) => {
                 let groups: Vec<Group<'_>> = waiting
                     .iter()
-                    .map(|(at, answers)| group(&self.prompts[*at], &self.openings[*at], answers))
+                    .map(|(at, answers)| {
+                        Group::of(&self.prompts[*at], &self.openings[*at], answers)
+                    })
                     .collect();
                 rewards.score_groups(&groups)?
             }
@@ -349,25 +351,6 @@ impl Writer<'_> {
             self.log.append(&line)?;
         }
         Ok(())
-    }
-}
-
-fn group<'a>(prompt: &'a Prompt, opening: &'a str, answers: &'a [Generation]) -> Group<'a> {
-    Group {
-        prompt: Some(&prompt.question),
-        opening,
-        golds: &prompt.golds,
-        options: &prompt.options,
-        row: Some(&prompt.row),
-        domain: prompt.domain.as_deref(),
-        samples: answers
-            .iter()
-            .map(|answer| Sample {
-                text: &answer.text,
-                num_tokens: Some(answer.tokens.len()),
-                truncated: answer.finish_reason == FinishReason::Length,
-            })
-            .collect(),
     }
 }
 

@@ -273,7 +273,7 @@ impl<'a> Selection<'a> {
         if self.select.drop_duplicates {
             for candidate in candidates.iter_mut().filter(|c| c.reason.is_none()) {
                 let text = &row.samples[candidate.sample].text;
-                if !self.seen.insert(hash(&[&hex(&prompt), text])) {
+                if !self.seen.insert(hash(&[&hex::encode(prompt), text])) {
                     candidate.reason = Some("duplicate");
                 }
             }
@@ -459,10 +459,6 @@ fn hash(parts: &[&str]) -> [u8; 16] {
     }
     let digest = hasher.finalize();
     std::array::from_fn(|i| digest[i])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -15,8 +15,7 @@ use crate::{Error, Result};
 
 /// The name of a question: the hash of everything that makes it this one.
 pub(super) fn key_of(question: &Value) -> String {
-    let digest = Sha256::digest(question.to_string().as_bytes());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(question.to_string().as_bytes()))
 }
 
 pub(super) struct Judged {

@@ -29,6 +29,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
+use crate::data::Prompt;
+use crate::generate::FinishReason;
+use crate::generate::row_log::Generation;
 use crate::progress::Stop;
 use crate::recipe::reward::{LengthUnit, RewardKind, RewardSettings, RewardTable};
 use crate::verify::code::{self, CodeCase, CodeVerdict, Sandbox};
@@ -64,6 +67,28 @@ pub struct Group<'a> {
     /// Field of knowledge of the prompt, where it has one: rewards may be for some only.
     pub domain: Option<&'a str>,
     pub samples: Vec<Sample<'a>>,
+}
+
+impl<'a> Group<'a> {
+    /// The answers to a prompt; `opening` is what its template wrote behind the question.
+    pub fn of(prompt: &'a Prompt, opening: &'a str, answers: &'a [Generation]) -> Self {
+        Self {
+            prompt: Some(&prompt.question),
+            opening,
+            golds: &prompt.golds,
+            options: &prompt.options,
+            row: Some(&prompt.row),
+            domain: prompt.domain.as_deref(),
+            samples: answers
+                .iter()
+                .map(|answer| Sample {
+                    text: &answer.text,
+                    num_tokens: Some(answer.tokens.len()),
+                    truncated: answer.finish_reason == FinishReason::Length,
+                })
+                .collect(),
+        }
+    }
 }
 
 /// What rewards may need beside their settings.

@@ -501,10 +501,7 @@ fn check_prompts(prompts: &[GrpoPrompt], model: &CausalLm) -> Result<()> {
 fn key(settings: &Grpo, seed: u64, inputs_key: &str, num_prompts: usize) -> Result<String> {
     let bytes = serde_json::to_vec(&(settings.learned(), seed, inputs_key, num_prompts))
         .map_err(|e| Error::input(format!("hashing the settings of `grpo`: {e}")))?;
-    Ok(Sha256::digest(&bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect())
+    Ok(hex::encode(Sha256::digest(&bytes)))
 }
 
 fn interrupted(step: usize, total_steps: usize, dir: &Path) -> Error {

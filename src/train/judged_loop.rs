@@ -349,10 +349,7 @@ pub(super) fn key(job: &JudgedJob, of_loss: &impl Serialize) -> Result<String> {
     let loop_key = job.settings.key(job.rows.len())?;
     let bytes = serde_json::to_vec(&(loop_key, of_loss))
         .map_err(|e| Error::input(format!("hashing the training settings: {e}")))?;
-    Ok(Sha256::digest(&bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect())
+    Ok(hex::encode(Sha256::digest(&bytes)))
 }
 
 /// Writes a checkpoint; older ones go only once it counts.

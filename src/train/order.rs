@@ -1,5 +1,7 @@
 //! Which rows make which step: a pure function of the seed and the step, so that a resumed run needs no saved generator.
 
+use crate::random::{GOLDEN, SplitMix64, mix};
+
 /// The order of `num_rows` rows in `epoch`: shuffled by seed and epoch, or as they come.
 pub fn epoch_order(num_rows: usize, shuffle: bool, seed: u64, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..num_rows).collect();
@@ -9,52 +11,25 @@ pub fn epoch_order(num_rows: usize, shuffle: bool, seed: u64, epoch: usize) -> V
         ));
         // Fisher-Yates
         for i in (1..num_rows).rev() {
-            order.swap(i, random.below(i as u64 + 1) as usize);
+            order.swap(i, below(&mut random, i as u64 + 1) as usize);
         }
     }
     order
 }
 
-/// 2^64 by the golden ratio, the generator's stride.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// <https://prng.di.unimi.it/splitmix64.c>
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(GOLDEN);
-        mix(self.0)
-    }
-
-    /// Uniform in `0..n` (Lemire's multiplication, biased products refused: <https://arxiv.org/abs/1805.10941>).
-    fn below(&mut self, n: u64) -> u64 {
-        loop {
-            let product = u128::from(self.next()) * u128::from(n);
-            if product as u64 >= n.wrapping_neg() % n {
-                return (product >> 64) as u64;
-            }
+/// Uniform in `0..n` (Lemire's multiplication, biased products refused: <https://arxiv.org/abs/1805.10941>).
+fn below(random: &mut SplitMix64, n: u64) -> u64 {
+    loop {
+        let product = u128::from(random.draw()) * u128::from(n);
+        if product as u64 >= n.wrapping_neg() % n {
+            return (product >> 64) as u64;
         }
     }
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn generator_equals_the_reference() {
-        // splitmix64.c with x = 1234567
-        let mut random = SplitMix64(1_234_567);
-        assert_eq!(random.next(), 6_457_827_717_110_365_317);
-        assert_eq!(random.next(), 3_203_168_211_198_807_973);
-    }
 
     #[test]
     fn every_row_once_in_each_epoch() {

@@ -110,7 +110,7 @@ fn key(sequence: &Tokenized) -> String {
         hasher.update([u8::from(*trained)]);
     }
     let digest = hasher.finalize();
-    digest[..16].iter().map(|b| format!("{b:02x}")).collect()
+    hex::encode(&digest[..16])
 }
 
 /// What is there of this reference; a line that is not whole ends it.

@@ -9,11 +9,11 @@ use super::non_finite::listed;
 use super::order;
 use crate::data::Prompt;
 use crate::generate::row_log::{Asked, Generation, RowLog, sample_in_order};
-use crate::generate::{Engine, FinishReason, Sampling};
+use crate::generate::{Engine, Sampling};
 use crate::progress::Stop;
 use crate::recipe::grpo::Grpo;
 use crate::recipe::grpo::Supervision;
-use crate::reward::{Group as RewardGroup, Rewards, Sample, Scored};
+use crate::reward::{Group as RewardGroup, Rewards, Scored};
 use crate::tokenize::{TextTokenizer, text_ends, tokens_at};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -337,7 +337,12 @@ impl Rollouts<'_> {
         let groups: Vec<RewardGroup> = places
             .iter()
             .zip(&rows)
-            .map(|(&place, row)| self.reward_group(place, &row.generations))
+            .map(|(&place, row)| {
+                let GrpoPrompt {
+                    prompt, opening, ..
+                } = &self.prompts[place];
+                RewardGroup::of(prompt, opening, &row.generations)
+            })
             .collect();
         let name = |at: usize| format!("prompt `{}`", self.prompts[places[at]].prompt.id);
         let scored = self.rewards.score_groups_at(&groups, name)?;
@@ -353,28 +358,6 @@ impl Rollouts<'_> {
                 token_advantages: Vec::new(),
             })
             .collect())
-    }
-
-    fn reward_group<'g>(&'g self, place: usize, answers: &'g [Generation]) -> RewardGroup<'g> {
-        let GrpoPrompt {
-            prompt, opening, ..
-        } = &self.prompts[place];
-        RewardGroup {
-            prompt: Some(&prompt.question),
-            opening,
-            golds: &prompt.golds,
-            options: &prompt.options,
-            row: Some(&prompt.row),
-            domain: prompt.domain.as_deref(),
-            samples: answers
-                .iter()
-                .map(|answer| Sample {
-                    text: &answer.text,
-                    num_tokens: Some(answer.tokens.len()),
-                    truncated: answer.finish_reason == FinishReason::Length,
-                })
-                .collect(),
-        }
     }
 
     /// A completion that no reward applies to has no part in the mean of its group, and an advantage of 0. Under process

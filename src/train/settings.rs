@@ -109,9 +109,6 @@ impl SftSettings {
         const VERSION: u32 = 2;
         let bytes = serde_json::to_vec(&(VERSION, same, num_rows))
             .map_err(|e| Error::input(format!("hashing the training settings: {e}")))?;
-        Ok(Sha256::digest(&bytes)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect())
+        Ok(hex::encode(Sha256::digest(&bytes)))
     }
 }

@@ -9,6 +9,7 @@ use super::exact::{Budget, MAX_TERMS, exact, exact_function};
 use super::expr::{Binder, Constant, Expr, Function};
 use super::rational::Rational;
 use super::real::{Complex, Real};
+use crate::random::{GOLDEN, mix};
 
 /// Where the letters stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +39,7 @@ fn hash(seed: u64, text: &str) -> u64 {
     for byte in text.bytes() {
         state = (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     }
-    // splitmix64
-    state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    state ^ (state >> 31)
+    mix(state.wrapping_add(GOLDEN))
 }
 
 impl<'a, R: Real> Evaluator<'a, R> {

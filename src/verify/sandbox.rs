@@ -220,14 +220,13 @@ impl Sandbox {
             scratch_bytes: SCRATCH_BYTES,
         })
         .map_err(|refusal| no_box(refusal.doing, &refusal.source))?;
-        let hex = |of| -> Result<Vec<String>> {
+        let in_hex = |of| -> Result<Vec<String>> {
             let programs = sandbox_filter::inner(of)?;
             let bytes = programs.iter().map(sandbox_filter::to_bytes);
-            Ok(bytes
-                .map(|bytes| bytes.iter().map(|b| format!("{b:02x}")).collect())
-                .collect())
+            Ok(bytes.map(hex::encode).collect())
         };
-        let filters = json!({"python": hex(Program::Python)?, "native": hex(Program::Native)?});
+        let filters =
+            json!({"python": in_hex(Program::Python)?, "native": in_hex(Program::Native)?});
         let setup = json!({"filters": filters, "packages": self.python.packages});
         let mut worker = Worker { boxed };
         match worker.ask(&setup, b"", START_TIMEOUT) {

@@ -5,6 +5,24 @@
 
 pub mod model;
 
+/// The lines of a recipe that give it a student of two small blocks with random weights, for `concat!`.
+#[macro_export]
+macro_rules! small_student {
+    () => {
+        "device = \"cpu\"
+
+[student.init]
+architecture = \"qwen2\"
+tokenizer = \"builtin:arithmetic\"
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+"
+    };
+}
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
