@@ -8,7 +8,7 @@
 //! | [`data`] | what trace files hold |
 //! | [`grade`], [`reward`] | verdicts on answers; weighted sums of rewards |
 //! | [`plan`] | what a run would take |
-//! | [`pull`] | fetch a model or a data set from the Hub |
+//! | [`pull`], [`push`] | fetch a model or a data set from the Hub; publish one |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
 //! | [`debug_policy`] | hidden: loss and gradient of a policy update |
@@ -36,6 +36,7 @@ pub mod options;
 pub mod plan;
 pub mod preview;
 pub mod pull;
+pub mod push;
 pub mod report;
 pub mod reward;
 pub mod rows;
@@ -85,6 +86,7 @@ enum Command {
     Chat(chat::Args),
     Data(data::Args),
     Pull(pull::Args),
+    Push(push::Args),
     Report(report::Args),
 }
 
@@ -105,6 +107,7 @@ impl Command {
             Self::Chat(args) => chat::run(&args, session),
             Self::Data(args) => data::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
+            Self::Push(args) => push::run(&args, session),
             Self::Report(args) => report::run(&args, session),
         }
     }

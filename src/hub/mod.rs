@@ -6,9 +6,18 @@
 //! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN` and `HF_ENDPOINT` are read by hf-hub, `HF_HUB_OFFLINE` here.
 
 mod cache;
+pub mod card;
+mod card_yaml;
 mod check;
 mod failure;
 mod fetch;
+pub mod publish;
+pub mod publish_api;
+pub mod publish_files;
+pub mod publish_license;
+mod publish_tree;
+mod publish_upload;
+mod publish_xet;
 mod select;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +26,7 @@ use crate::progress::Reporter;
 use crate::{Error, Result};
 
 pub use fetch::{Hub, HubOptions};
-pub use select::{Part, Wanted};
+pub use select::{Part, Wanted, is_data_file};
 
 /// A model folder in the Hugging Face layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
