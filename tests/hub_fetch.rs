@@ -316,9 +316,12 @@ fn other_bytes_than_listed_are_refused() {
         let start = format!("`{on}` of model `org/name` arrived damaged: hash ");
         assert!(text.starts_with(&start), "{text}");
         assert!(hint.contains("error page"));
-        assert!(site.leftovers().is_empty(), "{:?}", site.leftovers());
+        // nothing of it is gone on with; of others, which were told to stop, the beginning may be
+        let hash = text[start.len()..].split(' ').next().unwrap();
+        assert!(!site.leftovers().contains(&format!("{hash}.incomplete")));
         site.server.clear_faults();
         assert_whole(&site.model().unwrap());
+        assert!(site.leftovers().is_empty());
     }
     // once is forgiven
     let site = Site::new(Kept::Lfs);
@@ -560,9 +563,7 @@ fn who_may_read_what() {
         format!("{endpoint} does not know the token that it was given for model `org/name` (401)")
     );
     assert!(hint.contains("HF_TOKEN"));
-    for (text, hint) in [(text, hint)] {
-        assert!(!text.contains("NoSuchToken") && !hint.contains("NoSuchToken"));
-    }
+    assert!(!text.contains("NoSuchToken") && !hint.contains("NoSuchToken"));
 }
 
 #[test]

@@ -516,6 +516,7 @@ impl Listing<'_> {
 
 /// Bytes that a program may still write at `folder`.
 #[cfg(unix)]
+#[allow(clippy::unnecessary_cast)] // the fields are narrower on other systems
 fn free_space(folder: &std::path::Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;

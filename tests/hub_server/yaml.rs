@@ -177,8 +177,8 @@ fn split_key(text: &str) -> Result<Option<(String, &str)>, String> {
 
 fn scalar(text: &str) -> Result<Value, String> {
     let bad = || format!("`{text}` cannot be read");
-    if text.starts_with('"') {
-        let end = text[1..].find(" #").map_or(text.len(), |i| i + 1);
+    if let Some(rest) = text.strip_prefix('"') {
+        let end = rest.find(" #").map_or(text.len(), |i| i + 1);
         return serde_json::from_str(text[..end].trim()).map_err(|_| bad());
     }
     if let Some(rest) = text.strip_prefix('\'') {
