@@ -289,7 +289,10 @@ impl Api {
         let _ = response.take(4000).read_to_end(&mut bytes);
         let body = String::from_utf8_lossy(&bytes).into_owned();
         let parsed: Option<Value> = serde_json::from_str(&body).ok();
-        let from_json = parsed.and_then(|v| Some(v["error"].as_str()?.to_string()));
+        let from_json = parsed.and_then(|v| {
+            let first = &v["errors"][0]["message"];
+            Some(v["error"].as_str().or(first.as_str())?.to_string())
+        });
         let text = said.or(from_json).unwrap_or(body);
         let words: Vec<&str> = text.split_whitespace().collect();
         let message: String = words.join(" ").chars().take(300).collect();
