@@ -4,6 +4,7 @@ use super::options::{show_count, show_size};
 use super::{Session, stdout};
 use crate::Result;
 use crate::hub::publish::Published;
+use crate::hub::publish_api::Account;
 use crate::pipeline::publish::{Ready, Wish, card_of, publish, ready, summary};
 use serde_json::json;
 use std::path::PathBuf;
@@ -61,7 +62,7 @@ pub struct Args {
     /// Language, as an ISO 639 code; may be repeated
     #[arg(long, value_name = "CODE")]
     language: Vec<String>,
-    /// Show what would go up, without network, and stop
+    /// Show what would go up, and stop: nothing is sent, and no token is needed
     #[arg(long)]
     dry_run: bool,
     /// With --dry-run: print the card
@@ -96,7 +97,9 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
             false => stdout::text(&done.iter().map(show).collect::<String>()),
         };
     }
-    let all = ready(&args.dir, &wish, None, reporter, stop)?;
+    // the Hub is only asked where a licence cannot be known otherwise
+    let account = Account::from_env().ok();
+    let all = ready(&args.dir, &wish, account.as_ref(), reporter, stop)?;
     if args.card {
         let cards = all.iter().filter_map(|one| card_of(&one.files));
         return stdout::text(&cards.collect::<String>());

@@ -405,7 +405,7 @@ fn index_entry(row: &EvalRow) -> Value {
         },
         "metrics": [{
             "type": "pass@1",
-            "name": format!("pass@1 over {} samples a problem", row.k),
+            "name": format!("pass@1 over {} a problem", samples(row.k)),
             "value": rounded(row.value),
             "verified": false,
         }],
@@ -415,8 +415,9 @@ fn index_entry(row: &EvalRow) -> Value {
 /// How a result was reached, in a line.
 fn notes(row: &EvalRow) -> String {
     let mut text = format!(
-        "pass@1 in percent over {} samples of {} problems",
-        row.k, row.num_problems
+        "pass@1 in percent over {} of {} problems",
+        samples(row.k),
+        row.num_problems
     );
     if let Some((low, high)) = row.ci95 {
         let _ = write!(text, ", 95% interval {low:.1} to {high:.1}");
@@ -428,6 +429,10 @@ fn notes(row: &EvalRow) -> String {
         let _ = write!(text, "; verifier {verifier}");
     }
     text
+}
+
+fn samples(k: u64) -> String {
+    format!("{k} sample{}", if k == 1 { "" } else { "s" })
 }
 
 fn rounded(value: f64) -> f64 {

@@ -207,7 +207,7 @@ impl<'a> Push<'a> {
                         _ => doubts + 1,
                     };
                     if doubts > 0 {
-                        self.wait(doubts, None)?;
+                        self.wait(doubts - 1, None)?;
                     }
                 }
                 Err(error) if error.is_doubtful() || passes(&error) => {
@@ -215,7 +215,7 @@ impl<'a> Push<'a> {
                     if doubts >= MAX_DOUBTS {
                         return Err(self.explain(error));
                     }
-                    self.wait(doubts, error.wait())?;
+                    self.wait(doubts - 1, error.wait())?;
                     at = remote::head(self.api, &self.place)?;
                 }
                 Err(error) => return Err(self.explain(error)),
@@ -318,8 +318,8 @@ impl<'a> Push<'a> {
         let request = self
             .api
             .client()
-            .post(url)
-            .headers(self.api.account.headers())
+            .post(&url)
+            .headers(self.api.account.headers(&url))
             .header("content-type", "application/x-ndjson")
             .timeout(Duration::from_secs(600))
             .body(body);

@@ -4,6 +4,7 @@
 //! asked twice is the caller's to say: a commit may not.
 
 use super::publish_files::RepoKind;
+pub use super::wire::token_from_env;
 use crate::progress::Stop;
 use crate::{Error, Result};
 use reqwest::blocking::{Client, RequestBuilder, Response};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 /// Questions that are asked again are asked so often.
 const MAX_ATTEMPTS: u32 = 6;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Of the wait between attempts.
+const MAX_DOUBLINGS: u32 = 4;
 /// A server that asks for more patience is believed, up to this.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -74,7 +77,7 @@ impl Account {
             );
         }
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        Self::new(&endpoint, token_of_env().as_deref())
+        Self::new(&endpoint, token_from_env().as_deref())
     }
 
     /// As given.
@@ -128,9 +131,13 @@ impl Account {
         }
     }
 
-    /// Says who asks.
-    pub fn headers(&self) -> HeaderMap {
+    /// Says who asks. Only the Hub itself is told.
+    pub fn headers(&self, url: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
+        let below = url.strip_prefix(&self.endpoint);
+        if !below.is_some_and(|rest| rest.starts_with('/')) {
+            return headers;
+        }
         let value = self.token.as_ref().map(|token| format!("Bearer {token}"));
         if let Some(Ok(mut value)) = value.map(|value| HeaderValue::from_str(&value)) {
             value.set_sensitive(true);
@@ -206,7 +213,7 @@ impl Api {
     pub fn get_page(&self, url: &str) -> std::result::Result<(Value, Option<String>), ApiError> {
         self.persist(|| {
             let request = self.client.get(url).timeout(ANSWER_TIMEOUT);
-            let response = self.send(request.headers(self.account.headers()))?;
+            let response = self.send(request.headers(self.account.headers(url)))?;
             let next = response
                 .headers()
                 .get_all("link")
@@ -221,7 +228,7 @@ impl Api {
     pub fn get_text(&self, url: &str, most: u64) -> std::result::Result<String, ApiError> {
         self.persist(|| {
             let request = self.client.get(url).timeout(ANSWER_TIMEOUT);
-            let response = self.send(request.headers(self.account.headers()))?;
+            let response = self.send(request.headers(self.account.headers(url)))?;
             let mut text = String::new();
             let read = response.take(most).read_to_string(&mut text);
             read.map_err(|e| ApiError::NoAnswer(e.to_string()))?;
@@ -238,7 +245,7 @@ impl Api {
     pub fn post_once(&self, url: &str, body: &Value) -> std::result::Result<Value, ApiError> {
         let request = self.client.post(url).timeout(ANSWER_TIMEOUT);
         let request = request
-            .headers(self.account.headers())
+            .headers(self.account.headers(url))
             .header("content-type", "application/json")
             .body(body.to_string());
         self.json(self.send(request)?)
@@ -322,7 +329,7 @@ impl Api {
 
     /// Waits before the next attempt.
     pub fn wait(&self, number: u32, asked: Option<Duration>) -> std::result::Result<(), ApiError> {
-        let backoff = FIRST_WAIT * 2u32.pow(number.min(8));
+        let backoff = FIRST_WAIT * 2u32.pow(number.min(MAX_DOUBLINGS));
         let end = Instant::now() + backoff.max(asked.unwrap_or_default()).min(MAX_WAIT);
         while Instant::now() < end {
             if self.stop.requested() {
@@ -439,20 +446,6 @@ fn is_on(name: &str) -> bool {
     value.is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.as_str()))
 }
 
-/// The token of this user, where there is one.
-pub fn token_of_env() -> Option<String> {
-    let stored = || {
-        if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-            return None;
-        }
-        let file = variable("HF_TOKEN_PATH");
-        let file = file.map_or_else(|| hf_hub::hf_home().join("token"), Into::into);
-        std::fs::read_to_string(file).ok()
-    };
-    let token = variable("HF_TOKEN").or_else(stored)?;
-    Some(token.trim().to_string()).filter(|token| !token.is_empty())
-}
-
 /// A name as one segment of an address.
 pub fn quoted(name: &str) -> String {
     name.bytes()
@@ -477,7 +470,11 @@ mod tests {
             account.without_token("no marker-token-1 here"),
             "no *** here"
         );
-        assert!(!format!("{:?}", account.headers()).contains("marker"));
+        let told = account.headers("http://localhost:1/api");
+        assert!(told.contains_key(AUTHORIZATION) && !format!("{told:?}").contains("marker"));
+        for other in ["http://localhost:12/api", "https://store.example/x"] {
+            assert!(account.headers(other).is_empty(), "{other}");
+        }
         for (endpoint, token) in [("huggingface.co", None), ("http://x", Some("a\nb"))] {
             let error = Account::new(endpoint, token).err().unwrap();
             assert!(error.hint().is_some() && !error.to_string().contains("a\nb"));

@@ -1,6 +1,6 @@
 //! What the Hub says of a repository's licence, and the text of it that lies there.
 
-use super::publish_api::{Account, Api, Place, quoted};
+use super::publish_api::{Account, Api, ApiError, Place, quoted};
 use super::publish_files::RepoKind;
 use crate::progress::Stop;
 
@@ -47,12 +47,17 @@ impl Licenses {
         };
         let place = place(RepoKind::Model, repo, revision);
         let page = place.page(&api.account.endpoint);
-        let read = |name: &&str| {
+        let mut texts = Vec::new();
+        for name in FILES {
             let url = format!("{page}/resolve/{}/{}", place.branch(), quoted(name));
-            let text = api.get_text(&url, MAX_TEXT).ok()?;
-            (!text.trim().is_empty()).then(|| (name.to_string(), text))
-        };
-        FILES.iter().filter_map(read).collect()
+            match api.get_text(&url, MAX_TEXT) {
+                Ok(text) if !text.trim().is_empty() => texts.push((name.to_string(), text)),
+                // nobody answers: it is of no use to ask for the others
+                Err(ApiError::NoAnswer(_) | ApiError::Stopped) => break,
+                _ => {}
+            }
+        }
+        texts
     }
 }
 

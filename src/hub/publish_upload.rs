@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Files that are asked about at once.
 const BATCH: usize = 100;
+/// Bytes that go up together, where it is more than one file.
+const BATCH_BYTES: u64 = 4 << 30;
 /// An upload that is slower is taken for dead.
 const MIN_BYTES_PER_S: u64 = 20_000;
 
@@ -93,7 +95,10 @@ pub fn large_files(
     let total = wanted.iter().map(|file| file.bytes).sum();
     let task: Arc<dyn Task> = reporter.task("upload", Some(total), "bytes").into();
     let mut before = 0;
-    for batch in wanted.chunks(BATCH) {
+    let mut rest = wanted.as_slice();
+    while !rest.is_empty() {
+        let (batch, next) = rest.split_at(batch_len(rest));
+        rest = next;
         let (transfer, actions) = ask(api, place, batch, true)?;
         if transfer.as_deref() == Some("xet") {
             publish_xet::upload(api, place, batch, create_pr, &*task, before)?;
@@ -111,6 +116,18 @@ pub fn large_files(
         sent.extend(batch.iter().map(|file| file.sha256.clone()));
     }
     Ok(())
+}
+
+/// How many of the files go up together: what has arrived together is known to the store when the next ones begin, and stays
+/// known to it where a push is killed.
+fn batch_len(files: &[&Prepared]) -> usize {
+    let mut bytes = 0;
+    let fits = |file: &&&Prepared| {
+        let is_first = bytes == 0;
+        bytes += file.bytes;
+        is_first || bytes <= BATCH_BYTES
+    };
+    files.iter().take(BATCH).take_while(fits).count()
 }
 
 /// The LFS batch: by which protocol, and what to do for each hash.
@@ -143,7 +160,7 @@ fn ask(
             let request = api
                 .client()
                 .post(&url)
-                .headers(api.account.headers())
+                .headers(api.account.headers(&url))
                 .header("accept", "application/vnd.git-lfs+json")
                 .header("content-type", "application/vnd.git-lfs+json")
                 .timeout(Duration::from_secs(120))
@@ -229,7 +246,7 @@ fn transfer(
     if let Some(href) = actions["verify"]["href"].as_str() {
         let body = json!({"oid": file.sha256, "size": file.bytes});
         api.persist(|| {
-            let request = api.client().post(href).headers(api.account.headers());
+            let request = api.client().post(href).headers(api.account.headers(href));
             let request = with_headers(request, &actions["verify"]["header"])
                 .header("content-type", "application/vnd.git-lfs+json")
                 .timeout(Duration::from_secs(120))

@@ -99,7 +99,7 @@ fn attempt(
         .new_upload_commit()?
         .with_endpoint(store)
         .with_token_info(token, expiry)
-        .with_token_refresh_url(refresh, api.account.headers())
+        .with_token_refresh_url(refresh, api.account.headers(refresh))
         .build_blocking()?;
     let mut handles: Vec<(&Prepared, XetFileUpload)> = Vec::new();
     for file in files {

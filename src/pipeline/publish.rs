@@ -9,7 +9,7 @@ use super::publish_license::Wishes;
 use super::publish_lineage::RunPlan;
 use super::publish_model::Model;
 use crate::hub::publish::{Published, Target, push};
-use crate::hub::publish_api::{Account, Api, token_of_env};
+use crate::hub::publish_api::{Account, Api, token_from_env};
 use crate::hub::publish_files::{Prepared, RepoKind, Source, Upload, prepare};
 use crate::hub::publish_license::Licenses;
 use crate::progress::{Reporter, Stop};
@@ -97,7 +97,7 @@ pub fn ready(
         // also where nothing is sent yet: what would be refused shows
         known: match account {
             Some(account) => account.secrets(),
-            None => token_of_env().into_iter().collect(),
+            None => token_from_env().into_iter().collect(),
         },
         reporter,
     };

@@ -52,7 +52,10 @@ pub fn model_card(
             datasets.push(source.source.clone());
         }
     }
-    let mut sections = vec![usage(about, report), training(lineage, report)];
+    let mut sections = vec![
+        usage(about, report),
+        training(lineage, report, &shape(root, lineage)),
+    ];
     sections.push(data(lineage, report));
     sections.push(settings(lineage));
     sections.push(machine(report));
@@ -117,7 +120,8 @@ fn tags(lineage: &Lineage, about: &About) -> Vec<String> {
     let mut tags: Vec<String> = ["reasoning", "chain-of-thought", "distill"]
         .map(String::from)
         .into();
-    let kinds: BTreeSet<&str> = lineage.steps.iter().map(|step| step.kind).collect();
+    let own = lineage.steps.iter().filter(|step| step.is_own);
+    let kinds: BTreeSet<&str> = own.map(|step| step.kind).collect();
     for kind in ["sft", "grpo", "preference"] {
         if kinds.contains(kind) {
             tags.push(kind.into());
@@ -141,7 +145,12 @@ fn lead(lineage: &Lineage, duties: &Duties, report: &ReportData, about: &About) 
     }
     let ways: Vec<&str> = ["sft", "preference", "grpo"]
         .into_iter()
-        .filter(|kind| lineage.steps.iter().any(|step| step.kind == *kind))
+        .filter(|kind| {
+            lineage
+                .steps
+                .iter()
+                .any(|step| step.is_own && step.kind == *kind)
+        })
         .map(way)
         .collect();
     let what = match about.checkpoint {
@@ -251,7 +260,7 @@ fn longest(report: &ReportData) -> Option<u64> {
     stages.map(|data| data.longest).max().filter(|n| *n > 0)
 }
 
-fn training(lineage: &Lineage, report: &ReportData) -> Section {
+fn training(lineage: &Lineage, report: &ReportData, shape: &str) -> Section {
     let row = |step: &Step| {
         let all = || step.folders.iter().filter_map(|name| stage(report, name));
         let get = |key: &str| all().find_map(|stage| value(&stage.facts, key));
@@ -278,7 +287,9 @@ fn training(lineage: &Lineage, report: &ReportData) -> Section {
             step.from.clone().unwrap_or_default().replace('`', ""),
             learned.join(", "),
             much.join(", "),
-            get("loss").or(get("reward")).unwrap_or_default(),
+            get("loss")
+                .or(get("reward"))
+                .map_or(String::new(), |n| short(&n)),
         ]
     };
     let mut blocks = vec![Block::Table {
@@ -294,14 +305,42 @@ fn training(lineage: &Lineage, report: &ReportData) -> Section {
         .into(),
         rows: lineage.steps.iter().map(row).collect(),
     }];
-    let parameters = value(&report.facts, "num_parameters");
-    if let (Some(model), Some(n)) = (value(&report.facts, "model"), parameters) {
-        blocks.push(Block::Text(format!("{}; {n} parameters.", escape(&model))));
+    if !shape.is_empty() {
+        blocks.push(Block::Text(format!("{}.", escape(shape))));
     }
     Section {
         title: "Training".into(),
         blocks,
     }
+}
+
+/// A number with as many digits as say something.
+fn short(number: &str) -> String {
+    let value: Option<f64> = number.parse().ok();
+    value.map_or(number.to_string(), |value| match value.abs() < 0.001 {
+        true => format!("{value:.2e}"),
+        false => format!("{value:.4}"),
+    })
+}
+
+/// What the result is, in a line.
+fn shape(root: &Path, lineage: &Lineage) -> String {
+    let path = root.join(&lineage.stage).join("model/config.json");
+    // an adapter has none, and its base is named
+    let config: Value = read_json(&path).unwrap_or_default();
+    let counts = [
+        ("num_hidden_layers", "layers"),
+        ("hidden_size", "wide"),
+        ("vocab_size", "tokens"),
+        ("max_position_embeddings", "positions"),
+    ];
+    let counts = counts
+        .iter()
+        .filter_map(|(key, unit)| Some(format!("{} {unit}", config[key].as_u64()?)));
+    let texts = [&config["architectures"][0], &config["dtype"]];
+    let texts = texts.iter().filter_map(|text| text.as_str());
+    let parts: Vec<String> = texts.map(String::from).chain(counts).collect();
+    parts.join(", ")
 }
 
 fn data(lineage: &Lineage, report: &ReportData) -> Section {

@@ -54,6 +54,8 @@ pub struct Step {
     /// What it starts from, in words.
     pub from: Option<String>,
     pub sources: Vec<SourceUse>,
+    /// It changed the weights of the result, and not only made what they learned from.
+    pub is_own: bool,
     /// Key and value, without those that say nothing.
     pub settings: Vec<(String, String)>,
     /// Folders of the run with its counts.
@@ -121,7 +123,10 @@ impl RunPlan {
     /// # Errors
     /// There is none.
     pub fn stage(&self, name: Option<&str>, leaves: &[Leaves]) -> Result<String> {
-        let what = leaves[0].name();
+        let what = match leaves[0].name() {
+            several if several.ends_with('s') => several.to_string(),
+            one => format!("a {one}"),
+        };
         let stages: Vec<(&str, Option<Leaves>)> = match self {
             Self::Student(plan) => plan
                 .stages
@@ -158,15 +163,15 @@ impl RunPlan {
         match (found, name) {
             (Some((stage, _)), _) => Ok(stage.to_string()),
             (None, Some(name)) => Err(Error::input(format!(
-                "run `{}` has no stage `{name}` that leaves a {what}",
+                "run `{}` has no stage `{name}` that leaves {what}",
                 self.name()
             ))
             .with_hint(match names() {
-                none if none.is_empty() => format!("no stage of it leaves a {what}"),
+                none if none.is_empty() => format!("no stage of it leaves {what}"),
                 names => format!("those that do: {names}"),
             })),
             (None, None) => Err(Error::input(format!(
-                "no stage of run `{}` leaves a {what}",
+                "no stage of run `{}` leaves {what}",
                 self.name()
             ))),
         }
@@ -195,6 +200,7 @@ fn of_student(plan: &Plan, root: &Path, stage: &str) -> Result<Lineage> {
         kind: "sft",
         from: Some(in_words(&base)),
         sources: sources_of(&plan.traces, &root.join(data))?,
+        is_own: true,
         settings: settings(&[
             ("seed", json!(plan.seed)),
             ("student", json!(plan.student)),
@@ -237,6 +243,11 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
         if part.contains(stage.name.as_str()) {
             part.extend(stage.inputs());
         }
+    }
+    let mut own = BTreeSet::new();
+    let mut next = Some(name);
+    while let Some(stage) = next.filter(|name| own.insert(*name)) {
+        next = plan.stage(stage).and_then(|stage| stage.model.as_deref());
     }
     let (mut steps, mut bases) = (Vec::new(), Vec::<Base>::new());
     let mut trained = None;
@@ -318,6 +329,7 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
             kind: stage.kind.name(),
             from,
             sources,
+            is_own: own.contains(stage.name.as_str()),
             settings: settings(&tables),
             folders: vec![stage.name.clone()],
         });

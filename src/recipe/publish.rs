@@ -137,35 +137,31 @@ pub fn check_stages(publish: &Publish, done: &[(StagePlan, Option<Card>)]) -> Re
     let of = |key: &str, name: &Option<String>, leaves: &[Leaves]| -> Result<()> {
         let fits = |stage: &StagePlan| stage.kind.leaves().is_some_and(|l| leaves.contains(&l));
         let what = leaves[0].name();
-        match name {
-            None if stages.iter().any(|stage| fits(stage)) => Ok(()),
-            None => Err(
-                Error::input(format!("`[{key}]`: no stage leaves a {what}")).with_hint(format!(
-                    "{what}s come of stages of kind {}",
-                    leaves[0].kinds()
-                )),
-            ),
-            Some(name) => match stages.iter().find(|stage| stage.name == *name) {
-                Some(stage) if fits(stage) => Ok(()),
-                Some(stage) => Err(Error::input(format!(
-                    "`{key}.stage`: stage `{name}` is of kind `{}` and leaves no {what}",
-                    stage.kind.name()
+        let kinds = || format!("stages of kind {} do", leaves[0].kinds());
+        let Some(name) = name else {
+            return match stages.iter().any(|stage| fits(stage)) {
+                true => Ok(()),
+                false => Err(Error::input(format!(
+                    "`[{key}]`: no stage leaves what goes up: {what}"
                 ))
-                .with_hint(format!(
-                    "{what}s come of stages of kind {}",
-                    leaves[0].kinds()
-                ))),
-                None => {
-                    let names = || stages.iter().map(|stage| stage.name.as_str());
-                    let hint = match closest(name, names()) {
-                        Some(near) => format!("did you mean `{near}`?"),
-                        None => {
-                            format!("the stages are {}", names().collect::<Vec<_>>().join(", "))
-                        }
-                    };
-                    Err(Error::input(format!("`{key}.stage`: no stage `{name}`")).with_hint(hint))
-                }
-            },
+                .with_hint(kinds())),
+            };
+        };
+        match stages.iter().find(|stage| stage.name == *name) {
+            Some(stage) if fits(stage) => Ok(()),
+            Some(stage) => Err(Error::input(format!(
+                "`{key}.stage`: stage `{name}` is of kind `{}` and leaves no {what}",
+                stage.kind.name()
+            ))
+            .with_hint(kinds())),
+            None => {
+                let names = || stages.iter().map(|stage| stage.name.as_str());
+                let hint = match closest(name, names()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("the stages are {}", names().collect::<Vec<_>>().join(", ")),
+                };
+                Err(Error::input(format!("`{key}.stage`: no stage `{name}`")).with_hint(hint))
+            }
         }
     };
     of("publish", &publish.stage, &[Leaves::Model])?;
@@ -323,6 +319,45 @@ mod tests {
             ),
         ] {
             assert_eq!(publish(text).unwrap_err().to_string(), want);
+        }
+    }
+
+    #[test]
+    fn stages_that_leave_nothing_to_publish_are_told() {
+        let text = |publish: &str| {
+            format!(
+                "name = \"p\"\n[student]\nmodel = \"qwen2.5-math-1.5b\"\n[[stage]]\nname = \"one\"\nkind = \"sft\"\ntraces = \"t.jsonl\"\n\
+                 [[stage]]\nname = \"asked\"\nkind = \"eval\"\nmodel = \"@one\"\n[stage.eval]\nsuites = [\"arithmetic\"]\n[publish]\n{publish}"
+            )
+        };
+        let resolve = |publish: &str| {
+            let document = super::super::load::document(&text(publish), "r.toml", &[])?;
+            super::super::graph::resolve_document(&document)
+        };
+        let plan = resolve("repo = \"you/x\"\nstage = \"one\"").unwrap();
+        assert_eq!(plan.publish().unwrap().stage.as_deref(), Some("one"));
+        for (table, want, hint) in [
+            (
+                "repo = \"you/x\"\nstage = \"asked\"",
+                "`publish.stage`: stage `asked` is of kind `eval` and leaves no model",
+                "stages of kind `sft`, `grpo` or `preference` do",
+            ),
+            (
+                "repo = \"you/x\"\nstage = \"ones\"",
+                "`publish.stage`: no stage `ones`",
+                "did you mean `one`?",
+            ),
+            (
+                "repo = \"you/x\"\n[publish.traces]\nrepo = \"you/t\"",
+                "`[publish.traces]`: no stage leaves what goes up: traces",
+                "stages of kind `select` do",
+            ),
+        ] {
+            let error = resolve(table).unwrap_err();
+            assert_eq!(
+                (error.to_string().as_str(), error.hint().unwrap().as_str()),
+                (want, hint)
+            );
         }
     }
 
