@@ -180,6 +180,42 @@ fn shards_of_an_earlier_version_go_with_the_commit_that_replaces_them() {
 }
 
 #[test]
+fn adapters_and_sharded_models_arrive_as_they_are() {
+    let (place, server) = (Place::new(), Server::start());
+    let adapter = |base: &str| {
+        let config =
+            format!("{{\"base_model_name_or_path\": \"{base}\", \"peft_type\": \"LORA\"}}");
+        place.file("a/adapter_config.json", config);
+    };
+    adapter("Qwen/Qwen2.5-0.5B");
+    place.file("a/adapter_model.safetensors", noise(70_000, 3));
+    place.file("a/tokenizer.json", "{}");
+    pushed(&place, &server, &["a", "--repo", "tester/a"]);
+    let mut found = on_server(&server, "tester/a", "main");
+    let card = String::from_utf8(found.remove("README.md").unwrap()).unwrap();
+    for line in [
+        "library_name: peft",
+        "base_model: Qwen/Qwen2.5-0.5B",
+        "base_model_relation: adapter",
+    ] {
+        assert!(card.contains(line), "{card}");
+    }
+    assert_eq!(found, on_disk(&place.path().join("a")));
+    adapter("meta-llama/Llama-3.1-8B");
+    let (error, _) = fails(&place, &server, &["a", "--repo", "tester/a"]);
+    assert!(error.contains("begins with `Llama`"), "{error}");
+    for i in 1..=3 {
+        let shard = format!("s/model-0000{i}-of-00003.safetensors");
+        place.file(&shard, noise(400_000, i));
+    }
+    place.file("s/model.safetensors.index.json", "{\"weight_map\": {}}");
+    place.file("s/config.json", "{}");
+    place.file("s/README.md", "---\nlicense: mit\n---\n");
+    pushed(&place, &server, &["s", "--repo", "tester/s"]);
+    assert!(on_server(&server, "tester/s", "main") == on_disk(&place.path().join("s")));
+}
+
+#[test]
 fn whatever_goes_wrong_there_is_one_commit_with_everything() {
     let place = Place::new();
     folder(&place, "m");

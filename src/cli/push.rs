@@ -35,6 +35,9 @@ pub struct Args {
     /// Of a run of several stages: whose model or rows
     #[arg(long)]
     stage: Option<String>,
+    /// Push the adapter by itself, not the weights that it was merged into
+    #[arg(long, conflicts_with_all = ["dataset", "checkpoints"])]
+    adapter: bool,
     /// Branch [default: `main`]; created where it is not there
     #[arg(long, value_name = "BRANCH")]
     revision: Option<String>,
@@ -79,6 +82,7 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         repo: args.repo.clone(),
         dataset: args.dataset,
         stage: args.stage.clone(),
+        adapter: args.adapter,
         revision: args.revision.clone(),
         checkpoints: args.checkpoints,
         public: args.public,

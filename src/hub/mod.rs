@@ -3,7 +3,7 @@
 //! A local folder or file is taken as it is, without network. Everything used is checked for size and hash, fetched or
 //! cached (`check`). hf-hub finds the commit, the card and the cache; listing and downloading are ours (`wire`, `download`,
 //! `xet`), since its own lose hashes, start anew after a cut and keep error pages. Which files are wanted is decided in
-//! `select`; what went wrong is worded in `failure`.
+//! `select`; what went wrong is worded in `failure`. What goes up is in [`publish`], with its [`card`].
 //!
 //! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HUB_DISABLE_XET` are honoured.
 

@@ -27,6 +27,7 @@ pub mod publish_license;
 pub mod publish_lineage;
 mod publish_model;
 pub mod publish_parquet;
+mod publish_usage;
 pub mod run;
 pub mod sample_rows;
 pub mod stage_eval;

@@ -31,6 +31,8 @@ pub struct Wish {
     pub dataset: bool,
     /// Whose model or traces.
     pub stage: Option<String>,
+    /// The adapter by itself, not the weights it was merged into.
+    pub adapter: bool,
     pub revision: Option<String>,
     pub checkpoints: bool,
     pub public: bool,
@@ -57,6 +59,15 @@ pub(super) struct Pending {
     pub left_out: Vec<(String, &'static str)>,
 }
 
+/// What of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Model,
+    Adapter,
+    /// After so many steps.
+    Checkpoint(u64),
+}
+
 /// Where a folder is.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
@@ -64,7 +75,7 @@ enum Place {
     Run {
         root: PathBuf,
         stage: Option<String>,
-        checkpoint: Option<u64>,
+        part: Part,
     },
     Folder(PathBuf),
 }
@@ -102,11 +113,7 @@ pub fn ready(
         reporter,
     };
     let pending = match locate(dir)? {
-        Place::Run {
-            root,
-            stage,
-            checkpoint,
-        } => scene.of_run(&root, stage, checkpoint)?,
+        Place::Run { root, stage, part } => scene.of_run(&root, stage, part)?,
         Place::Folder(folder) => vec![scene.of_folder(&folder)?],
     };
     pending
@@ -212,40 +219,40 @@ fn locate(dir: &Path) -> Result<Place> {
         return Err(Error::input(format!("`{}` is no folder", dir.display()))
             .with_hint("give a run folder, or a folder with a model or a data set"));
     }
-    let run = |root: &Path, stage: Option<&str>, checkpoint| Place::Run {
+    let run = |root: &Path, stage: Option<&str>, part| Place::Run {
         root: root.to_path_buf(),
         stage: stage.map(String::from),
-        checkpoint,
+        part,
     };
     let is_run = |root: Option<&Path>| root.is_some_and(|root| root.join("plan.json").is_file());
     let name = |path: &Path| path.file_name().and_then(|n| n.to_str()).map(String::from);
     if is_run(Some(&dir)) {
-        return Ok(run(&dir, None, None));
+        return Ok(run(&dir, None, Part::Model));
     }
     if let Some(root) = dir.parent()
         && is_run(Some(root))
     {
-        return Ok(run(root, name(&dir).as_deref(), None));
+        return Ok(run(root, name(&dir).as_deref(), Part::Model));
     }
     if let (Some(stage), Some(own)) = (dir.parent(), name(&dir))
         && let Some(root) = stage.parent()
         && is_run(Some(root))
     {
         let step = own.strip_prefix("checkpoint-").and_then(|n| n.parse().ok());
-        if own == "model" || step.is_some() {
-            return Ok(run(root, name(stage).as_deref(), step));
+        let part = match own.as_str() {
+            "model" => Some(Part::Model),
+            "adapter" => Some(Part::Adapter),
+            _ => step.map(Part::Checkpoint),
+        };
+        if let Some(part) = part {
+            return Ok(run(root, name(stage).as_deref(), part));
         }
     }
     Ok(Place::Folder(dir))
 }
 
 impl Scene<'_> {
-    fn of_run(
-        &self,
-        root: &Path,
-        stage: Option<String>,
-        checkpoint: Option<u64>,
-    ) -> Result<Vec<Pending>> {
+    fn of_run(&self, root: &Path, stage: Option<String>, part: Part) -> Result<Vec<Pending>> {
         let plan = RunPlan::read(root)?;
         let table = plan.publish().cloned();
         let wish = self.wish;
@@ -269,15 +276,14 @@ impl Scene<'_> {
                 table: table.as_ref(),
             };
             let all = wish.checkpoints || table.as_ref().is_some_and(|table| table.checkpoints);
-            match checkpoint {
-                Some(step) => pending.push(model.pending(Some(step))?),
-                None => {
-                    pending.push(model.pending(None)?);
-                    if all {
-                        for step in model.checkpoints() {
-                            pending.push(model.pending(Some(step))?);
-                        }
-                    }
+            let part = match part {
+                Part::Model if wish.adapter => Part::Adapter,
+                part => part,
+            };
+            pending.push(model.pending(part)?);
+            if all && part == Part::Model {
+                for step in model.checkpoints() {
+                    pending.push(model.pending(Part::Checkpoint(step))?);
                 }
             }
         }
@@ -364,22 +370,24 @@ mod tests {
     fn folders_of_runs_are_found_from_within() {
         let dir = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(dir.path()).unwrap();
-        for path in ["sft/model", "sft/checkpoint-30", "sft/store", "plain"] {
+        for path in ["sft/model", "sft/adapter", "sft/checkpoint-30", "sft/store"] {
             fs::create_dir_all(root.join("run").join(path)).unwrap();
         }
         fs::create_dir_all(root.join("other")).unwrap();
         let at = |path: &str| locate(&root.join(path)).unwrap();
         assert_eq!(at("other"), Place::Folder(root.join("other")));
         fs::write(root.join("run/plan.json"), "{}").unwrap();
-        let run = |stage: Option<&str>, checkpoint| Place::Run {
+        let run = |stage: Option<&str>, part| Place::Run {
             root: root.join("run"),
             stage: stage.map(String::from),
-            checkpoint,
+            part,
         };
-        assert_eq!(at("run"), run(None, None));
-        assert_eq!(at("run/sft"), run(Some("sft"), None));
-        assert_eq!(at("run/sft/model"), run(Some("sft"), None));
-        assert_eq!(at("run/sft/checkpoint-30"), run(Some("sft"), Some(30)));
+        let sft = Some("sft");
+        assert_eq!(at("run"), run(None, Part::Model));
+        assert_eq!(at("run/sft"), run(sft, Part::Model));
+        assert_eq!(at("run/sft/model"), run(sft, Part::Model));
+        assert_eq!(at("run/sft/adapter"), run(sft, Part::Adapter));
+        assert_eq!(at("run/sft/checkpoint-30"), run(sft, Part::Checkpoint(30)));
         assert_eq!(
             at("run/sft/store"),
             Place::Folder(root.join("run/sft/store"))

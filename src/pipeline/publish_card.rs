@@ -4,6 +4,7 @@
 use super::folder::read_json;
 use super::publish_license::Duties;
 use super::publish_lineage::{EvalStage, Lineage, SourceUse, Step, in_words, public};
+use super::publish_usage::usage;
 use crate::hub::card::{Block, EvalRow, ModelCard, Relation, Section, escape};
 use crate::recipe::plan::StudentSource;
 use crate::report::{ReportData, StageReport};
@@ -52,10 +53,7 @@ pub fn model_card(
             datasets.push(source.source.clone());
         }
     }
-    let mut sections = vec![
-        usage(about, report),
-        training(lineage, report, &shape(root, lineage)),
-    ];
+    let mut sections = vec![usage(about, report), training(root, lineage, report)];
     sections.push(data(lineage, report));
     sections.push(settings(lineage));
     sections.push(machine(report));
@@ -192,75 +190,7 @@ fn way(kind: &str) -> &'static str {
     }
 }
 
-fn usage(about: &About, report: &ReportData) -> Section {
-    let repo = about.repo;
-    let revision = about.checkpoint.map(|step| format!("checkpoint-{step}"));
-    let (python, shell) = match &revision {
-        Some(revision) => (
-            format!(", revision=\"{revision}\""),
-            format!(" --revision {revision}"),
-        ),
-        None => (String::new(), String::new()),
-    };
-    let at = revision
-        .as_ref()
-        .map_or(String::new(), |revision| format!("@{revision}"));
-    let load = match about.is_adapter {
-        true => format!(
-            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained(\"{repo}\"{python})\nmodel = AutoPeftModelForCausalLM.from_pretrained(\"{repo}\"{python})"
-        ),
-        false => format!(
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained(\"{repo}\"{python})\nmodel = AutoModelForCausalLM.from_pretrained(\"{repo}\"{python}, dtype=\"auto\", device_map=\"auto\")"
-        ),
-    };
-    let code = |language, text: String| Block::Code { language, text };
-    let title = |text: &str| Block::Text(text.to_string());
-    let mut blocks = vec![
-        title(if about.is_adapter {
-            "transformers with peft:"
-        } else {
-            "transformers:"
-        }),
-        code(
-            "python",
-            format!(
-                "{load}\nmessages = [{{\"role\": \"user\", \"content\": \"What is 17 * 23?\"}}]\ninputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors=\"pt\").to(model.device)\noutput = model.generate(**inputs, max_new_tokens=4096, do_sample=True, temperature=0.6, top_p=0.95)\nprint(tokenizer.decode(output[0][inputs[\"input_ids\"].shape[1]:]))"
-            ),
-        ),
-    ];
-    if !about.is_adapter {
-        blocks.push(title("vLLM:"));
-        blocks.push(code("sh", format!("vllm serve {repo}{shell}")));
-    }
-    blocks.push(title("llama.cpp, by way of GGUF:"));
-    blocks.push(code(
-        "sh",
-        format!(
-            "distill export --model {repo}{at} --gguf model.gguf --quant q8_0\nllama-cli -m model.gguf -p \"What is 17 * 23?\" --temp 0.6 --top-p 0.95"
-        ),
-    ));
-    blocks.push(title("distill:"));
-    blocks.push(code(
-        "sh",
-        format!("distill chat --model {repo}{at} --temperature 0.6"),
-    ));
-    if let Some(limit) = longest(report) {
-        blocks.push(Block::Text(format!(
-            "The longest text it was trained on had {limit} tokens; leave answers room to think."
-        )));
-    }
-    Section {
-        title: "Use".into(),
-        blocks,
-    }
-}
-
-fn longest(report: &ReportData) -> Option<u64> {
-    let stages = report.stages.iter().filter_map(|stage| stage.data.as_ref());
-    stages.map(|data| data.longest).max().filter(|n| *n > 0)
-}
-
-fn training(lineage: &Lineage, report: &ReportData, shape: &str) -> Section {
+fn training(root: &Path, lineage: &Lineage, report: &ReportData) -> Section {
     let row = |step: &Step| {
         let all = || step.folders.iter().filter_map(|name| stage(report, name));
         let get = |key: &str| all().find_map(|stage| value(&stage.facts, key));
@@ -290,6 +220,7 @@ fn training(lineage: &Lineage, report: &ReportData, shape: &str) -> Section {
             get("loss")
                 .or(get("reward"))
                 .map_or(String::new(), |n| short(&n)),
+            seconds(root, &step.name).map_or(String::new(), |s| format!("{s:.0}")),
         ]
     };
     let mut blocks = vec![Block::Table {
@@ -300,18 +231,26 @@ fn training(lineage: &Lineage, report: &ReportData, shape: &str) -> Section {
             "learned from",
             "how much",
             "last loss or reward",
+            "seconds",
         ]
         .map(String::from)
         .into(),
         rows: lineage.steps.iter().map(row).collect(),
     }];
+    let shape = shape(root, lineage);
     if !shape.is_empty() {
-        blocks.push(Block::Text(format!("{}.", escape(shape))));
+        blocks.push(Block::Text(format!("{}.", escape(&shape))));
     }
     Section {
         title: "Training".into(),
         blocks,
     }
+}
+
+/// How long the process that finished a stage worked on it.
+fn seconds(root: &Path, stage: &str) -> Option<f64> {
+    let done: Value = read_json(&root.join(stage).join("done.json")).ok()?;
+    done["seconds"].as_f64()
 }
 
 /// A number with as many digits as say something.
@@ -467,7 +406,6 @@ fn machine(report: &ReportData) -> Section {
     let known = [
         ("version", "distill"),
         ("started", "started"),
-        ("seconds", "seconds of the whole run"),
         ("device", "device"),
         ("processor", "processor"),
         ("num_threads", "threads"),

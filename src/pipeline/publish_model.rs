@@ -1,6 +1,6 @@
 //! The model of a stage, or a checkpoint on the way to it, as files of a repository: weights, tokenizer, card, licence.
 
-use super::publish::{CARD, Pending, Scene};
+use super::publish::{CARD, Part, Pending, Scene};
 use super::publish_card::{About, model_card};
 use super::publish_language::of_samples;
 use super::publish_license::{Duties, Wishes, check_folder, duties};
@@ -35,16 +35,29 @@ impl Model<'_> {
             .collect()
     }
 
-    /// The result, or a checkpoint on the way to it, with its card.
-    pub fn pending(&self, checkpoint: Option<u64>) -> Result<Pending> {
+    /// The result, its adapter, or a checkpoint on the way to it, with its card.
+    ///
+    /// # Errors
+    /// The stage is not finished or has no such part, a licence forbids it, a link leads out of the folder.
+    pub fn pending(&self, part: Part) -> Result<Pending> {
         let (stage, wish) = (&self.lineage.stage, self.scene.wish);
         let dir = self.root.join(stage);
         let result = dir.join("model");
-        let folder = match checkpoint {
-            Some(step) => dir.join(format!("checkpoint-{step}")),
-            None => result.clone(),
+        let (folder, checkpoint) = match part {
+            Part::Model => (result.clone(), None),
+            Part::Adapter => (dir.join("adapter"), None),
+            Part::Checkpoint(step) => (dir.join(format!("checkpoint-{step}")), Some(step)),
         };
         let is_done = result.is_dir() && dir.join("done.json").is_file();
+        if is_done && part == Part::Adapter && !folder.is_dir() {
+            return Err(Error::input(format!(
+                "stage `{stage}` of `{}` left no adapter",
+                self.root.display()
+            ))
+            .with_hint(
+                "`student.method = \"lora\"` trains one; without `--adapter` the model goes up",
+            ));
+        }
         if !is_done || !folder.is_dir() {
             return Err(Error::input(format!(
                 "stage `{stage}` of `{}` is not finished",
@@ -53,7 +66,13 @@ impl Model<'_> {
             .with_hint("run the recipe to its end first"));
         }
         let mut gathered = gather(&folder, RepoKind::Model)?;
-        if checkpoint.is_some() {
+        if let Some(step) = checkpoint {
+            if folder.join("adapter_config.json").is_file() {
+                return Err(Error::input(format!(
+                    "checkpoint {step} of stage `{stage}` holds an adapter that does not name its base model"
+                ))
+                .with_hint("`--adapter` pushes the adapter of the result, which does"));
+            }
             // a checkpoint has weights and config: how to talk to it is said beside the result
             for upload in gather(&result, RepoKind::Model)?.uploads {
                 let is_there = gathered.uploads.iter().any(|u| u.path == upload.path);

@@ -570,9 +570,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("in.jsonl");
         fs::write(&input, "{}\n\n[1]\n").unwrap();
-        let error = write(&[input.clone()], &dir.path().join("out"), &|row| {
-            Ok(Some(row))
-        })
+        let error = write(
+            std::slice::from_ref(&input),
+            &dir.path().join("out"),
+            &|row| Ok(Some(row)),
+        )
         .unwrap_err();
         assert!(
             error
