@@ -8,6 +8,7 @@
 //! | [`data`] | what trace files hold |
 //! | [`grade`], [`reward`] | verdicts on answers; weighted sums of rewards |
 //! | [`plan`] | what a run would take |
+//! | [`bench`] | what a shape takes on this device |
 //! | [`pull`], [`push`] | fetch a model or a data set from the Hub; publish one |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
@@ -21,6 +22,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
+pub mod bench;
 mod cases;
 pub mod chat;
 pub mod color;
@@ -85,6 +87,7 @@ enum Command {
     Eval(eval::Args),
     Chat(chat::Args),
     Data(data::Args),
+    Bench(bench::Args),
     Pull(pull::Args),
     Push(push::Args),
     Report(report::Args),
@@ -106,6 +109,7 @@ impl Command {
             Self::Reward(args) => reward::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),
             Self::Data(args) => data::run(&args, session),
+            Self::Bench(args) => bench::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
             Self::Push(args) => push::run(&args, session),
             Self::Report(args) => report::run(&args, session),
