@@ -12,6 +12,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// What goes wrong, and how often.
+type Faults = Vec<(Fault, u32)>;
+
 /// `distill` with the server and a token.
 fn command(place: &Place, server: &Server, args: &[&str]) -> Command {
     let mut command = place.command(args);
@@ -228,7 +231,7 @@ fn whatever_goes_wrong_there_is_one_commit_with_everything() {
         code: "",
         retry_after_s,
     };
-    let faults: [(&str, Vec<(Fault, u32)>, usize); 12] = [
+    let faults: [(&str, Faults, usize); 12] = [
         ("no fault", vec![], 0),
         (
             "500 after the commit",
