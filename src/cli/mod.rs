@@ -9,6 +9,7 @@
 //! | [`grade`], [`reward`] | verdicts on answers; weighted sums of rewards |
 //! | [`plan`] | what a run would take |
 //! | [`pull`] | fetch a model or a data set from the Hub |
+//! | [`export`] | a model as a GGUF file |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
 //! | [`debug_policy`] | hidden: loss and gradient of a policy update |
@@ -30,6 +31,7 @@ pub mod debug_policy;
 pub mod debug_preference;
 pub mod debug_train;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod grade;
 pub mod options;
@@ -85,6 +87,7 @@ enum Command {
     Chat(chat::Args),
     Data(data::Args),
     Pull(pull::Args),
+    Export(export::Args),
     Report(report::Args),
 }
 
@@ -105,6 +108,7 @@ impl Command {
             Self::Chat(args) => chat::run(&args, session),
             Self::Data(args) => data::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
+            Self::Export(args) => export::run(&args, session),
             Self::Report(args) => report::run(&args, session),
         }
     }

@@ -7,12 +7,17 @@
 //! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
 //! - `block`: one transformer block; [`cache`]: keys and values of sequences being sampled;
 //! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences;
-//! - [`reward`]: the same blocks with one number as their result.
+//! - [`reward`]: the same blocks with one number as their result;
+//! - [`gguf`], [`gguf_types`], `gguf_names`, [`gguf_tokenizer`]: the file that llama.cpp reads.
 
 mod block;
 pub mod cache;
 pub mod config;
 pub mod family;
+pub mod gguf;
+mod gguf_names;
+pub mod gguf_tokenizer;
+pub mod gguf_types;
 pub mod policy;
 pub mod reward;
 mod rope;

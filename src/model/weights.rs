@@ -27,6 +27,37 @@ pub fn load(
     device: &Device,
     dtype: DType,
 ) -> Result<Vec<Tensor>> {
+    with_stored(folder, config, |all| {
+        let converted = |s: &Stored<'_>| {
+            convert(&s.view, s.view.shape(), device, dtype).map_err(|e| e.at(s.place()))
+        };
+        all.iter().map(converted).collect()
+    })
+}
+
+/// A weight as it lies in its file, not read yet.
+pub(super) struct Stored<'a> {
+    pub name: String,
+    pub view: TensorView<'a>,
+    path: &'a Path,
+}
+
+impl Stored<'_> {
+    /// What messages call it.
+    pub fn place(&self) -> String {
+        format!("`{}`: tensor `{}`", self.path.display(), self.name)
+    }
+}
+
+/// Finds the weights of `config` in `folder` and hands them to `take`, in the order of [`ModelConfig::weight_shapes`].
+///
+/// # Errors
+/// A missing, unexpected or wrong-shaped tensor, a damaged file; what `take` gives.
+pub(super) fn with_stored<T>(
+    folder: &Path,
+    config: &ModelConfig,
+    take: impl FnOnce(&[Stored<'_>]) -> Result<T>,
+) -> Result<T> {
     let Files {
         paths,
         listed,
@@ -56,7 +87,7 @@ pub fn load(
             }
         }
     }
-    let mut weights = Vec::new();
+    let mut all = Vec::new();
     for (name, shape) in config.weight_shapes() {
         let Some((i, view)) = places.remove(&name) else {
             let place = listed.get(&name).unwrap_or(&list);
@@ -77,10 +108,7 @@ pub fn load(
             ))
             .with_hint("the weights do not fit `config.json`"));
         }
-        weights.push(
-            convert(&view, &shape, device, dtype)
-                .map_err(|e| e.at(format!("`{}`: tensor `{name}`", path.display())))?,
-        );
+        all.push(Stored { name, view, path });
     }
     // buffers that older files carry, and a head that is tied anyway
     places.retain(|name, _| {
@@ -95,7 +123,7 @@ pub fn load(
         ))
         .with_hint("the weights do not fit `config.json`"));
     }
-    Ok(weights)
+    take(&all)
 }
 
 /// The safetensors files of a folder.

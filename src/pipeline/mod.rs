@@ -6,11 +6,12 @@
 //! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_grpo`], [`stage_select`],
 //!   [`stage_reward_model`], [`stage_preference`], [`stage_eval`]: what each kind does;
 //!   [`sample_rows`], [`pair_rows`]: which samples are fit to learn from, alone or in pairs;
-//! - [`estimate`]: what a run would take;
+//! - [`estimate`]: what a run would take; [`export`]: a model as a GGUF file;
 //! - [`preview`]: rows as the trainer will see them.
 
 pub mod commits;
 pub mod estimate;
+pub mod export;
 pub mod folder;
 pub mod graph;
 pub mod open;

@@ -179,6 +179,30 @@ fn local_folder(
     }
 }
 
+/// The files of a model with its tokenizer and template; the weights are not read.
+pub struct ModelFiles {
+    pub folder: PathBuf,
+    /// On the Hub, with the commit.
+    pub repo: Option<(String, Option<String>)>,
+    pub chat: Chat,
+}
+
+/// Finds the files of the model called `place`, as [`open_model`] does.
+///
+/// # Errors
+/// No such model, or a tokenizer that cannot be read.
+pub fn open_files(place: &str, reporter: &dyn Reporter) -> Result<ModelFiles> {
+    let (source, card) = model_source(place)?;
+    let (folder, revision) = local_folder(&source, hub::Part::Everything, reporter)?;
+    let template = card.and_then(|c| c.chat_template);
+    let chat = Chat::load_for_text(&folder, template_text(template.as_deref())?.as_deref())?;
+    let repo = match source {
+        StudentSource::Hub { repo, .. } => Some((repo, revision)),
+        _ => None,
+    };
+    Ok(ModelFiles { folder, repo, chat })
+}
+
 /// The text of a chat template: a file, or one of those under `models/templates`.
 fn template_text(name: Option<&str>) -> Result<Option<String>> {
     let Some(name) = name else { return Ok(None) };
