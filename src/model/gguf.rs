@@ -213,10 +213,19 @@ impl Plan {
                 }
                 Ok(())
             };
-            match (&tensor.from, tensor.from.as_ref().and_then(|_| weights.next())) {
-                (None, _) => write(&|rows| Ok(rows.iter().map(|&row| tensor.values[row]).collect()))?,
+            match (
+                &tensor.from,
+                tensor.from.as_ref().and_then(|_| weights.next()),
+            ) {
+                (None, _) => {
+                    write(&|rows| Ok(rows.iter().map(|&row| tensor.values[row]).collect()))?
+                }
                 (Some(from), Some((name, weight))) if from == name => {
-                    write(&|rows| weight.rows(rows, width).map_err(|e| e.at(weight.place(name))))?;
+                    write(&|rows| {
+                        weight
+                            .rows(rows, width)
+                            .map_err(|e| e.at(weight.place(name)))
+                    })?;
                 }
                 (Some(from), _) => {
                     return Err(Error::input(format!("the model has no tensor `{from}`")));
@@ -265,11 +274,10 @@ fn encode(values: Vec<f32>, width: usize, dtype: GgmlDType) -> Result<Vec<u8>> {
         _ => (f16::MAX.to_f32(), "f32 or bf16"),
     };
     if let Some(value) = values.iter().find(|v| v.abs() > largest) {
-        return Err(Error::input(format!(
-            "value {value} is too large for {}",
-            name_of(dtype)
-        ))
-        .with_hint(format!("use `--quant` {wider}")));
+        return Err(
+            Error::input(format!("value {value} is too large for {}", name_of(dtype)))
+                .with_hint(format!("use `--quant` {wider}")),
+        );
     }
     match dtype {
         GgmlDType::F16 => {

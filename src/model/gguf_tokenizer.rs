@@ -74,8 +74,9 @@ impl Tokenizer<'_> {
         let File {
             model,
             added_tokens,
-        } = serde_json::from_slice(self.json)
-            .map_err(|e| Error::input(format!("`tokenizer.json` cannot be written as GGUF: {e}")))?;
+        } = serde_json::from_slice(self.json).map_err(|e| {
+            Error::input(format!("`tokenizer.json` cannot be written as GGUF: {e}"))
+        })?;
         if model.kind != "BPE" {
             return Err(Error::input(format!(
                 "a tokenizer of type `{}` cannot be written as GGUF",

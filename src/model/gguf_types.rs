@@ -210,9 +210,7 @@ impl TypeChooser {
     /// The first and the last eighth of the layers, and every third between.
     fn has_more_bits(&self, layer: usize) -> bool {
         let eighth = self.num_layers / 8;
-        layer < eighth
-            || layer >= 7 * self.num_layers / 8
-            || (layer - eighth) % 3 == 2
+        layer < eighth || layer >= 7 * self.num_layers / 8 || (layer - eighth) % 3 == 2
     }
 }
 
@@ -249,4 +247,133 @@ fn facts(dtype: T) -> (u32, &'static str) {
 /// Bytes of so many values.
 pub(super) fn block_bytes(dtype: T, num_values: usize) -> usize {
     num_values / dtype.block_size() * dtype.type_size()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::family;
+    use super::*;
+
+    /// The types of a tensor's layers, runs of the same type written once: `Q6_K*4 Q4_K*2 ...`.
+    fn layers(chooser: &TypeChooser, part: &str, width: usize) -> String {
+        let mut runs: Vec<(&str, usize)> = Vec::new();
+        for layer in 0..chooser.num_layers {
+            let name = format!("blk.{layer}.{part}.weight");
+            let found = name_of(chooser.choose(&name, &[width, width]).0);
+            match runs.last_mut() {
+                Some((last, n)) if *last == found => *n += 1,
+                _ => runs.push((found, 1)),
+            }
+        }
+        let runs: Vec<String> = runs.iter().map(|(name, n)| format!("{name}*{n}")).collect();
+        runs.join(" ")
+    }
+
+    #[test]
+    fn mixes_are_those_of_llama_quantize() {
+        // 28 layers: the first 3 and those from 24 on, between them 5, 8, 11, 14, 17, 20, 23
+        let most = "Q6_K*3 Q4_K*2 Q6_K*1 Q4_K*2 Q6_K*1 Q4_K*2 Q6_K*1 Q4_K*2 Q6_K*1 Q4_K*2 Q6_K*1 Q4_K*2 Q6_K*1 Q4_K*2 Q6_K*5";
+        let table: [(Quant, &str, &str, &str, &str, &str); 8] = [
+            // attn_q, attn_v, attn_output, ffn_down, embedding
+            (Quant::Q4_K_M, "Q4_K*28", most, "Q4_K*28", most, "Q6_K"),
+            (
+                Quant::Q4_K_S,
+                "Q4_K*28",
+                "Q5_K*4 Q4_K*24",
+                "Q4_K*28",
+                "Q5_K*3 Q4_K*25",
+                "Q6_K",
+            ),
+            (
+                Quant::Q6_K,
+                "Q6_K*28",
+                "Q6_K*28",
+                "Q6_K*28",
+                "Q6_K*28",
+                "Q6_K",
+            ),
+            (
+                Quant::Q8_0,
+                "Q8_0*28",
+                "Q8_0*28",
+                "Q8_0*28",
+                "Q8_0*28",
+                "Q8_0",
+            ),
+            (
+                Quant::Q4_0,
+                "Q4_0*28",
+                "Q4_0*28",
+                "Q4_0*28",
+                "Q4_0*28",
+                "Q6_K",
+            ),
+            (
+                Quant::Q3_K_M,
+                "Q3_K*28",
+                "Q5_K*2 Q4_K*26",
+                "Q4_K*28",
+                "Q5_K*1 Q4_K*27",
+                "Q6_K",
+            ),
+            (
+                Quant::Q3_K_L,
+                "Q3_K*28",
+                "Q5_K*28",
+                "Q5_K*28",
+                "Q5_K*28",
+                "Q6_K",
+            ),
+            (
+                Quant::Q2_K,
+                "Q2_K*28",
+                "Q4_K*28",
+                "Q3_K*28",
+                "Q3_K*28",
+                "Q6_K",
+            ),
+        ];
+        let config = family::config("qwen2.5-1.5b").unwrap();
+        for (quant, q, v, output, down, embedding) in table {
+            let chooser = TypeChooser::new(&config, quant);
+            for (part, expected) in [
+                ("attn_q", q),
+                ("attn_k", q),
+                ("ffn_up", q),
+                ("attn_v", v),
+                ("attn_output", output),
+                ("ffn_down", down),
+            ] {
+                let found = layers(&chooser, part, 1536);
+                assert_eq!(found, expected, "{} {part}", quant.name());
+            }
+            let found = chooser.choose("token_embd.weight", &[151_936, 1536]).0;
+            assert_eq!(name_of(found), embedding, "{}", quant.name());
+            assert_eq!(chooser.choose("blk.0.attn_norm.weight", &[1536]).0, T::F32);
+        }
+    }
+
+    #[test]
+    fn an_untied_embedding_is_no_head_and_large_models_keep_their_values() {
+        let config = family::config("llama-3.3-70b").unwrap();
+        let chooser = TypeChooser::new(&config, Quant::Q4_K_S);
+        let of = |name: &str| name_of(chooser.choose(name, &[8192, 8192]).0);
+        assert_eq!(of("token_embd.weight"), "Q4_K");
+        assert_eq!(of("output.weight"), "Q6_K");
+        assert_eq!(of("blk.40.attn_v.weight"), "Q5_K");
+        assert_eq!(of("blk.40.attn_k.weight"), "Q4_K");
+    }
+
+    #[test]
+    fn names_and_numbers_are_one_to_one() {
+        let mut numbers: Vec<u32> = Quant::ALL.iter().map(|q| q.file_type()).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), Quant::ALL.len());
+        assert!(
+            Quant::ALL
+                .iter()
+                .all(|q| q.name() == format!("{q:?}").to_lowercase())
+        );
+    }
 }
