@@ -1,233 +1,134 @@
-//! Models and data sets fetched from a stand-in for the Hub on this machine: what is taken, what is checked, what is said.
+//! Models and data sets pulled from a stand-in for the Hub on this machine: what is taken, what is checked, what is said,
+//! and what is left behind when something goes wrong.
 
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+mod hub_server;
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
-use distill::hub::{Hub, HubOptions, Part, Wanted};
+use distill::hub::{Hub, HubOptions, Part, Resolved, Wanted};
 use distill::progress::Silent;
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
+use hub_server::{Fault, READ_TOKEN, STRANGER_TOKEN, Server};
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const INDEX: &str = r#"{"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
+const SHARD: &str = "model-00002-of-00002.safetensors";
 
-/// A repository of one kind at one commit, and how its server misbehaves.
-#[derive(Default)]
+/// A server with one model, and a cache of our own.
 struct Site {
-    files: Vec<(&'static str, Vec<u8>)>,
-    card: Option<&'static str>,
-    /// Answers in place of the usual ones, by method and path.
-    answers: HashMap<(&'static str, String), Answer>,
-}
-
-#[derive(Clone)]
-struct Answer {
-    status: &'static str,
-    headers: String,
-    body: Vec<u8>,
-    /// Bytes of the body that are really sent.
-    cut: Option<usize>,
-}
-
-impl Answer {
-    fn error(status: &'static str, code: &str) -> Self {
-        Self {
-            status,
-            headers: format!("X-Error-Code: {code}\r\n"),
-            body: br#"{"error":"no"}"#.to_vec(),
-            cut: None,
-        }
-    }
-}
-
-/// The stand-in: it answers until the test ends, and keeps what it was asked.
-struct Server {
-    endpoint: String,
-    site: Arc<Mutex<Site>>,
-    asked: Arc<Mutex<Vec<String>>>,
+    server: Server,
     cache: tempfile::TempDir,
+    commit: String,
 }
 
-impl Server {
-    fn start(site: Site) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let (site, asked) = (Arc::new(Mutex::new(site)), Arc::new(Mutex::new(Vec::new())));
-        let (shared, log) = (site.clone(), asked.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (site, asked) = (shared.clone(), log.clone());
-                std::thread::spawn(move || answer(stream, &site, &asked));
-            }
-        });
+#[derive(Clone, Copy, PartialEq)]
+enum Kept {
+    Lfs,
+    Xet,
+}
+
+impl Site {
+    fn new(kept: Kept) -> Self {
+        let server = Server::start();
+        let commit = put(&server, kept, &files());
         Self {
-            endpoint,
-            site,
-            asked,
+            server,
             cache: tempfile::tempdir().unwrap(),
+            commit,
         }
     }
 
-    fn hub(&self, offline: bool) -> Hub {
-        Hub::new(HubOptions {
-            endpoint: Some(self.endpoint.clone()),
-            cache: Some(self.cache.path().to_path_buf()),
-            token: Some("hf_test".into()),
-            offline,
-            num_retries: Some(0),
-        })
-        .unwrap()
+    fn hub_with(&self, token: &str, num_retries: usize) -> Hub {
+        hub(
+            &self.server.url(),
+            self.cache.path(),
+            token,
+            num_retries,
+            false,
+        )
     }
 
-    fn model(&self) -> distill::Result<distill::hub::Resolved> {
-        self.hub(false)
+    fn hub(&self) -> Hub {
+        self.hub_with(READ_TOKEN, 0)
+    }
+
+    fn offline(&self) -> Hub {
+        hub(&self.server.url(), self.cache.path(), READ_TOKEN, 0, true)
+    }
+
+    fn model(&self) -> distill::Result<Resolved> {
+        self.hub()
             .model("org/name", None, Part::Everything, &Silent)
     }
 
-    fn misbehave(&self, method: &'static str, path: &str, answer: Answer) {
-        self.site
-            .lock()
-            .unwrap()
-            .answers
-            .insert((method, path.to_string()), answer);
+    fn downloads(&self) -> usize {
+        let asked = self.server.asked();
+        let is_download = |line: &&String| line.starts_with("GET") && line.contains("/resolve/");
+        asked.iter().filter(is_download).count()
     }
 
-    fn downloads(&self) -> Vec<String> {
-        let asked = self.asked.lock().unwrap();
-        asked
-            .iter()
-            .filter(|line| line.starts_with("GET") && line.contains("/resolve/"))
-            .cloned()
+    /// What is in the cache beside whole files that a snapshot names.
+    fn leftovers(&self) -> Vec<String> {
+        let blobs = self.cache.path().join("models--org--name/blobs");
+        names(&blobs)
+            .into_iter()
+            .filter(|name| name.len() != 40 && name.len() != 64)
             .collect()
     }
 }
 
-fn hex(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+fn hub(endpoint: &str, cache: &Path, token: &str, num_retries: usize, offline: bool) -> Hub {
+    Hub::new(HubOptions {
+        endpoint: Some(endpoint.into()),
+        cache: Some(cache.to_path_buf()),
+        token: Some(token.into()),
+        offline,
+        num_retries: Some(num_retries),
+    })
+    .unwrap()
 }
 
-fn git_hash(content: &[u8]) -> String {
-    hex(Sha1::new()
-        .chain_update(format!("blob {}\0", content.len()))
-        .chain_update(content)
-        .finalize())
+fn put(server: &Server, kept: Kept, files: &BTreeMap<&str, Vec<u8>>) -> String {
+    let files: Vec<(&str, &[u8])> = files
+        .iter()
+        .map(|(path, c)| (*path, c.as_slice()))
+        .collect();
+    match kept {
+        Kept::Lfs => server.put("org/name", &files),
+        Kept::Xet => server.put_with_xet("org/name", &files),
+    }
 }
 
-fn is_large(path: &str) -> bool {
-    path.ends_with(".safetensors") || path.ends_with(".parquet")
-}
-
-fn answer(mut stream: TcpStream, site: &Mutex<Site>, asked: &Mutex<Vec<String>>) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let Some(Ok(request)) = lines.next() else {
-        return;
+/// Bytes without a pattern, the same on every run.
+fn noise(mut seed: u64, len: usize) -> Vec<u8> {
+    let mut next = || {
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (seed >> 33) as u8
     };
-    for line in lines.by_ref() {
-        if line.unwrap_or_default().is_empty() {
-            break;
-        }
-    }
-    let mut words = request.split(' ');
-    let (method, target) = (words.next().unwrap(), words.next().unwrap());
-    let path = target.split('?').next().unwrap();
-    asked.lock().unwrap().push(format!("{method} {path}"));
-    let site = site.lock().unwrap();
-    let special = ["GET", "HEAD"]
-        .into_iter()
-        .find(|m| *m == method)
-        .and_then(|m| site.answers.get(&(m, path.to_string())));
-    let answer = special.cloned().unwrap_or_else(|| usual(&site, path));
-    let head = format!(
-        "HTTP/1.1 {}\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n",
-        answer.status,
-        answer.body.len(),
-        answer.headers
-    );
-    let _ = stream.write_all(head.as_bytes());
-    if method == "GET" {
-        let _ = stream.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len())]);
-    }
+    (0..len).map(|_| next()).collect()
 }
 
-fn usual(site: &Site, path: &str) -> Answer {
-    let ok = |headers: String, body: Vec<u8>| Answer {
-        status: "200 OK",
-        headers,
-        body,
-        cut: None,
-    };
-    let json = |value: serde_json::Value| {
-        ok(
-            "Content-Type: application/json\r\n".into(),
-            value.to_string().into_bytes(),
-        )
-    };
-    for kind in ["models", "datasets"] {
-        if path == format!("/api/{kind}/org/name/revision/main") {
-            let card = site
-                .card
-                .map(|card| serde_json::from_str::<serde_json::Value>(card).unwrap());
-            return json(serde_json::json!({"id": "org/name", "sha": COMMIT, "cardData": card}));
-        }
-        if path == format!("/api/{kind}/org/name/tree/{COMMIT}") {
-            let entry = |(path, content): &(&str, Vec<u8>)| {
-                let mut entry = serde_json::json!({"type": "file", "path": path, "size": content.len(), "oid": git_hash(content)});
-                if is_large(path) {
-                    entry["oid"] = "pointer".into();
-                    entry["lfs"] = serde_json::json!({"oid": hex(Sha256::digest(content)), "size": content.len(), "pointerSize": 130});
-                }
-                entry
-            };
-            return json(site.files.iter().map(entry).collect());
-        }
-    }
-    let prefix = format!("/org/name/resolve/{COMMIT}/");
-    let file = path
-        .strip_prefix("/datasets")
-        .unwrap_or(path)
-        .strip_prefix(&prefix);
-    match site.files.iter().find(|(name, _)| Some(*name) == file) {
-        Some((name, content)) => {
-            let etag = if is_large(name) {
-                hex(Sha256::digest(content))
-            } else {
-                git_hash(content)
-            };
-            ok(
-                format!("ETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n"),
-                content.clone(),
-            )
-        }
-        None => Answer::error("404 Not Found", "EntryNotFound"),
-    }
-}
-
-fn model_site() -> Site {
-    let files = [
-        ("README.md", "# a model"),
-        ("config.json", "{}"),
-        ("tokenizer.json", "{\"a\":1}"),
-        ("LICENSE", "free"),
-        ("pytorch_model.bin", "not wanted"),
-        ("model.safetensors.index.json", INDEX),
-        ("model-00001-of-00002.safetensors", "one"),
-        ("model-00002-of-00002.safetensors", "three"),
-        ("onnx/model.safetensors", "not wanted"),
-    ];
-    Site {
-        files: files
-            .map(|(name, text)| (name, text.as_bytes().to_vec()))
-            .into(),
-        ..Site::default()
-    }
+fn files() -> BTreeMap<&'static str, Vec<u8>> {
+    [
+        ("README.md", b"# a model".to_vec()),
+        ("config.json", b"{}".to_vec()),
+        ("tokenizer.json", b"{\"a\":1}".to_vec()),
+        ("LICENSE", b"free".to_vec()),
+        ("pytorch_model.bin", b"not wanted".to_vec()),
+        ("model.safetensors.index.json", INDEX.into()),
+        ("model-00001-of-00002.safetensors", b"one".to_vec()),
+        (SHARD, noise(2, 3_000_000)),
+        ("onnx/model.safetensors", b"not wanted".to_vec()),
+    ]
+    .into()
 }
 
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
+        .into_iter()
+        .flatten()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
@@ -238,60 +139,97 @@ fn message(error: distill::Error) -> (String, String) {
     (error.to_string(), error.hint().unwrap_or_default())
 }
 
+#[track_caller]
+fn assert_whole(model: &Resolved) {
+    for name in names(&model.folder) {
+        let found = std::fs::read(model.folder.join(&name)).unwrap();
+        assert!(found == files()[name.as_str()], "{name}");
+    }
+    assert_eq!(names(&model.folder).len(), 6);
+}
+
 #[test]
 fn a_model_is_fetched_once_and_only_what_loads_it() {
-    let server = Server::start(model_site());
-    let model = server.model().unwrap();
-    assert_eq!(model.revision.as_deref(), Some(COMMIT));
-    assert_eq!(
-        names(&model.folder),
-        [
-            "LICENSE",
-            "config.json",
-            "model-00001-of-00002.safetensors",
-            "model-00002-of-00002.safetensors",
-            "model.safetensors.index.json",
-            "tokenizer.json"
-        ]
-    );
-    assert_eq!(
-        std::fs::read(model.folder.join("model-00002-of-00002.safetensors")).unwrap(),
-        b"three"
-    );
-    assert_eq!(server.downloads().len(), 6);
-    assert_eq!(server.model().unwrap(), model);
-    assert_eq!(
-        server.downloads().len(),
-        6,
-        "the second call fetches nothing"
-    );
-    // Python finds it too
-    let reference = server.cache.path().join("models--org--name/refs/main");
-    assert_eq!(std::fs::read_to_string(reference).unwrap(), COMMIT);
-    // and so does a run without network
-    let asked = server.asked.lock().unwrap().len();
-    assert_eq!(
-        server
-            .hub(true)
-            .model("org/name", None, Part::Everything, &Silent)
-            .unwrap(),
-        model
-    );
-    assert_eq!(server.asked.lock().unwrap().len(), asked);
+    for kept in [Kept::Lfs, Kept::Xet] {
+        let site = Site::new(kept);
+        let model = site.model().unwrap();
+        assert_eq!(model.revision.as_ref(), Some(&site.commit));
+        assert_eq!(
+            names(&model.folder),
+            [
+                "LICENSE",
+                "config.json",
+                "model-00001-of-00002.safetensors",
+                SHARD,
+                "model.safetensors.index.json",
+                "tokenizer.json"
+            ]
+        );
+        assert_whole(&model);
+        // small files, and large ones where there is no Xet
+        assert_eq!(site.downloads(), if kept == Kept::Lfs { 6 } else { 4 });
+        site.server.forget_asked();
+        assert_eq!(site.model().unwrap(), model);
+        assert_eq!(site.downloads(), 0, "the second call fetches nothing");
+        // Python finds it too
+        let reference = site.cache.path().join("models--org--name/refs/main");
+        assert_eq!(std::fs::read_to_string(reference).unwrap(), site.commit);
+        let target = std::fs::read_link(model.folder.join("config.json")).unwrap();
+        assert!(target.starts_with("../../blobs"), "{}", target.display());
+        // and so does a run without network
+        site.server.forget_asked();
+        let again = site
+            .offline()
+            .model("org/name", None, Part::Everything, &Silent);
+        assert_eq!(again.unwrap(), model);
+        assert!(site.server.asked().is_empty());
+        assert!(site.leftovers().is_empty());
+    }
+}
+
+#[test]
+fn a_revision_is_a_branch_a_tag_or_a_commit() {
+    let site = Site::new(Kept::Lfs);
+    let first = site.commit.clone();
+    let second = site
+        .server
+        .put("org/name", &[("config.json", b"{\"b\":2}")]);
+    let config = |revision: Option<&str>| {
+        let hub = site.hub();
+        let model = hub
+            .model("org/name", revision, Part::WithoutWeights, &Silent)
+            .unwrap();
+        let config = std::fs::read_to_string(model.folder.join("config.json")).unwrap();
+        (model.revision.unwrap(), config)
+    };
+    assert_eq!(config(None), (second.clone(), "{\"b\":2}".into()));
+    assert_eq!(config(Some(&first)), (first, "{}".into()));
+    let hub = site.hub();
+    let error = hub
+        .model("org/name", Some("v9"), Part::Everything, &Silent)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "model `org/name` has no revision `v9`");
+}
+
+#[test]
+fn a_listing_may_come_in_pages() {
+    let site = Site::new(Kept::Lfs);
+    site.server.page_size(2);
+    assert_whole(&site.model().unwrap());
 }
 
 #[test]
 fn a_tokenizer_does_not_bring_the_weights() {
-    let server = Server::start(model_site());
-    let model = server
-        .hub(false)
+    let site = Site::new(Kept::Lfs);
+    let model = site
+        .hub()
         .model("org/name", None, Part::WithoutWeights, &Silent)
         .unwrap();
     assert_eq!(
         names(&model.folder),
         ["LICENSE", "config.json", "tokenizer.json"]
     );
-    let hub = server.hub(true);
+    let hub = site.offline();
     assert!(
         hub.model("org/name", None, Part::WithoutWeights, &Silent)
             .is_ok()
@@ -309,10 +247,10 @@ fn a_tokenizer_does_not_bring_the_weights() {
 
 #[test]
 fn without_network_and_cache_the_error_says_so() {
-    let server = Server::start(model_site());
+    let site = Site::new(Kept::Lfs);
+    let offline = site.offline();
     let (text, hint) = message(
-        server
-            .hub(true)
+        offline
             .model("org/name", None, Part::Everything, &Silent)
             .unwrap_err(),
     );
@@ -324,64 +262,40 @@ fn without_network_and_cache_the_error_says_so() {
         hint,
         "run once with network and without `HF_HUB_OFFLINE`, or give a local folder"
     );
-    assert!(server.asked.lock().unwrap().is_empty());
+    assert!(site.server.asked().is_empty());
 }
 
 #[test]
 fn an_error_page_is_not_taken_for_the_file() {
-    // HEAD answers as if all were well, GET refuses: the client would keep the error's text as the file
-    for page in ["forbidden", "thr**"] {
-        let server = Server::start(model_site());
-        let path = format!("/org/name/resolve/{COMMIT}/model-00002-of-00002.safetensors");
-        let refusal = Answer {
-            status: "403 Forbidden",
-            headers: String::new(),
-            body: page.into(),
-            cut: None,
-        };
-        server.misbehave("GET", &path, refusal);
-        let (text, hint) = message(server.model().unwrap_err());
-        let start = "`model-00002-of-00002.safetensors` of model `org/name` arrived damaged: ";
-        let why = text.strip_prefix(start).unwrap();
-        match page.len() {
-            5 => assert!(
-                why.starts_with("hash ") && why.ends_with(" arrived"),
-                "{why}"
-            ),
-            _ => assert_eq!(why, "5 bytes expected, 9 arrived"),
-        }
-        assert!(hint.contains("error page"));
-        // and nothing of it stays: once the server is well again, so are we
-        server.site.lock().unwrap().answers.clear();
-        let model = server.model().unwrap();
-        assert_eq!(
-            std::fs::read(model.folder.join("model-00002-of-00002.safetensors")).unwrap(),
-            b"three"
-        );
-    }
-}
-
-#[test]
-fn a_damaged_cache_is_mended() {
-    let server = Server::start(model_site());
-    let model = server.model().unwrap();
-    let shard = model.folder.join("model-00001-of-00002.safetensors");
-    let blob = std::fs::canonicalize(&shard).unwrap();
-    std::fs::write(&blob, "<html>").unwrap();
-    assert_eq!(server.model().unwrap(), model);
-    assert_eq!(std::fs::read(&shard).unwrap(), b"one");
+    // the listing is as if all were well, the file is refused
+    let site = Site::new(Kept::Lfs);
+    site.server.fault(Fault::Refuse {
+        on: format!("GET /org/name/resolve/{}/{SHARD}", site.commit),
+        status: 403,
+        code: "",
+        retry_after_s: None,
+    });
+    let (text, hint) = message(site.model().unwrap_err());
+    assert_eq!(
+        text,
+        format!("`{SHARD}` of model `org/name` may not be read with this token (403)")
+    );
+    assert!(hint.contains("ask for access"));
+    // and nothing of it stays: once the server is well again, so are we
+    site.server.clear_faults();
+    assert_whole(&site.model().unwrap());
 }
 
 #[test]
 fn a_listed_file_that_is_gone_is_an_error() {
-    let server = Server::start(model_site());
-    let path = format!("/org/name/resolve/{COMMIT}/tokenizer.json");
-    server.misbehave(
-        "HEAD",
-        &path,
-        Answer::error("404 Not Found", "EntryNotFound"),
-    );
-    let (text, _) = message(server.model().unwrap_err());
+    let site = Site::new(Kept::Lfs);
+    site.server.fault(Fault::Refuse {
+        on: "/tokenizer.json".into(),
+        status: 404,
+        code: "EntryNotFound",
+        retry_after_s: None,
+    });
+    let (text, _) = message(site.model().unwrap_err());
     assert_eq!(
         text,
         "`tokenizer.json` of model `org/name` is listed at revision `main` but the server does not have it (404)"
@@ -389,129 +303,304 @@ fn a_listed_file_that_is_gone_is_an_error() {
 }
 
 #[test]
-fn a_cut_body_is_an_error_and_leaves_nothing_behind() {
-    let server = Server::start(model_site());
-    let path = format!("/org/name/resolve/{COMMIT}/config.json");
-    let whole = usual(&server.site.lock().unwrap(), &path);
-    server.misbehave(
-        "GET",
-        &path,
-        Answer {
-            cut: Some(1),
-            ..whole
-        },
+fn other_bytes_than_listed_are_refused() {
+    for kept in [Kept::Lfs, Kept::Xet] {
+        let site = Site::new(kept);
+        let on = if kept == Kept::Lfs {
+            SHARD
+        } else {
+            "config.json"
+        };
+        site.server.fault(Fault::Corrupt { on: on.into() });
+        let (text, hint) = message(site.model().unwrap_err());
+        let start = format!("`{on}` of model `org/name` arrived damaged: hash ");
+        assert!(text.starts_with(&start), "{text}");
+        assert!(hint.contains("error page"));
+        // nothing of it is gone on with; of others, which were told to stop, the beginning may be
+        let hash = text[start.len()..].split(' ').next().unwrap();
+        assert!(!site.leftovers().contains(&format!("{hash}.incomplete")));
+        site.server.clear_faults();
+        assert_whole(&site.model().unwrap());
+        assert!(site.leftovers().is_empty());
+    }
+    // once is forgiven
+    let site = Site::new(Kept::Lfs);
+    site.server
+        .fault_times(Fault::Corrupt { on: SHARD.into() }, 1);
+    assert_whole(&site.model().unwrap());
+}
+
+#[test]
+fn a_cut_body_is_gone_on_with_where_it_broke() {
+    let site = Site::new(Kept::Lfs);
+    site.server.fault(Fault::Cut {
+        on: "/-/large/".into(),
+        after: 1_000_000,
+    });
+    // without attempts, by the next call
+    let (text, hint) = message(site.model().unwrap_err());
+    let start = format!("`{SHARD}` of model `org/name` did not arrive whole: ");
+    assert!(text.starts_with(&start), "{text}");
+    assert_eq!(
+        hint,
+        "run the same command again: it goes on where it stopped"
     );
-    let (text, hint) = message(server.model().unwrap_err());
-    assert!(
-        text.starts_with("`config.json` of model `org/name` did not arrive whole: "),
-        "{text}"
+    let [partial] = site.leftovers().try_into().unwrap();
+    let partial = site
+        .cache
+        .path()
+        .join("models--org--name/blobs")
+        .join(partial);
+    let len = partial.metadata().unwrap().len();
+    assert!((1..=1_000_000).contains(&len), "{len}");
+    site.server.clear_faults();
+    assert_whole(&site.model().unwrap());
+    assert!(site.leftovers().is_empty());
+    // with attempts, by the same call
+    let site = Site::new(Kept::Lfs);
+    site.server.fault(Fault::Cut {
+        on: "/-/large/".into(),
+        after: 1_000_000,
+    });
+    let hub = site.hub_with(READ_TOKEN, 2);
+    assert_whole(
+        &hub.model("org/name", None, Part::Everything, &Silent)
+            .unwrap(),
     );
-    assert_eq!(hint, "run the same command again");
-    server.site.lock().unwrap().answers.clear();
-    assert!(server.model().is_ok());
+}
+
+#[test]
+fn what_a_kill_left_is_looked_at_before_it_is_gone_on_with() {
+    let whole = files()[SHARD].clone();
+    let beginnings: [(&str, Vec<u8>); 4] = [
+        ("right", whole[..1_234_567].to_vec()),
+        ("other bytes", noise(9, 1_234_567)),
+        ("too long", noise(9, whole.len() + 1)),
+        ("whole", whole.clone()),
+    ];
+    for kept in [Kept::Lfs, Kept::Xet] {
+        for (what, beginning) in &beginnings {
+            let site = Site::new(kept);
+            let hash = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&whole));
+            let blobs = site.cache.path().join("models--org--name/blobs");
+            std::fs::create_dir_all(&blobs).unwrap();
+            std::fs::write(blobs.join(format!("{hash}.incomplete")), beginning).unwrap();
+            let model = site.model().unwrap();
+            assert_whole(&model);
+            assert!(site.leftovers().is_empty(), "{what}");
+            // a whole one needs no more of the server
+            let large = site
+                .server
+                .asked()
+                .iter()
+                .filter(|l| l.contains(SHARD))
+                .count();
+            if *what == "whole" {
+                assert_eq!(large, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_xet_store_failing_the_plain_way_goes_on() {
+    // the store sends something else under the file's Xet hash
+    let site = Site::new(Kept::Xet);
+    site.server.fault(Fault::WrongXetHash);
+    assert_whole(&site.model().unwrap());
+    // no store at all
+    let site = Site::new(Kept::Xet);
+    site.server.fault(Fault::Refuse {
+        on: "xet-read-token".into(),
+        status: 500,
+        code: "",
+        retry_after_s: None,
+    });
+    assert_whole(&site.model().unwrap());
+    // a server that knows no Xet
+    let site = Site::new(Kept::Xet);
+    site.server.fault(Fault::NoXet);
+    assert_whole(&site.model().unwrap());
+}
+
+#[test]
+fn a_damaged_cache_is_mended() {
+    for kept in [Kept::Lfs, Kept::Xet] {
+        let site = Site::new(kept);
+        let model = site.model().unwrap();
+        for (file, damage) in [
+            (SHARD, b"<html>".to_vec()),
+            // the right size
+            (SHARD, noise(7, 3_000_000)),
+            ("config.json", b"[]".to_vec()),
+        ] {
+            let blob = std::fs::canonicalize(model.folder.join(file)).unwrap();
+            std::fs::write(&blob, damage).unwrap();
+            let offline = site
+                .offline()
+                .model("org/name", None, Part::Everything, &Silent);
+            let (text, hint) = message(offline.unwrap_err());
+            assert!(
+                text.starts_with(&format!("cached `{file}` of model `org/name` is damaged (")),
+                "{text}"
+            );
+            assert!(hint.contains("fetched again"));
+            assert_eq!(site.model().unwrap(), model);
+            assert_whole(&model);
+        }
+    }
+}
+
+#[test]
+fn a_busy_server_is_asked_again() {
+    for (status, retry_after_s) in [(429, Some(1)), (429, None), (503, None), (500, None)] {
+        let site = Site::new(Kept::Lfs);
+        let fault = Fault::Refuse {
+            on: "/resolve/".into(),
+            status,
+            code: "",
+            retry_after_s,
+        };
+        site.server.fault_times(fault, 2);
+        let hub = site.hub_with(READ_TOKEN, 3);
+        assert_whole(
+            &hub.model("org/name", None, Part::Everything, &Silent)
+                .unwrap(),
+        );
+    }
 }
 
 #[test]
 fn refusals_are_told_apart() {
-    let info = "/api/models/org/name/revision/main";
     let cases = [
         (
-            "401 Unauthorized",
+            401,
             "",
             "model `org/name` cannot be read without a valid token, or does not exist (401)",
         ),
         (
-            "403 Forbidden",
+            403,
             "",
             "model `org/name` may not be read with this token (403)",
         ),
         (
-            "403 Forbidden",
+            403,
             "GatedRepo",
             "model `org/name` is gated and this token has no access",
         ),
         (
-            "401 Unauthorized",
+            401,
             "GatedRepo",
             "model `org/name` is gated and this token has no access",
         ),
         (
-            "404 Not Found",
+            404,
             "RevisionNotFound",
             "model `org/name` has no revision `main`",
         ),
         (
-            "429 Too Many Requests",
+            429,
             "",
             "the server refuses more requests for model `org/name` (429)",
         ),
         (
-            "503 Service Unavailable",
+            503,
             "",
             "the server answered 503 Service Unavailable for model `org/name`",
         ),
     ];
     for (status, code, want) in cases {
-        let server = Server::start(model_site());
-        server.misbehave("GET", info, Answer::error(status, code));
-        let (text, hint) = message(server.model().unwrap_err());
-        assert_eq!(text, want);
-        assert!(!hint.is_empty(), "{want}");
+        for on in [
+            "GET /api/models/org/name/revision",
+            "GET /api/models/org/name/tree",
+        ] {
+            let site = Site::new(Kept::Lfs);
+            site.server.fault(Fault::Refuse {
+                on: on.into(),
+                status,
+                code,
+                retry_after_s: None,
+            });
+            let (text, hint) = message(site.model().unwrap_err());
+            assert_eq!(text, want, "{on}");
+            assert!(!hint.is_empty(), "{want}");
+        }
     }
-    let server = Server::start(model_site());
-    server.misbehave("GET", info, Answer::error("404 Not Found", "RepoNotFound"));
-    let (text, _) = message(server.model().unwrap_err());
+}
+
+#[test]
+fn who_may_read_what() {
+    let site = Site::new(Kept::Lfs);
+    site.server.create("org/secret", true);
+    site.server.put("org/secret", &[("config.json", b"{}")]);
+    site.server.set_gated("org/name", true);
+    let ask = |token: &str, id: &str| {
+        let hub = site.hub_with(token, 0);
+        hub.model(id, None, Part::WithoutWeights, &Silent)
+            .map_err(message)
+    };
+    assert!(ask(READ_TOKEN, "org/secret").is_ok());
+    assert!(ask(READ_TOKEN, "org/name").is_ok());
+    let endpoint = site.server.url();
+    let (text, hint) = ask(STRANGER_TOKEN, "org/secret").unwrap_err();
     assert_eq!(
         text,
-        format!("there is no model `org/name` at {}", server.endpoint)
+        format!("there is no model `org/secret` at {endpoint}")
     );
+    assert!(hint.contains("private"));
+    let other = tempfile::tempdir().unwrap();
+    let stranger = hub(&endpoint, other.path(), STRANGER_TOKEN, 0, false);
+    let gated = stranger.model("org/name", None, Part::WithoutWeights, &Silent);
+    let (text, hint) = message(gated.unwrap_err());
+    assert!(
+        text.ends_with("of model `org/name` is gated and this token has no access"),
+        "{text}"
+    );
+    assert!(hint.contains(&format!("{endpoint}/org/name")));
+    let (text, hint) = ask("hf_NoSuchToken", "org/name").unwrap_err();
+    assert_eq!(
+        text,
+        format!("{endpoint} does not know the token that it was given for model `org/name` (401)")
+    );
+    assert!(hint.contains("HF_TOKEN"));
+    assert!(!text.contains("NoSuchToken") && !hint.contains("NoSuchToken"));
 }
 
 #[test]
 fn an_unreachable_server_falls_back_on_the_cache() {
-    let server = Server::start(model_site());
-    let model = server.model().unwrap();
+    let site = Site::new(Kept::Lfs);
+    let model = site.model().unwrap();
     // a port where nobody listens
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    let hub = |cache: &Path| {
-        let options = HubOptions {
-            endpoint: Some(format!("http://{closed}")),
-            cache: Some(cache.to_path_buf()),
-            num_retries: Some(0),
-            ..HubOptions::default()
-        };
-        Hub::new(options)
-            .unwrap()
-            .model("org/name", None, Part::Everything, &Silent)
+    let ask = |cache: &Path| {
+        let hub = hub(&format!("http://{closed}"), cache, READ_TOKEN, 0, false);
+        hub.model("org/name", None, Part::Everything, &Silent)
     };
-    assert_eq!(hub(server.cache.path()).unwrap(), model);
+    assert_eq!(ask(site.cache.path()).unwrap(), model);
     let empty = tempfile::tempdir().unwrap();
-    let (text, hint) = message(hub(empty.path()).unwrap_err());
-    assert!(
-        text.starts_with(&format!(
-            "http://{closed} cannot be reached for model `org/name`: "
-        )),
-        "{text}"
-    );
+    let (text, hint) = message(ask(empty.path()).unwrap_err());
+    let start = format!("http://{closed} cannot be reached for model `org/name`: ");
+    assert!(text.starts_with(&start), "{text}");
     assert!(hint.contains("HF_ENDPOINT"));
 }
 
 #[test]
 fn missing_weights_are_named() {
-    let mut site = model_site();
-    site.files
-        .retain(|(name, _)| *name != "model-00002-of-00002.safetensors");
-    let (text, _) = message(Server::start(site).model().unwrap_err());
+    let site = Site::new(Kept::Lfs);
+    site.server.delete("org/name", SHARD);
+    let (text, _) = message(site.model().unwrap_err());
     assert_eq!(
         text,
-        "`model.safetensors.index.json` of model `org/name` names `model-00002-of-00002.safetensors`, which the repository does not have"
+        format!(
+            "`model.safetensors.index.json` of model `org/name` names `{SHARD}`, which the repository does not have"
+        )
     );
-    let mut site = model_site();
-    site.files.retain(|(name, _)| !name.starts_with("model"));
-    let (text, hint) = message(Server::start(site).model().unwrap_err());
+    site.server
+        .delete("org/name", "model.safetensors.index.json");
+    let (text, hint) = message(site.model().unwrap_err());
     assert_eq!(
         text,
         "model `org/name` has no `model.safetensors` and no `model.safetensors.index.json`"
@@ -520,54 +609,61 @@ fn missing_weights_are_named() {
 }
 
 #[test]
+fn two_at_once_do_not_disturb_each_other() {
+    let site = Site::new(Kept::Lfs);
+    site.server.fault(Fault::Slow {
+        on: "/-/large/".into(),
+        bytes_per_s: 6_000_000,
+    });
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| assert_whole(&site.model().unwrap()));
+        }
+    });
+    let large = site
+        .server
+        .asked()
+        .iter()
+        .filter(|l| l.contains("/-/large/"))
+        .count();
+    assert_eq!(large, 2, "each large file is fetched once");
+}
+
+#[test]
 fn a_data_set_brings_the_training_split_of_its_config() {
-    let files = [
-        "README.md",
-        "math/train-00000-of-00001.parquet",
-        "math/test-00000-of-00001.parquet",
-        "code/train-00000-of-00001.parquet",
-    ];
-    let site = Site {
-        files: files.map(|name| (name, name.as_bytes().to_vec())).into(),
-        card: Some(
-            r#"{"configs": [
-                {"config_name": "math", "data_files": [{"split": "train", "path": "math/train-*"}, {"split": "test", "path": "math/test-*"}]},
-                {"config_name": "code", "data_files": [{"split": "train", "path": "code/train-*"}]}]}"#,
-        ),
-        ..Site::default()
-    };
-    let server = Server::start(site);
+    let server = Server::start();
+    let card = "---\nconfigs:\n- config_name: math\n  data_files:\n  - split: train\n    path: math/train-*\n  - split: test\n    path: math/test-*\n- config_name: code\n  data_files:\n  - split: train\n    path: code/train-*\n---\n";
+    let commit = server.put(
+        "datasets/org/name",
+        &[
+            ("README.md", card.as_bytes()),
+            ("math/train-00000-of-00001.parquet", b"math train"),
+            ("math/test-00000-of-00001.parquet", b"math test"),
+            ("code/train-00000-of-00001.parquet", b"code train"),
+        ],
+    );
+    let cache = tempfile::tempdir().unwrap();
     let fetch = |offline, config, patterns: &[String]| {
         let wanted = Wanted {
             config: Some(config),
             split: None,
             patterns,
         };
-        let data = server
-            .hub(offline)
-            .dataset("org/name", None, wanted, &Silent)?;
-        let snapshot = server
-            .cache
+        let hub = hub(&server.url(), cache.path(), READ_TOKEN, 0, offline);
+        let data = hub.dataset("org/name", None, wanted, &Silent)?;
+        let snapshot = cache
             .path()
             .join("datasets--org--name/snapshots")
-            .join(COMMIT);
+            .join(&commit);
         let relative = data.files.iter().map(|f| {
-            f.strip_prefix(&snapshot)
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_string()
+            let path = f.strip_prefix(&snapshot).unwrap();
+            path.to_str().unwrap().to_string()
         });
         Ok::<_, distill::Error>(relative.collect::<Vec<_>>())
     };
-    assert_eq!(
-        fetch(false, "math", &[]).unwrap(),
-        ["math/train-00000-of-00001.parquet"]
-    );
-    assert_eq!(
-        fetch(true, "math", &[]).unwrap(),
-        ["math/train-00000-of-00001.parquet"]
-    );
+    let train = ["math/train-00000-of-00001.parquet"];
+    assert_eq!(fetch(false, "math", &[]).unwrap(), train);
+    assert_eq!(fetch(true, "math", &[]).unwrap(), train);
     assert_eq!(
         fetch(false, "math", &["*/test-*".into()]).unwrap(),
         ["math/test-00000-of-00001.parquet"]

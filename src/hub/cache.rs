@@ -1,5 +1,6 @@
 //! The layout of the Hub's cache on disk, shared with Python: `blobs/`, `snapshots/COMMIT/`, `refs/`.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -7,14 +8,66 @@ use crate::{Error, Result};
 /// One repository's folder in the cache.
 pub struct RepoCache {
     folder: PathBuf,
+    locks: PathBuf,
 }
 
 impl RepoCache {
     /// `kind` is `models` or `datasets`.
     pub fn new(cache: &Path, kind: &str, id: &str) -> Self {
+        let name = format!("{kind}--{}", id.replace('/', "--"));
         Self {
-            folder: cache.join(format!("{kind}--{}", id.replace('/', "--"))),
+            locks: cache.join(".locks").join(&name),
+            folder: cache.join(name),
         }
+    }
+
+    /// The folder of everything, made where it is missing.
+    pub fn create(&self) -> Result<&Path> {
+        let blobs = self.folder.join("blobs");
+        std::fs::create_dir_all(&blobs).map_err(|e| Error::io("creating", &blobs, e))?;
+        Ok(&self.folder)
+    }
+
+    /// Where the content with this hash lies.
+    pub fn blob(&self, hash: &str) -> PathBuf {
+        self.folder.join("blobs").join(hash)
+    }
+
+    /// Where the content with this hash lies while it is incomplete; only who holds its lock may write there.
+    pub fn incomplete(&self, hash: &str) -> PathBuf {
+        self.folder.join("blobs").join(format!("{hash}.incomplete"))
+    }
+
+    /// Waits until no other process writes the content with this hash; dropping the file ends the claim. `waiting` is
+    /// called when it takes longer. It is the lock that Python takes.
+    pub fn lock(&self, hash: &str, waiting: impl FnOnce()) -> Result<Option<File>> {
+        let path = self.locks.join(format!("{hash}.lock"));
+        let io = |e| Error::io("locking", &path, e);
+        std::fs::create_dir_all(&self.locks).map_err(io)?;
+        let file = File::create(&path).map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => {
+                waiting();
+                file.lock().map_err(io)?;
+                Ok(Some(file))
+            }
+            // some network file systems know no locks; what is fetched is checked all the same
+            Err(TryLockError::Error(_)) => Ok(None),
+        }
+    }
+
+    /// Makes the content with this hash the file of a commit, in one step.
+    pub fn link(&self, commit: &str, file: &str, hash: &str) -> Result<()> {
+        let path = self.snapshot(commit).join(file);
+        let parent = path.parent().unwrap_or(&self.folder);
+        std::fs::create_dir_all(parent).map_err(|e| Error::io("creating", parent, e))?;
+        let up = "../".repeat(2 + file.matches('/').count());
+        let beside = parent.join(format!(".{hash}.{}", std::process::id()));
+        let _ = std::fs::remove_file(&beside);
+        place(&format!("{up}blobs/{hash}"), &self.blob(hash), &beside)
+            .and_then(|()| std::fs::rename(&beside, &path))
+            .map_err(|e| Error::io("linking", &path, e))
     }
 
     /// Where the files of a commit lie.
@@ -66,6 +119,16 @@ impl RepoCache {
         files.sort();
         files
     }
+}
+
+#[cfg(unix)]
+fn place(relative: &str, _: &Path, path: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(relative, path)
+}
+
+#[cfg(not(unix))]
+fn place(_: &str, blob: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::copy(blob, path).map(|_| ())
 }
 
 /// Files below `folder`, links followed, broken links left out.

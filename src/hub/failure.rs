@@ -1,6 +1,8 @@
-//! What hf-hub reports, in our words: what failed, on which repository, and what to do.
+//! What can go wrong with a Hub, and how it is told: what failed, on which repository, and what to do. No secret goes into
+//! a message: addresses, which may be signed, and bodies are left out.
 
 use hf_hub::HFError;
+use reqwest::blocking::Response;
 
 use crate::Error;
 
@@ -15,103 +17,210 @@ pub struct Place<'a> {
     pub endpoint: &'a str,
 }
 
-/// Whether nobody answered, so that the cache may stand in.
-pub fn is_unreachable(error: &HFError) -> bool {
-    match error {
-        HFError::Request { source, .. } => source.is_connect() || source.is_timeout(),
-        _ => false,
-    }
+/// Why a request was in vain.
+#[derive(Debug)]
+pub enum Failure {
+    /// The terms of the repository have not been accepted.
+    Gated,
+    /// The token is no token.
+    BadToken,
+    /// No token, and one is needed; or no such repository: a server does not say which.
+    NoAccess,
+    Forbidden,
+    NoRepo,
+    NoRevision,
+    NoFile,
+    TooManyRequests,
+    /// Nobody answers.
+    Unreachable(String),
+    /// The connection broke.
+    Broken(String),
+    /// What arrived is not what the server listed.
+    Damaged(String),
+    /// Another answer than success.
+    Status(String),
+    /// The disk, not the network.
+    Local(Error),
+    Other(String),
 }
 
-/// The error to show.
-pub fn explain(error: HFError, place: Place) -> Error {
-    let Place {
-        what,
-        id,
-        revision,
-        file,
-        endpoint,
-    } = place;
-    let subject = match file {
-        Some(file) => format!("`{file}` of {what} `{id}`"),
-        None => format!("{what} `{id}`"),
-    };
-    // the server knows better than the client which part of the address it did not find
-    let code = match &error {
-        HFError::Http { context }
-        | HFError::AuthRequired { context }
-        | HFError::Forbidden { context }
-        | HFError::RepoNotFound {
-            context: Some(context),
-            ..
+impl Failure {
+    /// Of an answer that is no success.
+    pub fn of_response(response: Response) -> Self {
+        let status = response.status();
+        let header = |name: &str| {
+            let value = response.headers().get(name)?.to_str().ok()?;
+            Some(value.to_string())
+        };
+        let code = header("x-error-code");
+        let message = header("x-error-message").unwrap_or_default();
+        Self::of_status(
+            status.as_u16(),
+            &status.to_string(),
+            code.as_deref(),
+            &message,
+        )
+    }
+
+    fn of_status(status: u16, text: &str, code: Option<&str>, message: &str) -> Self {
+        match (status, code) {
+            (_, Some("GatedRepo")) => Self::Gated,
+            (_, Some("RepoNotFound")) => Self::NoRepo,
+            (_, Some("RevisionNotFound")) => Self::NoRevision,
+            (_, Some("EntryNotFound")) => Self::NoFile,
+            (401, _) if message.contains("Invalid credentials") => Self::BadToken,
+            (401, _) => Self::NoAccess,
+            (403, _) => Self::Forbidden,
+            (404, _) => Self::NoFile,
+            (429, _) => Self::TooManyRequests,
+            _ => Self::Status(text.to_string()),
         }
-        | HFError::RevisionNotFound {
-            context: Some(context),
-            ..
+    }
+
+    /// Of a request without an answer, or whose body broke off.
+    pub fn of_request(error: &reqwest::Error) -> Self {
+        if error.is_connect() {
+            Self::Unreachable(root_cause(error))
+        } else if error.is_timeout() {
+            Self::Unreachable("no answer in time".into())
+        } else {
+            Self::Broken(root_cause(error))
         }
-        | HFError::EntryNotFound {
-            context: Some(context),
-            ..
-        } => context.error_code.clone(),
-        _ => None,
-    };
-    let no_repo = || {
-        Error::input(format!("there is no {what} `{id}` at {endpoint}"))
-            .with_hint("check the spelling; a private repository needs `HF_TOKEN`")
-    };
-    match (&error, code.as_deref()) {
-        (_, Some("GatedRepo")) => Error::input(format!(
-            "{subject} is gated and this token has no access"
-        ))
-        .with_hint(format!(
-            "accept its terms at {endpoint}/{id}, then set `HF_TOKEN` to a token of that account"
-        )),
-        (HFError::AuthRequired { .. }, _) => Error::input(format!(
-            "{subject} cannot be read without a valid token, or does not exist (401)"
-        ))
-        .with_hint("check the spelling, then set `HF_TOKEN` or run `hf auth login`"),
-        (HFError::Forbidden { .. }, _) => {
-            Error::input(format!("{subject} may not be read with this token (403)")).with_hint(
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::TooManyRequests | Self::Unreachable(_) | Self::Broken(_) => true,
+            Self::Status(text) => text.starts_with('5') || text.starts_with("408"),
+            _ => false,
+        }
+    }
+
+    /// Whether nobody answered, so that the cache may stand in.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+
+    /// The error to show.
+    pub fn explain(self, place: Place) -> Error {
+        let Place {
+            what,
+            id,
+            revision,
+            file,
+            endpoint,
+        } = place;
+        let subject = match file {
+            Some(file) => format!("`{file}` of {what} `{id}`"),
+            None => format!("{what} `{id}`"),
+        };
+        let (message, hint) = match self {
+            Self::Local(error) => return error,
+            Self::Gated => (
+                format!("{subject} is gated and this token has no access"),
+                format!("accept its terms at {endpoint}/{id}, then set `HF_TOKEN` to a token of that account"),
+            ),
+            Self::BadToken => (
+                format!("{endpoint} does not know the token that it was given for {subject} (401)"),
+                "set `HF_TOKEN` to a token that is still valid, or run `hf auth login` again".into(),
+            ),
+            Self::NoAccess => (
+                format!("{subject} cannot be read without a valid token, or does not exist (401)"),
+                "check the spelling, then set `HF_TOKEN` or run `hf auth login`".into(),
+            ),
+            Self::Forbidden => (
+                format!("{subject} may not be read with this token (403)"),
                 format!("ask for access at {endpoint}/{id}, or use a token with read permission"),
-            )
-        }
-        (HFError::RepoNotFound { .. }, _) | (_, Some("RepoNotFound")) => no_repo(),
-        (HFError::EntryNotFound { .. }, Some("RevisionNotFound"))
-        | (HFError::RevisionNotFound { .. }, _) => {
-            Error::input(format!("{what} `{id}` has no revision `{revision}`")).with_hint(
-                "give a branch, a tag or a full commit hash, or leave the revision out for `main`",
-            )
-        }
-        (HFError::EntryNotFound { .. }, _) => Error::input(format!(
-            "{subject} is listed at revision `{revision}` but the server does not have it (404)"
-        ))
-        .with_hint("try again later, or pin another revision"),
-        (HFError::RateLimited { .. }, _) => Error::input(format!(
-            "the server refuses more requests for {subject} (429)"
-        ))
-        .with_hint("wait some minutes; requests with `HF_TOKEN` set are allowed more"),
-        (HFError::Request { source, .. }, _) if source.is_connect() || source.is_timeout() => {
-            Error::input(format!(
-                "{endpoint} cannot be reached for {subject}: {}",
-                root(source)
-            ))
-            .with_hint("check the network (and `HF_ENDPOINT`), or give a local folder")
-        }
-        (HFError::Request { source, .. }, _) => {
-            Error::input(format!("{subject} did not arrive whole: {}", root(source)))
-                .with_hint("run the same command again")
-        }
-        (HFError::Http { context }, _) => Error::input(format!(
-            "the server answered {} for {subject}",
-            context.status
-        ))
-        .with_hint("try again later"),
-        _ => Error::input(format!("{subject} cannot be fetched: {error}")),
+            ),
+            Self::NoRepo => (
+                format!("there is no {what} `{id}` at {endpoint}"),
+                "check the spelling; a private repository needs `HF_TOKEN`".into(),
+            ),
+            Self::NoRevision => (
+                format!("{what} `{id}` has no revision `{revision}`"),
+                "give a branch, a tag or a full commit hash, or leave the revision out for `main`".into(),
+            ),
+            Self::NoFile => (
+                format!("{subject} is listed at revision `{revision}` but the server does not have it (404)"),
+                "try again later, or pin another revision".into(),
+            ),
+            Self::TooManyRequests => (
+                format!("the server refuses more requests for {subject} (429)"),
+                "wait some minutes; requests with `HF_TOKEN` set are allowed more".into(),
+            ),
+            Self::Unreachable(why) => (
+                format!("{endpoint} cannot be reached for {subject}: {why}"),
+                "check the network (and `HF_ENDPOINT`), or give a local folder".into(),
+            ),
+            Self::Broken(why) => (
+                format!("{subject} did not arrive whole: {why}"),
+                "run the same command again: it goes on where it stopped".into(),
+            ),
+            Self::Damaged(why) => (
+                format!("{subject} arrived damaged: {why}"),
+                "run the same command again; if it stays so, the server may be sending an error page in place of the file".into(),
+            ),
+            Self::Status(status) => (
+                format!("the server answered {status} for {subject}"),
+                "try again later".into(),
+            ),
+            Self::Other(why) => (
+                format!("{subject} cannot be fetched: {why}"),
+                "run the same command again".into(),
+            ),
+        };
+        Error::input(message).with_hint(hint)
     }
 }
 
-/// The innermost cause, which is the one that says something.
-fn root(error: &dyn std::error::Error) -> String {
+impl From<HFError> for Failure {
+    fn from(error: HFError) -> Self {
+        // the server knows better than the client which part of the address it did not find
+        let context = match &error {
+            HFError::Http { context }
+            | HFError::AuthRequired { context }
+            | HFError::Forbidden { context }
+            | HFError::RateLimited { context, .. }
+            | HFError::RepoNotFound {
+                context: Some(context),
+                ..
+            }
+            | HFError::RevisionNotFound {
+                context: Some(context),
+                ..
+            }
+            | HFError::EntryNotFound {
+                context: Some(context),
+                ..
+            } => Some(context),
+            _ => None,
+        };
+        if let Some(context) = context {
+            let message = context.server_message.as_deref().unwrap_or_default();
+            let found = Self::of_status(
+                context.status.as_u16(),
+                &context.status.to_string(),
+                context.error_code.as_deref(),
+                message,
+            );
+            if context.error_code.is_some() || !matches!(found, Self::NoFile) {
+                return found;
+            }
+        }
+        match error {
+            HFError::RepoNotFound { .. } => Self::NoRepo,
+            HFError::RevisionNotFound { .. } => Self::NoRevision,
+            HFError::EntryNotFound { .. } => Self::NoFile,
+            HFError::Request { source, .. } => Self::of_request(&source),
+            HFError::Json(_) => Self::Other("the answer cannot be read".into()),
+            _ => Self::Other("the client gave up".into()),
+        }
+    }
+}
+
+/// The innermost cause, which is the one that says something and names no address.
+pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {
         inner = source;

@@ -1,25 +1,28 @@
 //! Listing, downloading and checking, for models and data sets alike; with no network, the cache alone.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler};
-use hf_hub::repository::RepoTreeEntry;
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, HFResult, RepoType, split_id};
+use hf_hub::{HFClient, HFClientSync, HFResult, split_id};
 use serde_json::Value;
 
 use super::cache::RepoCache;
-use super::failure::{Place, explain, is_unreachable};
+use super::download::{Download, Listed, Meter};
+use super::failure::{Failure, Place};
 use super::select::{self, INDEX, Part, SINGLE, Wanted};
+use super::wire::{Wire, encoded, token_from_env};
 use super::{Resolved, ResolvedFiles, check};
-use crate::progress::{Reporter, Task};
+use crate::progress::{Reporter, Silent};
 use crate::{Error, Result};
 
-/// Files up to this size are hashed whenever they are used, larger ones only when they have just been fetched.
-const ALWAYS_HASHED: u64 = 32 << 20;
+/// Files fetched or hashed at the same time.
+const NUM_WORKERS: usize = 8;
+/// From so many bytes on, looking at what is cached shows its progress.
+const SHOWN: u64 = 256 << 20;
 
 /// Where and how to fetch; what is `None` comes from the environment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct HubOptions {
     pub endpoint: Option<String>,
     pub cache: Option<PathBuf>,
@@ -33,22 +36,14 @@ pub struct HubOptions {
 /// A connection to one Hub, with one cache.
 pub struct Hub {
     client: HFClientSync,
-    endpoint: String,
+    wire: Wire,
     cache: PathBuf,
     offline: bool,
 }
 
-/// One file of a listing.
-struct Listed {
-    path: String,
-    size: u64,
-    /// The git hash of the file, `None` for a large file, where it is that of a pointer.
-    git_hash: Option<String>,
-}
-
 /// One repository at one commit, files listed.
-struct Listing<'a, T: RepoType> {
-    repo: &'a Repo<'a, T>,
+struct Listing<'a> {
+    repo: &'a Repo<'a>,
     commit: String,
     files: Vec<Listed>,
 }
@@ -60,9 +55,10 @@ struct Info {
 }
 
 /// One repository.
-struct Repo<'a, T: RepoType> {
+struct Repo<'a> {
     hub: &'a Hub,
-    handle: HFRepositorySync<T>,
+    /// `models` or `datasets`.
+    kind: &'static str,
     cache: RepoCache,
     what: &'static str,
     id: &'a str,
@@ -90,21 +86,23 @@ impl Hub {
         if let Some(cache) = options.cache {
             builder = builder.cache_dir(cache);
         }
-        if let Some(token) = options.token {
-            builder = builder.token(token);
+        let token = options.token.or_else(token_from_env);
+        if let Some(token) = &token {
+            builder = builder.token(token.clone());
         }
         if let Some(n) = options.num_retries {
             builder = builder.retry_max_attempts(n);
         }
-        let failed = |e| {
-            Error::input(format!("no connection to the Hub can be set up: {e}"))
+        let failed = |why: String| {
+            Error::input(format!("no connection to the Hub can be set up: {why}"))
                 .with_hint("check `HF_ENDPOINT`, which must be a whole address such as `https://huggingface.co`")
         };
-        let client = builder.build().map_err(failed)?;
+        let client = builder.build().map_err(|e| failed(e.to_string()))?;
+        let wire = Wire::new(client.endpoint(), token, options.num_retries);
         Ok(Self {
-            endpoint: client.endpoint().to_string(),
+            wire: wire.map_err(|_| failed("no TLS".into()))?,
             cache: client.cache_dir().to_path_buf(),
-            client: HFClientSync::from_inner(client).map_err(failed)?,
+            client: HFClientSync::from_inner(client).map_err(|e| failed(e.to_string()))?,
             offline: options.offline,
         })
     }
@@ -119,7 +117,7 @@ impl Hub {
     ) -> Result<Resolved> {
         let (owner, name) = split_id(id);
         let handle = self.client.model(owner, name);
-        let repo = self.repo(handle.clone(), "model", id, revision);
+        let repo = self.repo("models", "model", id, revision);
         let done = |commit: String| Resolved {
             folder: repo.cache.snapshot(&commit),
             revision: Some(commit),
@@ -137,7 +135,7 @@ impl Hub {
         };
         let Some((listing, _)) = repo.list(info, reporter)? else {
             let commit = repo.cached_commit()?;
-            repo.check_cached_model(&commit, part)?;
+            repo.check_cached_model(&commit, part, reporter)?;
             return Ok(done(commit));
         };
         let mut wanted = select::model_files(listing.files.iter().map(|f| f.path.as_str()));
@@ -163,7 +161,7 @@ impl Hub {
     ) -> Result<ResolvedFiles> {
         let (owner, name) = split_id(id);
         let handle = self.client.dataset(owner, name);
-        let repo = self.repo(handle.clone(), "data set", id, revision);
+        let repo = self.repo("datasets", "data set", id, revision);
         let place = format!("data set `{id}`");
         let info = || {
             let info = handle.info().revision(repo.revision).send()?;
@@ -193,6 +191,7 @@ impl Hub {
                 if let Some(missing) = select::missing_shard(&files) {
                     return Err(repo.not_cached(&missing));
                 }
+                repo.check_cached(&commit, &files, reporter)?;
                 (commit, files)
             }
         };
@@ -204,17 +203,17 @@ impl Hub {
         })
     }
 
-    fn repo<'a, T: RepoType>(
+    fn repo<'a>(
         &'a self,
-        handle: HFRepositorySync<T>,
+        kind: &'static str,
         what: &'static str,
         id: &'a str,
         revision: Option<&'a str>,
-    ) -> Repo<'a, T> {
+    ) -> Repo<'a> {
         Repo {
             hub: self,
-            handle,
-            cache: RepoCache::new(&self.cache, T::default().plural(), id),
+            kind,
+            cache: RepoCache::new(&self.cache, kind, id),
             what,
             id,
             revision: revision.unwrap_or("main"),
@@ -222,21 +221,18 @@ impl Hub {
     }
 }
 
-impl<'a, T: RepoType> Repo<'a, T> {
-    fn explain(&self, error: HFError, file: Option<&str>) -> Error {
+impl<'a> Repo<'a> {
+    fn explain(&self, failure: impl Into<Failure>, file: Option<&str>) -> Error {
         let Self {
             what, id, revision, ..
         } = self;
-        explain(
-            error,
-            Place {
-                what,
-                id,
-                revision,
-                file,
-                endpoint: &self.hub.endpoint,
-            },
-        )
+        failure.into().explain(Place {
+            what,
+            id,
+            revision,
+            file,
+            endpoint: self.hub.wire.endpoint(),
+        })
     }
 
     fn not_cached(&self, file: &str) -> Error {
@@ -252,14 +248,14 @@ impl<'a, T: RepoType> Repo<'a, T> {
         &'a self,
         info: impl Fn() -> HFResult<Info>,
         reporter: &dyn Reporter,
-    ) -> Result<Option<(Listing<'a, T>, Option<Value>)>> {
+    ) -> Result<Option<(Listing<'a>, Option<Value>)>> {
         if self.hub.offline {
             return Ok(None);
         }
-        let info = match info() {
+        let info = match info().map_err(Failure::from) {
             Ok(info) => info,
-            Err(error)
-                if is_unreachable(&error)
+            Err(failure)
+                if failure.is_unreachable()
                     && self
                         .cache
                         .commit_of(self.revision)
@@ -267,11 +263,13 @@ impl<'a, T: RepoType> Repo<'a, T> {
             {
                 reporter.warn(&format!(
                     "{} cannot be reached; {} `{}` is taken from the cache as it was last fetched",
-                    self.hub.endpoint, self.what, self.id
+                    self.hub.wire.endpoint(),
+                    self.what,
+                    self.id
                 ));
                 return Ok(None);
             }
-            Err(error) => return Err(self.explain(error, None)),
+            Err(failure) => return Err(self.explain(failure, None)),
         };
         let commit = info.commit.ok_or_else(|| {
             Error::input(format!(
@@ -279,34 +277,7 @@ impl<'a, T: RepoType> Repo<'a, T> {
                 self.what, self.id, self.revision
             ))
         })?;
-        let entries = self
-            .handle
-            .list_tree()
-            .revision(commit.clone())
-            .recursive(true)
-            .send();
-        let files = entries
-            .map_err(|e| self.explain(e, None))?
-            .into_iter()
-            .filter_map(|entry| match entry {
-                RepoTreeEntry::File {
-                    oid,
-                    size,
-                    path,
-                    lfs,
-                    xet_hash,
-                    ..
-                } => {
-                    let is_large = lfs.is_some() || xet_hash.is_some();
-                    Some(Listed {
-                        path,
-                        size,
-                        git_hash: (!is_large).then_some(oid),
-                    })
-                }
-                RepoTreeEntry::Directory { .. } => None,
-            })
-            .collect();
+        let files = self.tree(&commit)?;
         Ok(Some((
             Listing {
                 repo: self,
@@ -315,6 +286,53 @@ impl<'a, T: RepoType> Repo<'a, T> {
             },
             info.card,
         )))
+    }
+
+    /// Every file of a commit. hf-hub's listing loses the sha256 of large files.
+    fn tree(&self, commit: &str) -> Result<Vec<Listed>> {
+        let kind = self.kind;
+        let mut files = Vec::new();
+        let mut page = Some(format!(
+            "/api/{kind}/{}/tree/{}?recursive=true",
+            self.id,
+            encoded(commit, false)
+        ));
+        while let Some(path) = page {
+            let (entries, next) =
+                (self.hub.wire.get_json(&path)).map_err(|failure| self.explain(failure, None))?;
+            for entry in entries.as_array().into_iter().flatten() {
+                if entry["type"] == "file" {
+                    files.push(self.listed(entry)?);
+                }
+            }
+            page = next;
+        }
+        Ok(files)
+    }
+
+    fn listed(&self, entry: &Value) -> Result<Listed> {
+        let text = |value: &Value| value.as_str().map(str::to_string);
+        let path = text(&entry["path"]).unwrap_or_default();
+        let large = &entry["lfs"];
+        let hash = text(&large["oid"]).or_else(|| text(&entry["oid"]).filter(|_| large.is_null()));
+        let hash = hash.filter(|h| matches!(h.len(), 40 | 64) && check::is_hex(h));
+        let size = large["size"].as_u64().or(entry["size"].as_u64());
+        // such a path would leave the cache
+        let is_inside =
+            !path.contains('\\') && !path.split('/').any(|part| matches!(part, "" | "." | ".."));
+        match (hash, size) {
+            (Some(hash), Some(size)) if is_inside => Ok(Listed {
+                path,
+                size,
+                hash: hash.to_ascii_lowercase(),
+                xet_hash: text(&entry["xetHash"]),
+            }),
+            _ => Err(Error::input(format!(
+                "the server lists `{path}` of {} `{}` without size and hash, or outside the repository",
+                self.what, self.id
+            ))
+            .with_hint("check `HF_ENDPOINT`: this is no answer of a Hugging Face Hub")),
+        }
     }
 
     fn cached_commit(&self) -> Result<String> {
@@ -333,7 +351,7 @@ impl<'a, T: RepoType> Repo<'a, T> {
     }
 
     /// Without a listing: a model has its config, and all weights that its index names.
-    fn check_cached_model(&self, commit: &str, part: Part) -> Result<()> {
+    fn check_cached_model(&self, commit: &str, part: Part, reporter: &dyn Reporter) -> Result<()> {
         let folder = self.cache.snapshot(commit);
         let mut needed = vec!["config.json".to_string()];
         if part == Part::Everything {
@@ -342,10 +360,36 @@ impl<'a, T: RepoType> Repo<'a, T> {
                 Err(_) => needed.push(SINGLE.into()),
             }
         }
-        match needed.iter().find(|file| !folder.join(file).is_file()) {
-            Some(missing) => Err(self.not_cached(missing)),
-            None => Ok(()),
+        if let Some(missing) = needed.iter().find(|file| !folder.join(file).is_file()) {
+            return Err(self.not_cached(missing));
         }
+        let cached = self.cache.files(commit);
+        let small = select::model_files(cached.iter().map(|(path, _)| path.as_str()));
+        needed.extend(small.into_iter().filter(|file| file != "config.json"));
+        self.check_cached(commit, &needed, reporter)
+    }
+
+    /// Without a listing: the content of a cached file is what its name says.
+    fn check_cached(&self, commit: &str, paths: &[String], reporter: &dyn Reporter) -> Result<()> {
+        let folder = self.cache.snapshot(commit);
+        let size = |path: &String| folder.join(path).metadata().map_or(0, |data| data.len());
+        let total = paths.iter().map(size).sum();
+        let meter = checking(self.id, total, reporter);
+        in_parallel(paths, &meter, |path| {
+            let hash = self.cache.blob_name(commit, path);
+            let fault = check::fault(&folder.join(path), None, hash.as_deref())?;
+            meter.add(size(path));
+            match fault {
+                None => Ok(()),
+                Some(fault) => Err(Error::input(format!(
+                    "cached `{path}` of {} `{}` is damaged ({fault}), and the network is not used",
+                    self.what, self.id
+                ))
+                .with_hint(
+                    "run once with network and without `HF_HUB_OFFLINE`: it is fetched again",
+                )),
+            }
+        })
     }
 
     fn shards(&self, index: &[u8]) -> Result<Vec<String>> {
@@ -358,7 +402,7 @@ impl<'a, T: RepoType> Repo<'a, T> {
     }
 }
 
-impl<T: RepoType> Listing<'_, T> {
+impl Listing<'_> {
     fn find(&self, path: &str) -> Option<&Listed> {
         self.files.iter().find(|file| file.path == path)
     }
@@ -390,85 +434,143 @@ impl<T: RepoType> Listing<'_, T> {
 
     /// Sees to it that these files are in the cache and whole.
     fn fetch(&self, paths: &[String], reporter: &dyn Reporter) -> Result<()> {
-        let snapshot = self.repo.cache.snapshot(&self.commit);
+        let repo = self.repo;
         let wanted: Vec<&Listed> = paths.iter().filter_map(|path| self.find(path)).collect();
-        let mut absent = Vec::new();
-        for file in wanted {
-            if !snapshot.join(&file.path).exists() {
-                absent.push(file);
-            } else if let Some(fault) = self.fault(file, file.size <= ALWAYS_HASHED)? {
-                reporter.warn(&format!(
-                    "cached `{}` of `{}` is damaged ({fault}) and is fetched again",
-                    file.path, self.repo.id
-                ));
-                self.repo.cache.forget(&self.commit, &file.path);
-                absent.push(file);
-            }
-        }
+        let mut absent = self.absent(&wanted, reporter)?;
         if absent.is_empty() {
             return Ok(());
         }
         let total = absent.iter().map(|file| file.size).sum();
-        let task: Arc<dyn Task> = reporter.task(self.repo.id, Some(total), "bytes").into();
-        let mut before = 0;
-        for file in absent {
-            task.message(&file.path);
-            self.fetch_one(file, &task, before)?;
-            before += file.size;
-            task.set_position(before);
-        }
-        Ok(())
+        self.check_space(&absent, total)?;
+        // the largest first: it is what the others wait for in the end
+        absent.sort_by_key(|file| std::cmp::Reverse(file.size));
+        let wire = &repo.hub.wire;
+        let download = Download::new(wire, &repo.cache, repo.kind, repo.id, &self.commit);
+        let meter = Meter::new(reporter.task(repo.id, Some(total), "bytes"), reporter);
+        in_parallel(&absent, &meter, |file| {
+            let fetched = download.fetch(file, &meter);
+            fetched.map_err(|failure| repo.explain(failure, Some(&file.path)))
+        })
     }
 
-    fn fetch_one(&self, file: &Listed, task: &Arc<dyn Task>, before: u64) -> Result<()> {
+    /// The files of these that are not in the cache, or not as the server has them.
+    fn absent<'f>(
+        &self,
+        wanted: &[&'f Listed],
+        reporter: &dyn Reporter,
+    ) -> Result<Vec<&'f Listed>> {
         let repo = self.repo;
-        repo.handle
-            .download_file()
-            .filename(file.path.clone())
-            .revision(self.commit.clone())
-            .progress(Progress::new(Bytes {
-                task: task.clone(),
-                before,
-            }))
-            .send()
-            .map_err(|e| repo.explain(e, Some(&file.path)))?;
-        let Some(fault) = self.fault(file, true)? else {
-            return Ok(());
-        };
-        // an error page can arrive in place of the file: it must not stay in a cache that others trust
-        repo.cache.forget(&self.commit, &file.path);
-        Err(Error::input(format!("`{}` of {} `{}` arrived damaged: {fault}", file.path, repo.what, repo.id))
-            .with_hint("run the same command again; if it stays so, the server may be sending an error page in place of the file"))
-    }
-
-    fn fault(&self, file: &Listed, hashed: bool) -> Result<Option<String>> {
-        let blob = self.repo.cache.blob_name(&self.commit, &file.path);
-        let hash = file.git_hash.clone().or(blob).filter(|_| hashed);
-        check::fault(
-            &self.repo.cache.snapshot(&self.commit).join(&file.path),
-            Some(file.size),
-            hash.as_deref(),
-        )
-    }
-}
-
-/// Passes one file's progress on to the task of all files.
-struct Bytes {
-    task: Arc<dyn Task>,
-    before: u64,
-}
-
-impl ProgressHandler for Bytes {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let done = match event {
-            ProgressEvent::Download(DownloadEvent::Progress { files }) => {
-                files.iter().map(|f| f.bytes_completed).sum()
+        let snapshot = repo.cache.snapshot(&self.commit);
+        let (there, absent): (Vec<_>, Vec<_>) = wanted
+            .iter()
+            .copied()
+            .partition(|file| snapshot.join(&file.path).exists());
+        let absent = Mutex::new(absent);
+        let meter = checking(repo.id, there.iter().map(|file| file.size).sum(), reporter);
+        in_parallel(&there, &meter, |file| {
+            let path = snapshot.join(&file.path);
+            if let Some(fault) = check::fault(&path, Some(file.size), Some(&file.hash))? {
+                reporter.warn(&format!(
+                    "cached `{}` of `{}` is damaged ({fault}) and is fetched again",
+                    file.path, repo.id
+                ));
+                repo.cache.forget(&self.commit, &file.path);
+                absent.lock().unwrap_or_else(|e| e.into_inner()).push(file);
             }
-            ProgressEvent::Download(DownloadEvent::AggregateProgress {
-                bytes_completed, ..
-            }) => *bytes_completed,
-            _ => return,
+            meter.add(file.size);
+            Ok(())
+        })?;
+        Ok(absent.into_inner().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Says that the disk is too small before it is full.
+    fn check_space(&self, absent: &[&Listed], total: u64) -> Result<()> {
+        let cache = &self.repo.cache;
+        let folder = cache.create()?;
+        let there = |file: &&Listed| {
+            let partial = cache
+                .incomplete(&file.hash)
+                .metadata()
+                .map_or(0, |data| data.len());
+            let whole = cache
+                .blob(&file.hash)
+                .metadata()
+                .map_or(0, |data| data.len());
+            partial.max(whole).min(file.size)
         };
-        self.task.set_position(self.before + done);
+        let needed = total.saturating_sub(absent.iter().map(there).sum());
+        match free_space(folder) {
+            Some(free) if free < needed => Err(Error::input(format!(
+                "{} `{}` needs {:.1} GB more, and `{}` has {:.1} GB free",
+                self.repo.what,
+                self.repo.id,
+                needed as f64 / 1e9,
+                folder.display(),
+                free as f64 / 1e9
+            ))
+            .with_hint("free some space, or set `HF_HOME` to a folder on a larger disk")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Bytes that a program may still write at `folder`.
+#[cfg(unix)]
+#[allow(clippy::unnecessary_cast)] // the fields are narrower on other systems
+fn free_space(folder: &std::path::Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+    let mut data = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: a path that ends in zero and room for the answer
+    let is_known = unsafe { libc::statvfs(path.as_ptr(), data.as_mut_ptr()) } == 0;
+    // SAFETY: filled by the call, and all zeros are a value too
+    let data = unsafe { data.assume_init() };
+    is_known.then_some((data.f_bavail as u64).saturating_mul(data.f_frsize as u64))
+}
+
+#[cfg(not(unix))]
+fn free_space(_: &std::path::Path) -> Option<u64> {
+    None
+}
+
+/// A meter for hashing what is cached; shown only where it takes a while.
+fn checking<'a>(id: &str, total: u64, reporter: &'a dyn Reporter) -> Meter<'a> {
+    let label = format!("checking {id}");
+    let task = match total {
+        SHOWN.. => reporter.task(&label, Some(total), "bytes"),
+        _ => Silent.task(&label, None, "bytes"),
+    };
+    Meter::new(task, reporter)
+}
+
+/// Does `work` for each item, several at a time, until one fails; that one's error is the result.
+fn in_parallel<I: Sync>(
+    items: &[I],
+    meter: &Meter,
+    work: impl Fn(&I) -> Result<()> + Sync,
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..items.len().min(NUM_WORKERS) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if meter.is_stopped() {
+                        return;
+                    }
+                    if let Err(error) = work(item) {
+                        meter.stop();
+                        failed
+                            .lock()
+                            .unwrap_or_else(|e| e.into_inner())
+                            .get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    match failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        Some(error) => Err(error),
+        None => Ok(()),
     }
 }

@@ -1,15 +1,20 @@
 //! Models and data sets from the Hugging Face Hub, through hf-hub, into the standard cache that Python shares.
 //!
-//! A local folder or file is taken as it is, without network. Everything fetched is checked for size and hash, since the
-//! client does neither (`check`). Which files are wanted is decided in `select`; what went wrong is worded in `failure`.
+//! A local folder or file is taken as it is, without network. Everything used is checked for size and hash, fetched or
+//! cached (`check`). hf-hub finds the commit, the card and the cache; listing and downloading are ours (`wire`, `download`,
+//! `xet`), since its own lose hashes, start anew after a cut and keep error pages. Which files are wanted is decided in
+//! `select`; what went wrong is worded in `failure`.
 //!
-//! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN` and `HF_ENDPOINT` are read by hf-hub, `HF_HUB_OFFLINE` here.
+//! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HUB_DISABLE_XET` are honoured.
 
 mod cache;
 mod check;
+mod download;
 mod failure;
 mod fetch;
 mod select;
+mod wire;
+mod xet;
 
 use std::path::{Path, PathBuf};
 
