@@ -163,7 +163,7 @@ fn size_label(num_parameters: usize) -> String {
         .into_iter()
         .find(|(scale, _)| n >= *scale)
         .map_or((n / 1e3, "K"), |(scale, unit)| (n / scale, unit));
-    let digits = usize::from(value < 9.95);
+    let digits = usize::from(value < 9.5);
     format!("{value:.digits$}{unit}")
 }
 
