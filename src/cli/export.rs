@@ -22,7 +22,7 @@ Types: f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, q4_k_s, q
 q2_k, each the mix of types that llama.cpp's own llama-quantize gives under that name. The file holds the tokenizer and
 the chat template too. llama.cpp does not normalise text: what is not in NFC becomes other tokens there than here.")]
 pub struct Args {
-    /// Model: a card's name, a Hub repo `org/name[@revision]`, or a folder in the Hugging Face layout
+    /// Model: a card's name, a Hub repo `org/name[@revision]`, or a folder in the Hugging Face layout; an adapter is merged
     #[arg(long)]
     model: String,
     /// The file to write

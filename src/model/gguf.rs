@@ -42,7 +42,7 @@ pub enum Value {
 pub enum Source<'a> {
     /// The files of a checkpoint; of them only what is being written is in memory.
     Folder(&'a Path),
-    /// A model in memory.
+    /// A model in memory; adapters are merged into their weights.
     Model(&'a CausalLm),
 }
 
@@ -76,16 +76,14 @@ pub fn write(
     file.put(&plan.header(config, quant, settings)?)?;
     match source {
         Source::Folder(folder) => weights::with_stored(folder, config, |all| {
-            let weights = all.iter().map(|stored| (stored.name.as_str(), stored));
+            let weights = all.iter().map(|stored| Ok((stored.name.clone(), stored)));
             plan.write_tensors(weights, &mut file, progress)
         })?,
         Source::Model(model) => {
-            let weights = model.parameters().iter();
-            plan.write_tensors(
-                weights.map(|p| (p.name.as_str(), &p.value)),
-                &mut file,
-                progress,
-            )?;
+            let weights = model
+                .merged_weights()
+                .map(|(name, value)| Ok((name, value?)));
+            plan.write_tensors(weights, &mut file, progress)?;
         }
     }
     let num_bytes = file.num_bytes;
@@ -192,9 +190,9 @@ impl Plan {
     }
 
     /// Writes the tensors, those of the checkpoint in the order it gives them.
-    fn write_tensors<'w, W: Weight + 'w>(
+    fn write_tensors<W: Weight>(
         &self,
-        mut weights: impl Iterator<Item = (&'w str, &'w W)>,
+        mut weights: impl Iterator<Item = Result<(String, W)>>,
         file: &mut Beside,
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<()> {
@@ -213,22 +211,16 @@ impl Plan {
                 }
                 Ok(())
             };
-            match (
-                &tensor.from,
-                tensor.from.as_ref().and_then(|_| weights.next()),
-            ) {
-                (None, _) => {
-                    write(&|rows| Ok(rows.iter().map(|&row| tensor.values[row]).collect()))?
-                }
-                (Some(from), Some((name, weight))) if from == name => {
-                    write(&|rows| {
-                        weight
-                            .rows(rows, width)
-                            .map_err(|e| e.at(weight.place(name)))
-                    })?;
-                }
-                (Some(from), _) => {
-                    return Err(Error::input(format!("the model has no tensor `{from}`")));
+            match &tensor.from {
+                None => write(&|rows| Ok(rows.iter().map(|&row| tensor.values[row]).collect()))?,
+                Some(from) => {
+                    let next = weights.next().transpose()?;
+                    let Some((name, weight)) = next.filter(|(name, _)| name == from) else {
+                        return Err(Error::input(format!("the model has no tensor `{from}`")));
+                    };
+                    let at = |e: Error| e.at(weight.place(&name));
+                    write(&|rows| weight.rows(rows, width).map_err(at))?;
+                    weight.forget();
                 }
             }
             let padding = tensor.num_bytes().next_multiple_of(ALIGNMENT) - tensor.num_bytes();
@@ -305,9 +297,11 @@ trait Weight: Sync {
     fn rows(&self, rows: &[usize], width: usize) -> Result<Vec<f32>>;
     /// What messages call it.
     fn place(&self, name: &str) -> String;
+    /// All of it has been read.
+    fn forget(&self) {}
 }
 
-impl Weight for Stored<'_> {
+impl Weight for &Stored<'_> {
     fn rows(&self, rows: &[usize], width: usize) -> Result<Vec<f32>> {
         let mut values = Vec::with_capacity(rows.len() * width);
         let data = self.view.data();
@@ -355,7 +349,11 @@ impl Weight for Stored<'_> {
     }
 
     fn place(&self, _: &str) -> String {
-        self.place()
+        Stored::place(self)
+    }
+
+    fn forget(&self) {
+        Stored::forget(self);
     }
 }
 

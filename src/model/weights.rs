@@ -27,11 +27,30 @@ pub fn load(
     device: &Device,
     dtype: DType,
 ) -> Result<Vec<Tensor>> {
+    load_each(folder, config, dtype, &mut |_, tensor| {
+        Ok(tensor.to_device(device)?)
+    })
+}
+
+/// The same where `keep` decides what is kept of each, which is given to it on the CPU with its place in that order.
+///
+/// # Errors
+/// As [`load`], and those of `keep`.
+pub(super) fn load_each(
+    folder: &Path,
+    config: &ModelConfig,
+    dtype: DType,
+    keep: &mut dyn FnMut(usize, Tensor) -> Result<Tensor>,
+) -> Result<Vec<Tensor>> {
     with_stored(folder, config, |all| {
-        let converted = |s: &Stored<'_>| {
-            convert(&s.view, s.view.shape(), device, dtype).map_err(|e| e.at(s.place()))
+        let kept = |(place, stored): (usize, &Stored<'_>)| {
+            let tensor = convert(&stored.view, stored.view.shape(), dtype);
+            let kept = tensor.and_then(|tensor| keep(place, tensor));
+            let kept = kept.map_err(|e| e.at(stored.place()))?;
+            stored.forget();
+            Ok(kept)
         };
-        all.iter().map(converted).collect()
+        all.iter().enumerate().map(kept).collect()
     })
 }
 
@@ -40,12 +59,18 @@ pub(super) struct Stored<'a> {
     pub name: String,
     pub view: TensorView<'a>,
     path: &'a Path,
+    mmap: &'a Mmap,
 }
 
 impl Stored<'_> {
     /// What messages call it.
     pub fn place(&self) -> String {
         format!("`{}`: tensor `{}`", self.path.display(), self.name)
+    }
+
+    /// It has been read; see [`forget`].
+    pub fn forget(&self) {
+        forget(self.mmap, self.view.data());
     }
 }
 
@@ -69,13 +94,7 @@ pub(super) fn with_stored<T>(
         .collect::<Result<_>>()?;
     let mut places: HashMap<String, (usize, TensorView<'_>)> = HashMap::new();
     for (i, (path, mmap)) in maps.iter().enumerate() {
-        let file = SafeTensors::deserialize(mmap).map_err(|e| {
-            Error::input(format!(
-                "`{}` is not a whole safetensors file: {e}",
-                path.display()
-            ))
-            .with_hint("fetch or copy the file again")
-        })?;
+        let file = SafeTensors::deserialize(mmap).map_err(|e| not_whole(path, &e))?;
         for (name, view) in file.tensors() {
             if let Some((other, _)) = places.insert(name.clone(), (i, view)) {
                 return Err(Error::input(format!(
@@ -90,16 +109,16 @@ pub(super) fn with_stored<T>(
     let mut all = Vec::new();
     for (name, shape) in config.weight_shapes() {
         let Some((i, view)) = places.remove(&name) else {
-            let place = listed.get(&name).unwrap_or(&list);
+            let file = listed.get(&name).unwrap_or(&list);
             return Err(Error::input(format!(
                 "`{}` has no tensor `{name}`, expected with shape {shape:?}",
-                place.display()
+                file.display()
             ))
             .with_hint(
                 "the checkpoint is incomplete, or its `config.json` describes another model",
             ));
         };
-        let path = &maps[i].0;
+        let (path, mmap) = &maps[i];
         if view.shape() != shape {
             return Err(Error::input(format!(
                 "`{}`: tensor `{name}` has shape {:?}, expected {shape:?}",
@@ -108,7 +127,12 @@ pub(super) fn with_stored<T>(
             ))
             .with_hint("the weights do not fit `config.json`"));
         }
-        all.push(Stored { name, view, path });
+        all.push(Stored {
+            name,
+            view,
+            path,
+            mmap,
+        });
     }
     // buffers that older files carry, and a head that is tied anyway
     places.retain(|name, _| {
@@ -223,29 +247,62 @@ fn listed(folder: &Path, index: &Path) -> Result<HashMap<String, PathBuf>> {
     Ok(listed)
 }
 
+/// Every tensor of one file, in the dtype that it is stored in.
+///
+/// # Errors
+/// A damaged file, values that are not finite.
+pub(super) fn read_all(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
+    let mmap = map(path)?;
+    let file = SafeTensors::deserialize(&mmap).map_err(|e| not_whole(path, &e))?;
+    let tensor = |(name, view): (String, TensorView<'_>)| {
+        let value = stored_dtype(&view)
+            .and_then(|dtype| convert(&view, view.shape(), dtype))
+            .and_then(|tensor| Ok(tensor.to_device(device)?))
+            .map_err(|e| e.at(format!("`{}`: tensor `{name}`", path.display())))?;
+        forget(&mmap, view.data());
+        Ok((name, value))
+    };
+    file.tensors().into_iter().map(tensor).collect()
+}
+
+fn not_whole(path: &Path, e: &safetensors::SafeTensorError) -> Error {
+    Error::input(format!(
+        "`{}` is not a whole safetensors file: {e}",
+        path.display()
+    ))
+    .with_hint("fetch or copy the file again")
+}
+
 fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
     // SAFETY: a file that another process shortens while it is read ends this one; checkpoints are not written in place
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, e))
 }
 
-fn convert(
-    view: &TensorView<'_>,
-    shape: &[usize],
-    device: &Device,
-    dtype: DType,
-) -> Result<Tensor> {
-    let stored = match view.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::BF16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-        Dtype::F64 => DType::F64,
-        other => {
-            return Err(Error::input(format!(
-                "dtype {other:?} is not supported, only F32, BF16, F16 and F64"
-            )));
-        }
+/// Lets go of the pages of `data`, which have been copied: a file would else be in memory twice while it is read.
+fn forget(mmap: &Mmap, data: &[u8]) {
+    let start = data.as_ptr() as usize - mmap.as_ptr() as usize;
+    // SAFETY: pages of a file that is only read; who looks at them again reads them again. That it did not work costs memory
+    #[cfg(unix)]
+    let _ = unsafe {
+        mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, data.len())
     };
+}
+
+fn stored_dtype(view: &TensorView<'_>) -> Result<DType> {
+    match view.dtype() {
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::BF16 => Ok(DType::BF16),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::F64 => Ok(DType::F64),
+        other => Err(Error::input(format!(
+            "dtype {other:?} is not supported, only F32, BF16, F16 and F64"
+        ))),
+    }
+}
+
+fn convert(view: &TensorView<'_>, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    let stored = stored_dtype(view)?;
     let tensor = Tensor::from_raw_buffer(view.data(), stored, shape, &Device::Cpu)?;
     let num_bad = non_finite(&tensor)?;
     if num_bad > 0 {
@@ -256,7 +313,7 @@ fn convert(
         .with_hint("the checkpoint is damaged or training it had diverged"));
     }
     if stored == dtype {
-        return Ok(tensor.to_device(device)?);
+        return Ok(tensor);
     }
     let converted = tensor.to_dtype(dtype)?;
     let num_bad = non_finite(&converted)?;
@@ -268,7 +325,7 @@ fn convert(
         ))
         .with_hint("use a dtype of a wider range, such as bf16 or f32"));
     }
-    Ok(converted.to_device(device)?)
+    Ok(converted)
 }
 
 /// Number of values that are NaN or infinite.
@@ -364,7 +421,8 @@ fn is_of_weights(name: &str) -> bool {
     name == SINGLE || name == INDEX || shard() == Some(true)
 }
 
-fn write_shard(path: &Path, shard: &[&(String, Tensor)]) -> Result<()> {
+/// Writes one file of tensors beside its place, synced, then renames it.
+pub(super) fn write_shard(path: &Path, shard: &[&(String, Tensor)]) -> Result<()> {
     let beside = path.with_extension("partial");
     let tensors: Vec<(&str, Tensor)> = shard
         .iter()
@@ -378,7 +436,8 @@ fn write_shard(path: &Path, shard: &[&(String, Tensor)]) -> Result<()> {
     publish(&beside, path)
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+/// The same for JSON.
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let beside = path.with_extension("partial");
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;

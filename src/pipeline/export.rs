@@ -5,11 +5,12 @@ use super::open::ModelFiles;
 use crate::model::gguf::{self, Source, Value, Written};
 use crate::model::gguf_tokenizer::Tokenizer;
 use crate::model::gguf_types::Quant;
-use crate::model::{Head, ModelConfig};
+use crate::model::{Head, LoadOptions, ModelConfig};
 use crate::progress::{Reporter, Stop};
 use crate::tokenize::split::SplitRule;
 use crate::tokenize::{Chat, TextTokenizer};
 use crate::{Error, Result};
+use candle_core::{DType, Device};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -35,7 +36,7 @@ pub fn export_gguf(
     reporter: &dyn Reporter,
     stop: &Stop,
 ) -> Result<Written> {
-    let config = ModelConfig::from_folder(&files.folder)?;
+    let config = files.config()?;
     let mut settings = general(files, name);
     if config.head == Head::Vocabulary {
         settings.extend(tokenizer_settings(&files.chat, &config, reporter)?);
@@ -50,7 +51,17 @@ pub fn export_gguf(
         }
         Ok(())
     };
-    let source = Source::Folder(&files.folder);
+    let merged = files.base.as_ref().map(|_| {
+        files.load(&LoadOptions {
+            device: Device::Cpu,
+            dtype: DType::F32,
+        })
+    });
+    let merged = merged.transpose()?;
+    let source = match &merged {
+        None => Source::Folder(&files.folder),
+        Some(model) => Source::Model(model),
+    };
     let written = gguf::write(path, &source, &config, quant, &settings, &mut progress)?;
     drop(task);
     for ((meant, taken), n) in &written.fallbacks {

@@ -303,6 +303,13 @@ impl Resolver<'_> {
                 (Some(student), model, card)
             }
         };
+        let has_adapter = student.as_ref().is_some_and(|s| s.adapter.is_some());
+        if stage.kind == Kind::RewardModel && has_adapter {
+            return Err(
+                Error::input("a reward model is trained whole, not by adapters")
+                    .with_hint("add `[stage.student]` with `method = \"full\"` to the stage"),
+            );
+        }
         let jobs = self.jobs(number, stage, card.as_ref())?;
         for (suffix, seed, job) in jobs {
             self.done.push((
@@ -389,20 +396,14 @@ impl Resolver<'_> {
         if let Some((base, card)) = self.earlier(number, "model", model, Leaves::Model)? {
             let mut student = base.student()?.clone();
             if let Some(own) = own {
-                student.method = own.method.unwrap_or(student.method);
-                student.dtype = own.dtype.unwrap_or(student.dtype);
-                student.chat_template = own.chat_template.clone().or(student.chat_template);
-                student.rope_theta = own.rope_theta.or(student.rope_theta);
-                let positions = own.max_position_embeddings;
-                student.max_position_embeddings = positions.or(student.max_position_embeddings);
+                student.change(own, card.as_ref())?;
             }
             return Ok((student, Some(base.name.clone()), card.clone()));
         }
         // only how it is computed; what belongs to another checkpoint does not come along
         let mut table = own.cloned().unwrap_or_default();
         if let Some(student) = &self.recipe.student {
-            table.method = table.method.or(student.method);
-            table.dtype = table.dtype.or(student.dtype);
+            table.compute_as(student);
         }
         table.model = Some(model.clone());
         table.init = None;

@@ -61,6 +61,9 @@ pub struct Student {
     /// Which weights are trained; default: `full`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
+    /// What adapters look like, where `method` asks for some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// Dtype of weights and activations; optimiser states are f32, and so is a master copy of 16-bit weights.
     /// Default: `f32`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,6 +80,34 @@ pub struct Student {
     /// Random weights of a given shape in place of a checkpoint.
     #[serde(default)]
     pub init: Option<Init>,
+}
+
+impl Student {
+    /// Takes over how another student is computed, where this one does not say.
+    fn compute_as(&mut self, other: &Self) {
+        if self.method.is_none() && self.lora.is_none() {
+            (self.method, self.lora) = (other.method, other.lora.clone());
+        }
+        self.dtype = self.dtype.or(other.dtype);
+    }
+}
+
+/// `[student.lora]`: adapters beside frozen weights.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// PEFT's `r`. Default: 16.
+    #[serde(default)]
+    pub rank: Option<usize>,
+    /// PEFT's `lora_alpha`. Default: 32.
+    #[serde(default)]
+    pub alpha: Option<f64>,
+    /// Projections that get one; default: the card's `lora_targets`, else all seven of a block.
+    #[serde(default)]
+    pub target_modules: Option<Vec<String>>,
+    /// Scale by `alpha / sqrt(rank)` in place of `alpha / rank`.
+    #[serde(default)]
+    pub rslora: bool,
 }
 
 /// `[student.init]`: a student with random weights.
@@ -113,8 +144,11 @@ pub enum Method {
     /// All of them.
     #[default]
     Full,
+    /// Low-rank adapters (arXiv 2106.09685).
     Lora,
+    /// With magnitudes apart (arXiv 2402.09353).
     Dora,
+    /// Low-rank adapters beside weights in 4 bits (arXiv 2305.14314).
     Qlora,
 }
 

@@ -20,6 +20,8 @@ const RECIPES: &[(&str, &str)] = embedded!(
         "r1-mini",
         "r1",
         "dapo",
+        "deepseekmath",
+        "grpo-1.5b",
         "own-qwen-1.5b",
         "own-qwen-7b",
         "own-qwen-14b",
