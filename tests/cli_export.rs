@@ -23,7 +23,7 @@ fn a_model_becomes_a_file() {
     assert_eq!(run.stdout, "m.gguf\n");
     let size = place.path().join("m.gguf").metadata().unwrap().len();
     assert!(
-        run.stderr.contains("15 tensors (6 F32, 9 F16), "),
+        run.stderr.contains("15 tensors (9 F16, 6 F32), "),
         "{}",
         run.stderr
     );
