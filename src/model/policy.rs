@@ -41,21 +41,11 @@ impl CausalLm {
     /// # Errors
     /// A damaged file, or one of another model.
     pub fn with_weights_of(&self, path: &Path) -> Result<Self> {
-        let mut saved = weights::read_all(path, self.device())?;
         let mut other = self.share()?;
-        let num_frozen = other.num_frozen;
-        for parameter in &mut other.parameters[num_frozen..] {
-            let value = saved.remove(&parameter.name);
-            let same = |value: &Tensor| {
-                value.dims() == parameter.value.dims() && value.dtype() == parameter.value.dtype()
-            };
-            parameter.value = value.filter(same).ok_or_else(|| {
-                Error::input(format!(
-                    "`{}` does not hold `{}` as it was saved",
-                    path.display(),
-                    parameter.name
-                ))
-            })?;
+        let trained = &mut other.parameters[self.num_frozen..];
+        let saved = weights::read_like(path, trained, &self.device)?;
+        for (parameter, value) in trained.iter_mut().zip(saved) {
+            parameter.value = value;
         }
         other.refresh()?;
         Ok(other)

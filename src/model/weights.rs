@@ -1,10 +1,11 @@
 //! safetensors in and out, in the layout and with the names of Hugging Face. Files are read through mmap.
 
-use super::ModelConfig;
+use super::{ModelConfig, Parameter};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
@@ -265,7 +267,65 @@ pub(super) fn read_all(path: &Path, device: &Device) -> Result<HashMap<String, T
     file.tensors().into_iter().map(tensor).collect()
 }
 
-fn not_whole(path: &Path, e: &safetensors::SafeTensorError) -> Error {
+/// The tensors of one file that have the names, shapes and dtypes of `like`, read straight to where they stay: the largest
+/// is never in memory twice.
+///
+/// # Errors
+/// A damaged file, or one of other tensors.
+pub(super) fn read_like(path: &Path, like: &[Parameter], device: &Device) -> Result<Vec<Tensor>> {
+    let io = |e| Error::io("reading", path, e);
+    let mut file = File::open(path).map_err(io)?;
+    let num_bytes = file.metadata().map_err(io)?.len();
+    let mut size = [0; 8];
+    file.read_exact(&mut size).map_err(io)?;
+    let header = u64::from_le_bytes(size);
+    if header > num_bytes {
+        return Err(not_whole(path, &SafeTensorError::HeaderTooLarge));
+    }
+    let mut head = vec![0; header as usize];
+    file.read_exact(&mut head).map_err(io)?;
+    let metadata: Metadata = serde_json::from_slice(&head)
+        .map_err(|e| not_whole(path, &SafeTensorError::InvalidHeaderDeserialization(e)))?;
+    let read = |p: &Parameter| -> Result<Tensor> {
+        let other = || {
+            let name = &p.name;
+            Error::input(format!(
+                "`{}` does not hold `{name}` as it was saved",
+                path.display()
+            ))
+        };
+        let info = metadata.info(&p.name).ok_or_else(other)?;
+        let dtype = match info.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            _ => return Err(other()),
+        };
+        if (dtype, info.shape.as_slice()) != (p.value.dtype(), p.value.dims()) {
+            return Err(other());
+        }
+        let start = 8 + header + info.data_offsets.0 as u64;
+        (&file).seek(SeekFrom::Start(start)).map_err(io)?;
+        let tensor = match dtype {
+            DType::BF16 => read_values::<half::bf16>(&file, &info.shape),
+            DType::F16 => read_values::<half::f16>(&file, &info.shape),
+            _ => read_values::<f32>(&file, &info.shape),
+        };
+        Ok(tensor
+            .map_err(|e| e.at(format!("`{}`", path.display())))?
+            .to_device(device)?)
+    };
+    like.iter().map(read).collect()
+}
+
+fn read_values<T: bytemuck::Pod + WithDType>(mut file: &File, shape: &[usize]) -> Result<Tensor> {
+    let mut values = vec![T::zeroed(); shape.iter().product()];
+    file.read_exact(bytemuck::cast_slice_mut(&mut values))
+        .map_err(|e| Error::input(format!("its tensors end early: {e}")))?;
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+fn not_whole(path: &Path, e: &SafeTensorError) -> Error {
     Error::input(format!(
         "`{}` is not a whole safetensors file: {e}",
         path.display()
