@@ -8,6 +8,7 @@
 //! | [`data`] | what trace files hold |
 //! | [`grade`], [`reward`] | verdicts on answers; weighted sums of rewards |
 //! | [`plan`] | what a run would take |
+//! | [`bench`] | what a shape takes on this device |
 //! | [`pull`] | fetch a model or a data set from the Hub |
 //! | [`export`] | a model as a GGUF file |
 //! | [`report`] | a run as one HTML page |
@@ -22,6 +23,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
+pub mod bench;
 mod cases;
 pub mod chat;
 pub mod color;
@@ -86,6 +88,7 @@ enum Command {
     Eval(eval::Args),
     Chat(chat::Args),
     Data(data::Args),
+    Bench(bench::Args),
     Pull(pull::Args),
     Export(export::Args),
     Report(report::Args),
@@ -107,6 +110,7 @@ impl Command {
             Self::Reward(args) => reward::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),
             Self::Data(args) => data::run(&args, session),
+            Self::Bench(args) => bench::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
             Self::Export(args) => export::run(&args, session),
             Self::Report(args) => report::run(&args, session),
