@@ -10,6 +10,7 @@
 //! | [`plan`] | what a run would take |
 //! | [`bench`] | what a shape takes on this device |
 //! | [`pull`], [`push`] | fetch a model or a data set from the Hub; publish one |
+//! | [`export`] | a model as a GGUF file |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
 //! | [`debug_policy`] | hidden: loss and gradient of a policy update |
@@ -32,6 +33,7 @@ pub mod debug_policy;
 pub mod debug_preference;
 pub mod debug_train;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod grade;
 pub mod options;
@@ -90,6 +92,7 @@ enum Command {
     Bench(bench::Args),
     Pull(pull::Args),
     Push(push::Args),
+    Export(export::Args),
     Report(report::Args),
 }
 
@@ -112,6 +115,7 @@ impl Command {
             Self::Bench(args) => bench::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
             Self::Push(args) => push::run(&args, session),
+            Self::Export(args) => export::run(&args, session),
             Self::Report(args) => report::run(&args, session),
         }
     }

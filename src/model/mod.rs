@@ -9,7 +9,8 @@
 //!   [`adapter_files`]: theirs;
 //! - [`quantised`]: frozen weights in 4 bits; [`cache`]: keys and values of sequences being sampled;
 //! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences;
-//! - [`reward`]: the same blocks with one number as their result.
+//! - [`reward`]: the same blocks with one number as their result;
+//! - [`gguf`], [`gguf_types`], `gguf_names`, [`gguf_tokenizer`]: the file that llama.cpp reads.
 
 pub mod adapter;
 pub mod adapter_files;
@@ -17,6 +18,10 @@ mod block;
 pub mod cache;
 pub mod config;
 pub mod family;
+pub mod gguf;
+mod gguf_names;
+pub mod gguf_tokenizer;
+pub mod gguf_types;
 mod linear;
 pub mod policy;
 pub mod quantised;

@@ -44,6 +44,47 @@ pub(super) fn load_each(
     dtype: DType,
     keep: &mut dyn FnMut(usize, Tensor) -> Result<Tensor>,
 ) -> Result<Vec<Tensor>> {
+    with_stored(folder, config, |all| {
+        let kept = |(place, stored): (usize, &Stored<'_>)| {
+            let tensor = convert(&stored.view, stored.view.shape(), dtype);
+            let kept = tensor.and_then(|tensor| keep(place, tensor));
+            let kept = kept.map_err(|e| e.at(stored.place()))?;
+            stored.forget();
+            Ok(kept)
+        };
+        all.iter().enumerate().map(kept).collect()
+    })
+}
+
+/// A weight as it lies in its file, not read yet.
+pub(super) struct Stored<'a> {
+    pub name: String,
+    pub view: TensorView<'a>,
+    path: &'a Path,
+    mmap: &'a Mmap,
+}
+
+impl Stored<'_> {
+    /// What messages call it.
+    pub fn place(&self) -> String {
+        format!("`{}`: tensor `{}`", self.path.display(), self.name)
+    }
+
+    /// It has been read; see [`forget`].
+    pub fn forget(&self) {
+        forget(self.mmap, self.view.data());
+    }
+}
+
+/// Finds the weights of `config` in `folder` and hands them to `take`, in the order of [`ModelConfig::weight_shapes`].
+///
+/// # Errors
+/// A missing, unexpected or wrong-shaped tensor, a damaged file; what `take` gives.
+pub(super) fn with_stored<T>(
+    folder: &Path,
+    config: &ModelConfig,
+    take: impl FnOnce(&[Stored<'_>]) -> Result<T>,
+) -> Result<T> {
     let Files {
         paths,
         listed,
@@ -67,8 +108,8 @@ pub(super) fn load_each(
             }
         }
     }
-    let mut weights = Vec::new();
-    for (place, (name, shape)) in config.weight_shapes().into_iter().enumerate() {
+    let mut all = Vec::new();
+    for (name, shape) in config.weight_shapes() {
         let Some((i, view)) = places.remove(&name) else {
             let file = listed.get(&name).unwrap_or(&list);
             return Err(Error::input(format!(
@@ -79,7 +120,7 @@ pub(super) fn load_each(
                 "the checkpoint is incomplete, or its `config.json` describes another model",
             ));
         };
-        let path = &maps[i].0;
+        let (path, mmap) = &maps[i];
         if view.shape() != shape {
             return Err(Error::input(format!(
                 "`{}`: tensor `{name}` has shape {:?}, expected {shape:?}",
@@ -88,9 +129,12 @@ pub(super) fn load_each(
             ))
             .with_hint("the weights do not fit `config.json`"));
         }
-        let kept = convert(&view, &shape, dtype).and_then(|tensor| keep(place, tensor));
-        weights.push(kept.map_err(|e| e.at(format!("`{}`: tensor `{name}`", path.display())))?);
-        forget(&maps[i].1, view.data());
+        all.push(Stored {
+            name,
+            view,
+            path,
+            mmap,
+        });
     }
     // buffers that older files carry, and a head that is tied anyway
     places.retain(|name, _| {
@@ -105,7 +149,7 @@ pub(super) fn load_each(
         ))
         .with_hint("the weights do not fit `config.json`"));
     }
-    Ok(weights)
+    take(&all)
 }
 
 /// The safetensors files of a folder.

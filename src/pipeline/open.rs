@@ -96,24 +96,12 @@ pub fn open_model(
         device: device(device_name)?,
         dtype: dtype(dtype_name),
     };
-    let (source, card) = model_source(place)?;
-    let (folder, revision) = local_folder(&source, hub::Part::Everything, reporter)?;
-    let template = card.and_then(|c| c.chat_template);
-    let template = template_text(template.as_deref())?;
-    let base = base_folder(&folder, hub::Part::Everything, reporter)?;
-    let chat = Chat::load_for_text(
-        with_tokenizer(&folder, base.as_deref()),
-        template.as_deref(),
-    )?;
-    let model = match &base {
-        None => CausalLm::load(&folder, &options)?,
-        Some(base) => merged(CausalLm::load(base, &options)?, &folder)?,
-    };
+    let files = open_files(place, reporter)?;
     Ok(Opened {
-        model,
-        chat,
-        folder,
-        revision,
+        model: files.load(&options)?,
+        chat: files.chat,
+        folder: files.folder,
+        revision: files.repo.and_then(|(_, commit)| commit),
     })
 }
 
@@ -215,6 +203,62 @@ fn local_folder(
             Err(Error::input("a student with random weights has no folder"))
         }
     }
+}
+
+/// The files of a model with its tokenizer and template; the weights are not read.
+pub struct ModelFiles {
+    pub folder: PathBuf,
+    /// Where the weights are that an adapter in `folder` is for.
+    pub base: Option<PathBuf>,
+    /// On the Hub, with the commit.
+    pub repo: Option<(String, Option<String>)>,
+    pub chat: Chat,
+}
+
+impl ModelFiles {
+    /// The shape of the model.
+    ///
+    /// # Errors
+    /// No `config.json`, or one that is not known.
+    pub fn config(&self) -> Result<ModelConfig> {
+        ModelConfig::from_folder(self.base.as_ref().unwrap_or(&self.folder))
+    }
+
+    /// The model in memory, with its adapter merged.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn load(&self, options: &LoadOptions) -> Result<CausalLm> {
+        match &self.base {
+            None => CausalLm::load(&self.folder, options),
+            Some(base) => merged(CausalLm::load(base, options)?, &self.folder),
+        }
+    }
+}
+
+/// Finds the files of the model called `place`: a card, `org/name[@revision]` or a folder. A chat template is only asked for
+/// where a conversation is rendered.
+///
+/// # Errors
+/// No such model, or a tokenizer that cannot be read.
+pub fn open_files(place: &str, reporter: &dyn Reporter) -> Result<ModelFiles> {
+    let (source, card) = model_source(place)?;
+    let (folder, revision) = local_folder(&source, hub::Part::Everything, reporter)?;
+    let template = card.and_then(|c| c.chat_template);
+    let template = template_text(template.as_deref())?;
+    let base = base_folder(&folder, hub::Part::Everything, reporter)?;
+    let tokenizer = with_tokenizer(&folder, base.as_deref());
+    let chat = Chat::load_for_text(tokenizer, template.as_deref())?;
+    let repo = match source {
+        StudentSource::Hub { repo, .. } => Some((repo, revision)),
+        _ => None,
+    };
+    Ok(ModelFiles {
+        folder,
+        base,
+        repo,
+        chat,
+    })
 }
 
 /// The text of a chat template: a file, or one of those under `models/templates`.
