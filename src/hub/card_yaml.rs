@@ -150,7 +150,7 @@ mod tests {
             "nothing": null,
             "empty": [],
             "model-index": [{"name": "a: b", "results": [
-                {"task": {"type": "text-generation"}, "metrics": [{"value": 55.5, "verified": false}, {"value": 1e-5}]},
+                {"task": {"type": "text-generation"}, "metrics": [{"value": 55.5, "verified": false}, {"value": 1e-7}]},
             ]}],
             "words": ["1e3", "", "- x", "#", "a\"b\\c", "two\nlines", "3.1", "数", "\u{1}"],
         });
@@ -170,7 +170,7 @@ model-index:
     metrics:
     - value: 55.5
       verified: false
-    - value: 1.0e-5
+    - value: 1.0e-7
 words:
 - "1e3"
 - ""
