@@ -9,7 +9,7 @@
 //! | [`grade`], [`reward`] | verdicts on answers; weighted sums of rewards |
 //! | [`plan`] | what a run would take |
 //! | [`bench`] | what a shape takes on this device |
-//! | [`pull`] | fetch a model or a data set from the Hub |
+//! | [`pull`], [`push`] | fetch a model or a data set from the Hub; publish one |
 //! | [`export`] | a model as a GGUF file |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
@@ -40,6 +40,7 @@ pub mod options;
 pub mod plan;
 pub mod preview;
 pub mod pull;
+pub mod push;
 pub mod report;
 pub mod reward;
 pub mod rows;
@@ -90,6 +91,7 @@ enum Command {
     Data(data::Args),
     Bench(bench::Args),
     Pull(pull::Args),
+    Push(push::Args),
     Export(export::Args),
     Report(report::Args),
 }
@@ -112,6 +114,7 @@ impl Command {
             Self::Data(args) => data::run(&args, session),
             Self::Bench(args) => bench::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
+            Self::Push(args) => push::run(&args, session),
             Self::Export(args) => export::run(&args, session),
             Self::Report(args) => report::run(&args, session),
         }

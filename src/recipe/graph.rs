@@ -13,12 +13,14 @@ use super::grpo::Grpo;
 use super::load::{Document, closest};
 use super::plan::{self, EvalPlan, Plan, SftPlan, StageKind, StudentPlan, in_range};
 use super::preference::Preference;
+use super::publish::{self, Publish};
 use super::reward::RewardTable;
 use super::reward_model::{RewardLoss, RewardModelTable};
 use super::select::Select;
 use super::stage::{Kind, Leaves, PipelineRecipe, Prompts, SamplingTable, Sources, StageRecipe};
 use super::stage_check::{
-    asked_while_learning, check_prompts, check_sampling, check_tables, evaluations, needed,
+    asked_while_learning, check_prompts, check_sampling, check_stage_name, check_tables,
+    evaluations, needed,
 };
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -43,6 +45,9 @@ pub struct PipelinePlan {
     pub stages: Vec<StagePlan>,
     /// What the user should know about choices made for him.
     pub notes: Vec<String>,
+    /// Where the result goes on the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Publish>,
 }
 
 /// One stage; its files are in `RUN/<name>/`.
@@ -200,6 +205,7 @@ impl PipelinePlan {
                 suite: None,
             }],
             notes: Vec::new(),
+            publish: None,
         })
     }
 }
@@ -253,6 +259,9 @@ pub fn resolve(recipe: &PipelineRecipe) -> Result<PipelinePlan> {
     } = resolver;
     let mut seen = std::collections::HashSet::new();
     notes.retain(|note| seen.insert(note.clone()));
+    if let Some(publish) = &recipe.publish {
+        publish::check_stages(publish, &done)?;
+    }
     let stages: Vec<StagePlan> = done.into_iter().map(|(stage, _)| stage).collect();
     for (i, stage) in stages.iter().enumerate() {
         if stages[..i].iter().any(|other| other.name == stage.name) {
@@ -269,17 +278,8 @@ pub fn resolve(recipe: &PipelineRecipe) -> Result<PipelinePlan> {
         device: recipe.device.clone(),
         stages,
         notes,
+        publish: recipe.publish.clone(),
     })
-}
-
-fn check_stage_name(name: &str) -> Result<()> {
-    plan::check_name(name)?;
-    // `--set stage.NAME.key=value` must not mean something else
-    if name.contains('.') || name.chars().all(|c| c.is_ascii_digit()) {
-        return Err(Error::input(format!("`{name}` cannot name a stage"))
-            .with_hint("use letters, digits, `-` and `_`, and not only digits"));
-    }
-    Ok(())
 }
 
 /// The stages while they are resolved, one after the other.

@@ -4,7 +4,8 @@
 //! "did you mean" are in [`load`]; the shipped recipes, cards and suites in [`shipped`]; what a recipe means once every
 //! default is filled in, in [`plan`]; the settings of rewards in [`reward`]. A recipe of several stages is in [`stage`], and
 //! what it means in [`graph`]; what is kept of samples in [`select`];
-//! what is learnt from preferences in [`preference`] and [`reward_model`], and how pairs are made in [`pairs`].
+//! what is learnt from preferences in [`preference`] and [`reward_model`], and how pairs are made in [`pairs`]. Where the
+//! result goes is in [`publish`].
 
 pub mod card;
 pub mod graph;
@@ -14,6 +15,7 @@ pub mod load;
 pub mod pairs;
 pub mod plan;
 pub mod preference;
+pub mod publish;
 pub mod remote;
 pub mod reward;
 pub mod reward_model;
@@ -48,6 +50,9 @@ pub struct Recipe {
     /// How it is judged; without the table nothing is evaluated.
     #[serde(default)]
     pub eval: Option<Eval>,
+    /// Where the result goes on the Hub; without the table nothing is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<publish::Publish>,
 }
 
 /// `[student]`

@@ -2,6 +2,7 @@
 //! the run as `plan.json`, and hashed into the stages' keys.
 
 use super::card::Card;
+use super::publish::{self, Publish};
 use super::suite::Suite;
 use super::{
     Dtype, Eval, Init, Lora, Method, OnBad, OverLength, Recipe, Recompute, ScheduleKind, Sft,
@@ -26,6 +27,9 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// What the user should know about choices made for him.
     pub notes: Vec<String>,
+    /// Where the result goes on the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Publish>,
 }
 
 /// One step of the run; its files are in `RUN/<name>/`.
@@ -169,6 +173,15 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
     let sft = resolve_sft(&recipe.sft, card.as_ref())?;
     let eval = recipe.eval.as_ref().map(resolve_eval).transpose()?;
     let stages = stages(eval.as_ref());
+    if let Some(publish) = &recipe.publish {
+        publish::check(publish, card.as_ref())?;
+        if publish.stage.is_some() || publish.traces.is_some() {
+            return Err(Error::input(
+                "`publish.stage` and `[publish.traces]` are for recipes of several `[[stage]]`s",
+            )
+            .with_hint("a student's recipe publishes its one model"));
+        }
+    }
     Ok(Plan {
         name: recipe.name.clone(),
         seed: recipe.seed,
@@ -179,6 +192,7 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
         eval,
         stages,
         notes,
+        publish: recipe.publish.clone(),
     })
 }
 
