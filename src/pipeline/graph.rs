@@ -9,8 +9,9 @@
 //! `execute`.
 
 use super::commits::Commits;
+use super::contents::contents_with_chat;
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
-use super::open::{Student, contents_with_chat};
+use super::open::Student;
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
 use super::stages::{Base, Place, earlier_inputs, files, first_difference};

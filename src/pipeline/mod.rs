@@ -2,6 +2,7 @@
 //!
 //! - [`open`]: devices, students and data sources by name;
 //! - [`folder`]: the run folder: lock, stage keys, atomic writes; [`commits`]: at which commits sources are read;
+//!   `contents`: hashes of checkpoints;
 //! - [`run`]: the stages of a student's recipe, top to bottom; [`stages`], [`suites`]: what each does;
 //! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_grpo`], [`stage_select`],
 //!   [`stage_reward_model`], [`stage_preference`], [`stage_eval`]: what each kind does;
@@ -12,6 +13,7 @@
 //! - [`preview`]: rows as the trainer will see them.
 
 pub mod commits;
+mod contents;
 pub mod estimate;
 pub mod export;
 pub mod folder;

@@ -1,6 +1,7 @@
 //! Opens what a recipe or a command line names: a device, a student, a folder of traces. Hub names are fetched into the
 //! standard cache; local folders and files need no network.
 
+use super::contents::contents;
 use crate::data::builtin;
 use crate::model::{
     AdapterConfig, Architecture, CausalLm, Head, LoadOptions, ModelConfig, adapter_files, family,
@@ -11,10 +12,8 @@ use crate::recipe::{Dtype, Init, shipped};
 use crate::tokenize::{Chat, TextTokenizer};
 use crate::{Error, Result, hub};
 use candle_core::{DType, Device};
-use rayon::prelude::*;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A model with its tokenizer and template.
@@ -131,60 +130,6 @@ fn with_tokenizer<'a>(folder: &'a Path, base: Option<&'a Path>) -> &'a Path {
 /// `base` with the adapter of `folder` in its weights.
 fn merged(base: CausalLm, folder: &Path) -> Result<CausalLm> {
     base.with_saved_adapters(folder)?.merge()
-}
-
-/// The hash of each file of a checkpoint folder that says what the model is.
-fn contents(folder: &Path) -> Result<serde_json::Value> {
-    hashes(folder, is_of_model)
-}
-
-fn is_of_model(name: &str) -> bool {
-    name == "config.json" || name == "adapter_config.json" || name.contains(".safetensors")
-}
-
-/// The same with those that say how the model is asked.
-pub(super) fn contents_with_chat(folder: &Path) -> Result<serde_json::Value> {
-    const ASKED: [&str; 6] = [
-        "reward_model.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "generation_config.json",
-        "chat_template.jinja",
-    ];
-    hashes(folder, |name| is_of_model(name) || ASKED.contains(&name))
-}
-
-fn hashes(folder: &Path, is_meant: impl Fn(&str) -> bool) -> Result<serde_json::Value> {
-    let io = |e| Error::io("reading", folder, e);
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let name = entry
-            .map_err(io)?
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
-        if is_meant(&name) {
-            names.push(name);
-        }
-    }
-    names.sort();
-    let hash = |name: &String| -> Result<(String, String)> {
-        let path = folder.join(name);
-        let io = |e| Error::io("reading", &path, e);
-        let mut file = std::fs::File::open(&path).map_err(io)?;
-        let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-        loop {
-            match file.read(&mut buffer).map_err(io)? {
-                0 => break,
-                n => hasher.update(&buffer[..n]),
-            }
-        }
-        Ok((name.clone(), hex::encode(hasher.finalize())))
-    };
-    let hashes: std::collections::BTreeMap<_, _> =
-        names.par_iter().map(hash).collect::<Result<_>>()?;
-    Ok(json!({"files": hashes}))
 }
 
 /// The local folder of a checkpoint, fetched where it is on the Hub, with the commit it has there.
@@ -604,38 +549,4 @@ fn random_config(init: &Init, vocab_of_tokenizer: usize) -> Result<ModelConfig> 
         }),
         "student.init",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn how_a_reward_model_is_asked_counts_too() {
-        let dir = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        put("config.json", "{}");
-        put("model.safetensors", "w");
-        let read = || {
-            (
-                contents(dir.path()).unwrap(),
-                contents_with_chat(dir.path()).unwrap(),
-            )
-        };
-        let (weights, mut whole) = read();
-        for name in [
-            "reward_model.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-        ] {
-            put(name, name);
-            let (weights_now, whole_now) = read();
-            assert_eq!(weights_now, weights, "{name}");
-            assert_ne!(whole_now, whole, "{name}");
-            whole = whole_now;
-        }
-        put("README.md", "read me");
-        assert_eq!(read(), (weights, whole));
-    }
 }

@@ -229,7 +229,11 @@ def main(binary, *tokenizers):
         folder = pathlib.Path(path)
         model = os.environ.get("DISTILL_STUDENT")
         if not model:
-            distill(binary, "--recipe", "quickstart", "--run-dir", folder / "run", "--set", "traces.0.num_problems=6000")
+            recipe = (ROOT / "recipes/quickstart.toml").read_text()
+            shorter = recipe.replace("num_problems = 12000", "num_problems = 6000")
+            assert shorter != recipe
+            (folder / "student.toml").write_text(shorter)
+            distill(binary, "--recipe", folder / "student.toml", "--run-dir", folder / "run")
             model = folder / "run/sft/model"
         model = pathlib.Path(model)
         shown = json.loads(distill(binary, "preview", "--recipe", "quickstart", "--n", "12", "--json"))
