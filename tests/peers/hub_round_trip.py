@@ -132,7 +132,7 @@ with home, tempfile.TemporaryDirectory() as work:
     refused("no such file", EntryNotFoundError, lambda: huggingface_hub.hf_hub_download("org/model", "none"))
     refused("no such revision", RevisionNotFoundError, lambda: api.model_info("org/model", revision="none"))
     refused("no such repository", RepositoryNotFoundError, lambda: api.model_info("org/none"))
-    refused("private without a token", RepositoryNotFoundError, lambda: HfApi(token=False).model_info("org/model"))
+    refused("private without a token", HfHubHTTPError, lambda: HfApi(token=False).model_info("org/model"))
     refused("a reader writes", HfHubHTTPError, lambda: HfApi(token=READ_TOKEN).upload_file(
         repo_id="org/model", path_or_fileobj=b"x", path_in_repo="x"))
     refused("bad card", ValueError, lambda: api.upload_file(
