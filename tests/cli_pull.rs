@@ -121,8 +121,7 @@ fn assert_no_corruption(cache: &Path) {
     {
         for file in std::fs::read_dir(commit.unwrap().path()).unwrap() {
             let path = file.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap();
-            assert!(name.starts_with('.') || path.metadata().is_ok(), "{name}");
+            assert!(path.metadata().is_ok(), "{}", path.display());
         }
     }
 }
@@ -144,6 +143,10 @@ fn what_it_prints() {
     let value: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(value["revision"], commit.as_str());
     assert_eq!(value["folder"], folder.to_str().unwrap());
+    let args = ["org/name", "--files", "*.json", "--json"];
+    let run = output(pull(&place, &server, READ_TOKEN, &args));
+    let value: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(value["files"].as_array().unwrap().len(), 3, "{value}");
     // without network, from the cache alone
     server.forget_asked();
     let mut offline = pull(&place, &server, READ_TOKEN, &["org/name"]);
@@ -252,6 +255,24 @@ fn a_cache_that_cannot_be_written_is_named() {
     assert_eq!(run.code, Some(1));
     assert!(run.stderr.starts_with("error: "), "{}", run.stderr);
     assert!(run.stderr.contains("hf/hub"), "{}", run.stderr);
+}
+
+#[test]
+fn where_the_xet_store_breaks_off_the_plain_way_goes_on() {
+    let (server, place) = (Server::start(), Place::new());
+    let commit = put(&server, true);
+    server.fault(Fault::CutXet { after: 1_500_000 });
+    let run = output(pull(&place, &server, READ_TOKEN, &["org/name"]));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert_whole(&cache(&place).join("snapshots").join(&commit));
+    // and where the user wants none of it, it is not asked
+    let place = Place::new();
+    server.forget_asked();
+    let mut command = pull(&place, &server, READ_TOKEN, &["org/name"]);
+    command.env("HF_HUB_DISABLE_XET", "1");
+    assert_eq!(output(command).code, Some(0));
+    assert_whole(&cache(&place).join("snapshots").join(&commit));
+    assert!(!server.asked().iter().any(|line| line.contains("xet")));
 }
 
 #[test]
