@@ -23,6 +23,9 @@ pub struct Args {
     /// Folder in the Hugging Face layout
     #[arg(long)]
     model: PathBuf,
+    /// Adapter in PEFT's layout, which alone has gradients; OUT/model is then merged, and OUT/adapter the adapter again
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// The batch
     #[arg(long)]
     job: PathBuf,
@@ -50,7 +53,12 @@ pub fn run(args: &Args, _: &Session) -> Result<()> {
         device: Device::Cpu,
         dtype: DType::F32,
     };
-    let model = CausalLm::load(&args.model, &options)?;
+    let mut model = CausalLm::load(&args.model, &options)?;
+    if let Some(adapter) = &args.adapter {
+        model = model.with_saved_adapters(adapter)?;
+        let base = args.model.display().to_string();
+        model.save_adapters(&args.output.join("adapter"), &base, None)?;
+    }
     let recompute = match job.recompute {
         recipe::Recompute::None => Recompute::None,
         recipe::Recompute::Block => Recompute::Block,

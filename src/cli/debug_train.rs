@@ -2,7 +2,7 @@
 //! by number (`tests/peers/train_sft.py`).
 
 use super::{Session, stdout};
-use crate::model::{CausalLm, LoadOptions};
+use crate::model::{CausalLm, LoadOptions, ModelConfig};
 use crate::train::{Examples, Observer, SftSettings, StepRecord, train_sft};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -21,6 +21,12 @@ pub struct Args {
     /// Folder in the Hugging Face layout
     #[arg(long)]
     model: PathBuf,
+    /// Adapter in PEFT's layout, which alone is trained
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Keep the frozen weights in 4 bits
+    #[arg(long, requires = "adapter")]
+    nf4: bool,
     /// Settings and rows
     #[arg(long)]
     job: PathBuf,
@@ -81,7 +87,17 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         device: Device::Cpu,
         dtype: DType::F32,
     };
-    let model = CausalLm::load(&args.model, &options)?;
+    let mut model = match args.nf4 {
+        true => CausalLm::load_nf4(
+            &args.model,
+            ModelConfig::from_folder(&args.model)?,
+            &options,
+        )?,
+        false => CausalLm::load(&args.model, &options)?,
+    };
+    if let Some(adapter) = &args.adapter {
+        model = model.with_saved_adapters(adapter)?;
+    }
     session.stop_on_signals()?;
     train_sft(
         &model,

@@ -8,7 +8,9 @@
 //! | [`data`] | what trace files hold |
 //! | [`grade`], [`reward`] | verdicts on answers; weighted sums of rewards |
 //! | [`plan`] | what a run would take |
-//! | [`pull`] | fetch a model or a data set from the Hub |
+//! | [`bench`] | what a shape takes on this device |
+//! | [`pull`], [`push`] | fetch a model or a data set from the Hub; publish one |
+//! | [`export`] | a model as a GGUF file |
 //! | [`report`] | a run as one HTML page |
 //! | [`debug_model`] | hidden: logits and gradients on token ids |
 //! | [`debug_policy`] | hidden: loss and gradient of a policy update |
@@ -21,6 +23,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
+pub mod bench;
 mod cases;
 pub mod chat;
 pub mod color;
@@ -30,12 +33,14 @@ pub mod debug_policy;
 pub mod debug_preference;
 pub mod debug_train;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod grade;
 pub mod options;
 pub mod plan;
 pub mod preview;
 pub mod pull;
+pub mod push;
 pub mod report;
 pub mod reward;
 pub mod rows;
@@ -84,7 +89,10 @@ enum Command {
     Eval(eval::Args),
     Chat(chat::Args),
     Data(data::Args),
+    Bench(bench::Args),
     Pull(pull::Args),
+    Push(push::Args),
+    Export(export::Args),
     Report(report::Args),
 }
 
@@ -104,7 +112,10 @@ impl Command {
             Self::Reward(args) => reward::run(&args, session),
             Self::Chat(args) => chat::run(&args, session),
             Self::Data(args) => data::run(&args, session),
+            Self::Bench(args) => bench::run(&args, session),
             Self::Pull(args) => pull::run(&args, session),
+            Self::Push(args) => push::run(&args, session),
+            Self::Export(args) => export::run(&args, session),
             Self::Report(args) => report::run(&args, session),
         }
     }

@@ -47,7 +47,8 @@ pub struct ModelArgs {
     pub dtype: Dtype,
 }
 
-fn dtype(text: &str) -> std::result::Result<Dtype, String> {
+/// A dtype by its name.
+pub fn dtype(text: &str) -> std::result::Result<Dtype, String> {
     match text {
         "f32" => Ok(Dtype::F32),
         "bf16" => Ok(Dtype::Bf16),

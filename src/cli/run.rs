@@ -2,14 +2,17 @@
 
 use super::options::{RecipeArgs, show_count};
 use super::run_stages;
-use super::{Session, stdout};
+use super::{Session, push, stdout};
 use crate::Result;
 use crate::pipeline::graph;
+use crate::pipeline::publish::{Wish, check_account, publish};
 use crate::pipeline::run::{RunOptions, RunOutcome, run as run_plan};
 use crate::recipe::graph::Resolved;
 use crate::recipe::load::Loaded;
 use crate::recipe::plan::{Plan, SftPlan, StageKind, StudentPlan, StudentSource};
+use crate::recipe::publish::Publish;
 use crate::recipe::suite::Suite;
+use serde_json::json;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -57,24 +60,35 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         };
     }
     session.stop_on_signals()?;
+    if plan.publish().is_some() {
+        check_account(&session.terminal, &session.stop)?;
+    }
     let options = RunOptions {
         run_dir: args.run_dir.clone(),
         fresh: args.fresh,
         rerun: args.rerun.clone(),
     };
     let (reporter, stop) = (&session.terminal, &session.stop);
-    let outcome = match &plan {
+    let mut outcome = match &plan {
         Resolved::Student(plan) => run_plan(&loaded, plan, &options, reporter, stop)?,
         Resolved::Pipeline(plan) => graph::run(&loaded, plan, &options, reporter, stop)?,
     };
+    let published = match plan.publish() {
+        Some(_) => publish(&outcome.run_dir, &Wish::default(), reporter, stop)?,
+        None => Vec::new(),
+    };
     if args.json {
+        if !published.is_empty() {
+            outcome.summary["published"] = json!(published);
+        }
         return stdout::json(&outcome.summary);
     }
     let model = match &plan {
         Resolved::Student(_) => Some("sft/model".to_string()),
         Resolved::Pipeline(plan) => run_stages::last_model(plan),
     };
-    stdout::text(&show_outcome(&outcome, model))
+    let published: String = published.iter().map(push::show).collect();
+    stdout::text(&(show_outcome(&outcome, model) + &published))
 }
 
 /// What a run gave: its benchmarks, and where model and report are.
@@ -132,6 +146,9 @@ fn show(loaded: &Loaded, plan: &Plan) -> String {
     }
     line("seed", &plan.seed.to_string());
     line("device", &plan.device);
+    if let Some(table) = &plan.publish {
+        line("publish", &published(table));
+    }
     for note in &plan.notes {
         line("note", note);
     }
@@ -140,6 +157,16 @@ fn show(loaded: &Loaded, plan: &Plan) -> String {
         let _ = writeln!(text, "  {}. {:<18} {}", i + 1, stage.name, what(stage.kind));
     }
     text
+}
+
+/// Where the result goes.
+pub(super) fn published(table: &Publish) -> String {
+    let seen = if table.public { "public" } else { "private" };
+    let mut value = format!("{} ({seen} where it is created)", table.repo);
+    if let Some(traces) = &table.traces {
+        let _ = write!(value, ", traces to {}", traces.repo);
+    }
+    value
 }
 
 /// How a suite is asked.

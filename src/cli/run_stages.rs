@@ -1,7 +1,7 @@
 //! What a recipe of several stages would run, as people read it.
 
 use super::options::show_count;
-use super::run::{asked, sft, student};
+use super::run::{asked, published, sft, student};
 use crate::generate::http::without_login;
 use crate::recipe::graph::{Job, PairSources, PipelinePlan, StagePlan};
 use crate::recipe::grpo::Grpo;
@@ -24,6 +24,9 @@ pub fn show(loaded: &Loaded, plan: &PipelinePlan) -> String {
     );
     line("seed", &plan.seed.to_string());
     line("device", &plan.device);
+    if let Some(table) = &plan.publish {
+        line("publish", &published(table));
+    }
     for note in &plan.notes {
         line("note", note);
     }

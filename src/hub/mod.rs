@@ -3,16 +3,25 @@
 //! A local folder or file is taken as it is, without network. Everything used is checked for size and hash, fetched or
 //! cached (`check`). hf-hub finds the commit, the card and the cache; listing and downloading are ours (`wire`, `download`,
 //! `xet`), since its own lose hashes, start anew after a cut and keep error pages. Which files are wanted is decided in
-//! `select`; what went wrong is worded in `failure`.
+//! `select`; what went wrong is worded in `failure`. What goes up is in [`publish`], with its [`card`].
 //!
 //! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HUB_DISABLE_XET` are honoured.
 
 mod cache;
+pub mod card;
+mod card_yaml;
 mod check;
 mod download;
 mod failure;
 mod fetch;
 mod listing;
+pub mod publish;
+pub mod publish_api;
+pub mod publish_files;
+pub mod publish_license;
+mod publish_tree;
+mod publish_upload;
+mod publish_xet;
 mod select;
 mod wire;
 mod xet;
@@ -23,7 +32,7 @@ use crate::progress::Reporter;
 use crate::{Error, Result};
 
 pub use fetch::{Hub, HubOptions};
-pub use select::{Part, Wanted};
+pub use select::{Part, Wanted, is_data_file};
 
 /// A model folder in the Hugging Face layout.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,31 +4,25 @@
 //! `h = n1(x)`, `q, k, v = h Wq + bq, ...`, q/k norm (Qwen3), RoPE, `x1 = x + attention(q, k, v) Wo`,
 //! `x2 = x1 + (silu(n2(x1) Wg) * (n2(x1) Wu)) Wd`.
 
+use super::linear::{Linear, LinearsFn};
 use super::{CausalLm, ModelConfig};
+use crate::Result;
 use crate::ops::{self, Gradients, ParamId, RopeTable, SeqLens};
-use crate::{Error, Result};
 use candle_core::Tensor;
 
 /// Where the weights of a block stand in the model's list.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     norm1: ParamId,
-    q: Projection,
-    k: Projection,
-    v: Projection,
+    q: Linear,
+    k: Linear,
+    v: Linear,
     qk_norm: Option<(ParamId, ParamId)>,
-    o: ParamId,
+    o: Linear,
     norm2: ParamId,
-    gate: ParamId,
-    up: ParamId,
-    down: ParamId,
-}
-
-/// A weight and its bias.
-#[derive(Clone, Copy, Debug)]
-struct Projection {
-    w: ParamId,
-    b: Option<ParamId>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 /// What a forward needs besides weights.
@@ -62,48 +56,32 @@ pub(super) struct Qkv {
     raw_qk: Option<(Tensor, Tensor)>,
 }
 
-/// The product that fits the occasion: training, a prompt, or one token a sequence.
-type LinearsFn = fn(&Tensor, &[ops::Projection]) -> Result<Vec<Tensor>>;
-
-/// One product.
-fn one(linears: LinearsFn, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let [y] = several(linears, x, [(w, None)])?;
-    Ok(y)
-}
-
-/// As many products as weights.
-fn several<const N: usize>(
-    linears: LinearsFn,
-    x: &Tensor,
-    weights: [ops::Projection; N],
-) -> Result<[Tensor; N]> {
-    let ys = linears(x, &weights)?;
-    ys.try_into()
-        .map_err(|ys: Vec<Tensor>| Error::input(format!("{} products of {N} weights", ys.len())))
-}
-
 impl Block {
     pub(super) fn new(config: &ModelConfig, layer: usize, id: &dyn Fn(&str) -> ParamId) -> Self {
         let at = |name: &str| id(&format!("model.layers.{layer}.{name}"));
-        let projection = |name: &str| Projection {
+        let with_bias = |name: &str| Linear {
             w: at(&format!("self_attn.{name}.weight")),
             b: config
                 .attention_bias
                 .then(|| at(&format!("self_attn.{name}.bias"))),
         };
+        let plain = |name: &str| Linear {
+            w: at(name),
+            b: None,
+        };
         Self {
             norm1: at("input_layernorm.weight"),
-            q: projection("q_proj"),
-            k: projection("k_proj"),
-            v: projection("v_proj"),
+            q: with_bias("q_proj"),
+            k: with_bias("k_proj"),
+            v: with_bias("v_proj"),
             qk_norm: config
                 .qk_norm
                 .then(|| (at("self_attn.q_norm.weight"), at("self_attn.k_norm.weight"))),
-            o: at("self_attn.o_proj.weight"),
+            o: plain("self_attn.o_proj.weight"),
             norm2: at("post_attention_layernorm.weight"),
-            gate: at("mlp.gate_proj.weight"),
-            up: at("mlp.up_proj.weight"),
-            down: at("mlp.down_proj.weight"),
+            gate: plain("mlp.gate_proj.weight"),
+            up: plain("mlp.up_proj.weight"),
+            down: plain("mlp.down_proj.weight"),
         }
     }
 
@@ -117,8 +95,7 @@ impl Block {
     ) -> Result<Qkv> {
         let c = m.config();
         let t = h.dim(0)?;
-        let weights = [&self.q, &self.k, &self.v].map(|p| (m.w(p.w), p.b.map(|b| m.w(b))));
-        let [q, k, v] = several(linears, h, weights)?;
+        let [q, k, v] = m.through(linears, h, [self.q, self.k, self.v])?;
         let q = q.reshape((t, c.num_attention_heads, c.head_dim))?; // [T, H, D]
         let k = k.reshape((t, c.num_key_value_heads, c.head_dim))?; // [T, K, D]
         let v = v.reshape((t, c.num_key_value_heads, c.head_dim))?;
@@ -151,11 +128,11 @@ impl Block {
         linears: LinearsFn,
     ) -> Result<Tensor> {
         let o = o.flatten_from(1)?; // [T, H * D]
-        let x1 = one(linears, &o, m.w(self.o))?;
+        let [x1] = m.through(linears, &o, [self.o])?;
         ops::add_inplace(&x1, x)?;
         let h2 = ops::rms_norm(&x1, m.w(self.norm2), m.config().rms_norm_eps)?;
-        let [gate, up] = several(linears, &h2, [self.gate, self.up].map(|id| (m.w(id), None)))?;
-        let y = one(linears, &ops::swiglu(&gate, &up)?, m.w(self.down))?;
+        let [gate, up] = m.through(linears, &h2, [self.gate, self.up])?;
+        let [y] = m.through(linears, &ops::swiglu(&gate, &up)?, [self.down])?;
         ops::add_inplace(&y, &x1)?;
         Ok(y)
     }
@@ -171,12 +148,11 @@ impl Block {
         let h1 = self.norm1(m, x)?;
         let qkv = self.qkv(m, &h1, places, ops::linears)?;
         let (o, lse) = ops::attention(&qkv.q, &qkv.k, &qkv.v, seqs, m.scale())?;
-        let x1 = ops::linear(&o.flatten_from(1)?, m.w(self.o), None)?;
+        let [x1] = m.through(ops::linears, &o.flatten_from(1)?, [self.o])?;
         ops::add_inplace(&x1, x)?;
         let h2 = ops::rms_norm(&x1, m.w(self.norm2), m.config().rms_norm_eps)?;
-        let gate = ops::linear(&h2, m.w(self.gate), None)?;
-        let up = ops::linear(&h2, m.w(self.up), None)?;
-        let y = ops::linear(&ops::swiglu(&gate, &up)?, m.w(self.down), None)?;
+        let [gate, up] = m.through(ops::linears, &h2, [self.gate, self.up])?;
+        let [y] = m.through(ops::linears, &ops::swiglu(&gate, &up)?, [self.down])?;
         ops::add_inplace(&y, &x1)?;
         let saved = Saved {
             x: x.clone(),
@@ -208,14 +184,11 @@ impl Block {
         let eps = m.config().rms_norm_eps;
         // feed-forward
         let act = ops::swiglu(&s.gate, &s.up)?;
-        grads.add_matmul(self.down, &dy, &act)?;
+        let d_act = m.linear_backward(self.down, &act, &dy, grads)?;
         drop(act);
-        let d_act = ops::linear_backward_input(&dy, m.w(self.down))?;
         let (d_gate, d_up) = ops::swiglu_backward(&s.gate, &s.up, &d_act)?;
-        grads.add_matmul(self.gate, &d_gate, &s.h2)?;
-        grads.add_matmul(self.up, &d_up, &s.h2)?;
-        let d_h2 = ops::linear_backward_input(&d_gate, m.w(self.gate))?;
-        ops::add_inplace(&d_h2, &ops::linear_backward_input(&d_up, m.w(self.up))?)?;
+        let d_h2 = m.linear_backward(self.gate, &s.h2, &d_gate, grads)?;
+        ops::add_inplace(&d_h2, &m.linear_backward(self.up, &s.h2, &d_up, grads)?)?;
         let (d_norm, d_w) = ops::rms_norm_backward(&s.x1, m.w(self.norm2), eps, &d_h2)?;
         grads.add(self.norm2, &d_w)?;
         ops::add_inplace(&d_norm, &dy)?;
@@ -223,8 +196,8 @@ impl Block {
         let d_x1 = d_norm;
         // attention
         let o_flat = s.o.flatten_from(1)?;
-        grads.add_matmul(self.o, &d_x1, &o_flat)?;
-        let d_o = ops::linear_backward_input(&d_x1, m.w(self.o))?.reshape(s.o.shape())?;
+        let d_o = m.linear_backward(self.o, &o_flat, &d_x1, grads)?;
+        let d_o = d_o.reshape(s.o.shape())?;
         let (dq, dk, dv) =
             ops::attention_backward(&s.q, &s.k, &s.v, &s.o, &s.lse, &d_o, seqs, m.scale())?;
         let mut dq = ops::rope_backward(&dq, places.rope, places.positions)?;
@@ -238,13 +211,9 @@ impl Block {
             dk = d;
         }
         let mut d_h1: Option<Tensor> = None;
-        for (p, d) in [(&self.q, dq), (&self.k, dk), (&self.v, dv)] {
+        for (layer, d) in [(self.q, dq), (self.k, dk), (self.v, dv)] {
             let d = d.flatten_from(1)?; // [T, heads * D]
-            grads.add_matmul(p.w, &d, &s.h1)?;
-            if let Some(b) = p.b {
-                grads.add(b, &ops::sum_rows(&d)?)?;
-            }
-            let part = ops::linear_backward_input(&d, m.w(p.w))?;
+            let part = m.linear_backward(layer, &s.h1, &d, grads)?;
             d_h1 = Some(match d_h1 {
                 None => part,
                 Some(sum) => {

@@ -5,19 +5,31 @@
 //! vocabulary, B sequences that are decoded side by side.
 //!
 //! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
-//! - `block`: one transformer block; [`cache`]: keys and values of sequences being sampled;
+//! - `block`: one transformer block, `linear`: a projection of it; [`adapter`]: LoRA, rsLoRA and DoRA beside frozen weights,
+//!   [`adapter_files`]: theirs;
+//! - [`quantised`]: frozen weights in 4 bits; [`cache`]: keys and values of sequences being sampled;
 //! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences;
-//! - [`reward`]: the same blocks with one number as their result.
+//! - [`reward`]: the same blocks with one number as their result;
+//! - [`gguf`], [`gguf_types`], `gguf_names`, [`gguf_tokenizer`]: the file that llama.cpp reads.
 
+pub mod adapter;
+pub mod adapter_files;
 mod block;
 pub mod cache;
 pub mod config;
 pub mod family;
+pub mod gguf;
+mod gguf_names;
+pub mod gguf_tokenizer;
+pub mod gguf_types;
+mod linear;
 pub mod policy;
+pub mod quantised;
 pub mod reward;
 mod rope;
 pub mod weights;
 
+pub use adapter::AdapterConfig;
 pub use cache::KvCache;
 pub use config::{Architecture, Head, Llama3Scaling, ModelConfig};
 pub use policy::{TokenObjective, TokenStats};
@@ -26,8 +38,10 @@ pub use reward::RewardModel;
 use crate::ops::{self, Gradients, ParamId, RopeTable, SeqLens};
 use crate::random::{GOLDEN, mix};
 use crate::{Error, Result};
+use adapter::Adapters;
 use block::{Block, Places, Saved};
 use candle_core::{DType, Device, Tensor};
+use quantised::Quantised;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -71,7 +85,13 @@ pub struct Batch {
 /// A causal language model.
 pub struct CausalLm {
     config: ModelConfig,
+    /// Those of the adapters, where there are some, come last.
     parameters: Vec<Parameter>,
+    /// The first of them, which are not trained.
+    num_frozen: usize,
+    adapters: Option<Adapters>,
+    /// Weights whose place among the parameters is empty.
+    quantised: Quantised,
     blocks: Vec<Block>,
     embed: ParamId,
     norm: ParamId,
@@ -164,18 +184,41 @@ impl CausalLm {
             rope: rope::table(&config, device)?,
             config,
             parameters,
+            num_frozen: 0,
+            adapters: None,
+            quantised: Quantised::new(),
             device: device.clone(),
             dtype,
         })
     }
 
-    /// Writes weights and `config.json`; shards of at most `max_shard_bytes`.
+    /// Another view of the same weights, adapters included: who changes one changes both.
+    fn share(&self) -> Result<Self> {
+        Ok(Self {
+            config: self.config.clone(),
+            parameters: self.parameters.clone(),
+            num_frozen: self.num_frozen,
+            adapters: self.adapters.as_ref().map(Adapters::copy).transpose()?,
+            quantised: self.quantised.clone(),
+            blocks: self.blocks.clone(),
+            embed: self.embed,
+            norm: self.norm,
+            head: self.head,
+            rope: self.rope.clone(),
+            device: self.device.clone(),
+            dtype: self.dtype,
+        })
+    }
+
+    /// Writes weights and `config.json`; shards of at most `max_shard_bytes`. Adapters are merged into the weights.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
     pub fn save(&self, folder: &Path, max_shard_bytes: u64) -> Result<()> {
         let named: Vec<(String, Tensor)> = self
-            .parameters
-            .iter()
-            .map(|p| (p.name.clone(), p.value.clone()))
-            .collect();
+            .merged_weights()
+            .map(|(name, value)| Ok((name, value?)))
+            .collect::<Result<_>>()?;
         weights::save(folder, &self.config, &named, max_shard_bytes)
     }
 
@@ -199,14 +242,22 @@ impl CausalLm {
         self.dtype
     }
 
-    /// Zero gradients for all weights.
+    /// The weights that training changes, and the place of the first of them: all, or those of the adapters.
+    pub fn trained(&self) -> (ParamId, &[Parameter]) {
+        (
+            ParamId(self.num_frozen),
+            &self.parameters[self.num_frozen..],
+        )
+    }
+
+    /// Zero gradients for all weights that are trained.
     pub fn new_gradients(&self) -> Gradients {
         let shapes = self
             .parameters
             .iter()
             .map(|p| p.value.dims().to_vec())
             .collect();
-        Gradients::new(shapes, &self.device)
+        Gradients::after(self.num_frozen, shapes, &self.device)
     }
 
     fn w(&self, id: ParamId) -> &Tensor {
@@ -420,19 +471,25 @@ enum Kept {
     Input(Tensor),
 }
 
-/// n normal numbers of a stream: SplitMix64 by counter, Box-Muller.
-fn normal(seed: u64, stream: u64, n: usize, std: f64) -> Vec<f32> {
-    let uniform = |counter: u64| -> f64 {
-        (mix(counter.wrapping_mul(GOLDEN)) >> 11) as f64 / (1u64 << 53) as f64
-    };
+/// The `i`th number in `[0, 1)` of a stream: SplitMix64 by counter.
+fn unit(seed: u64, stream: u64, i: u64) -> f64 {
     let base =
         (seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95)).wrapping_mul(0x2545_f491_4f6c_dd1d);
+    (mix(base.wrapping_add(i + 1).wrapping_mul(GOLDEN)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// n numbers of a stream between `-most` and `most`.
+fn uniform(seed: u64, stream: u64, n: usize, most: f64) -> Vec<f32> {
+    (0..n as u64)
+        .map(|i| (most * (2.0 * unit(seed, stream, i) - 1.0)) as f32)
+        .collect()
+}
+
+/// n normal numbers of a stream, by Box-Muller.
+fn normal(seed: u64, stream: u64, n: usize, std: f64) -> Vec<f32> {
     (0..n as u64)
         .map(|i| {
-            let (a, b) = (
-                uniform(base.wrapping_add(2 * i + 1)),
-                uniform(base.wrapping_add(2 * i + 2)),
-            );
+            let (a, b) = (unit(seed, stream, 2 * i), unit(seed, stream, 2 * i + 1));
             let radius = (-2.0 * (1.0 - a).ln()).sqrt();
             (std * radius * (2.0 * std::f64::consts::PI * b).cos()) as f32
         })

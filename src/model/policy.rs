@@ -4,7 +4,7 @@
 //! With logits z of a token and temperature T, `log pi_T(x) = log softmax(z / T)[x]`. The head is linear, so dividing its
 //! input h by T does that, and the gradient with respect to h is divided by T once more.
 
-use super::{Batch, CausalLm, Recompute, in_place};
+use super::{Batch, CausalLm, Recompute, in_place, weights};
 use crate::ops::{self, Gradients};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -25,33 +25,38 @@ pub trait TokenObjective: Send {
 }
 
 impl CausalLm {
-    /// A model of its own with the same weights.
-    ///
-    /// # Errors
-    /// The device has no room for them.
-    pub fn copy(&self) -> Result<Self> {
-        let copies = self.parameters().iter().map(|p| Ok(p.value.copy()?));
-        let weights = copies.collect::<Result<_>>()?;
-        Self::from_weights(self.config().clone(), weights, self.device(), self.dtype())
-    }
-
-    /// Takes over the weights of a model of the same shape.
+    /// Takes over what is trained of a model of the same shape.
     ///
     /// # Errors
     /// Another shape or dtype.
     pub fn copy_from(&self, other: &Self) -> Result<()> {
-        for (own, other) in self.parameters().iter().zip(other.parameters()) {
+        for (own, other) in self.trained().1.iter().zip(other.trained().1) {
             own.value.slice_set(&other.value, 0, 0)?;
         }
-        Ok(())
+        self.refresh()
     }
 
-    /// Writes the weights alone, in one file.
+    /// The same model with what is trained taken from a file of [`CausalLm::save_file`]; what is frozen is shared.
+    ///
+    /// # Errors
+    /// A damaged file, or one of another model.
+    pub fn with_weights_of(&self, path: &Path) -> Result<Self> {
+        let mut other = self.share()?;
+        let trained = &mut other.parameters[self.num_frozen..];
+        let saved = weights::read_like(path, trained, &self.device)?;
+        for (parameter, value) in trained.iter_mut().zip(saved) {
+            parameter.value = value;
+        }
+        other.refresh()?;
+        Ok(other)
+    }
+
+    /// Writes what is trained alone, in one file.
     ///
     /// # Errors
     /// The disk refuses.
     pub fn save_file(&self, path: &Path) -> Result<()> {
-        let named = self.parameters().iter();
+        let named = self.trained().1.iter();
         let named: Vec<_> = named.map(|p| (p.name.clone(), p.value.clone())).collect();
         safetensors::serialize_to_file(named, None, path).map_err(|e| match e {
             safetensors::SafeTensorError::IoError(source) => Error::io("writing", path, source),

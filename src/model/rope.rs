@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use std::f64::consts::PI;
 
 /// Inverse frequencies `theta^(-2i/D)`, those of Llama 3.1 slowed down as its `rope_scaling` says.
-fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
+pub(super) fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
     let d = config.head_dim;
     (0..d / 2)
         .map(|i| {

@@ -1,10 +1,11 @@
 //! safetensors in and out, in the layout and with the names of Hugging Face. Files are read through mmap.
 
-use super::ModelConfig;
+use super::{ModelConfig, Parameter};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
@@ -27,6 +29,62 @@ pub fn load(
     device: &Device,
     dtype: DType,
 ) -> Result<Vec<Tensor>> {
+    load_each(folder, config, dtype, &mut |_, tensor| {
+        Ok(tensor.to_device(device)?)
+    })
+}
+
+/// The same where `keep` decides what is kept of each, which is given to it on the CPU with its place in that order.
+///
+/// # Errors
+/// As [`load`], and those of `keep`.
+pub(super) fn load_each(
+    folder: &Path,
+    config: &ModelConfig,
+    dtype: DType,
+    keep: &mut dyn FnMut(usize, Tensor) -> Result<Tensor>,
+) -> Result<Vec<Tensor>> {
+    with_stored(folder, config, |all| {
+        let kept = |(place, stored): (usize, &Stored<'_>)| {
+            let tensor = convert(&stored.view, stored.view.shape(), dtype);
+            let kept = tensor.and_then(|tensor| keep(place, tensor));
+            let kept = kept.map_err(|e| e.at(stored.place()))?;
+            stored.forget();
+            Ok(kept)
+        };
+        all.iter().enumerate().map(kept).collect()
+    })
+}
+
+/// A weight as it lies in its file, not read yet.
+pub(super) struct Stored<'a> {
+    pub name: String,
+    pub view: TensorView<'a>,
+    path: &'a Path,
+    mmap: &'a Mmap,
+}
+
+impl Stored<'_> {
+    /// What messages call it.
+    pub fn place(&self) -> String {
+        format!("`{}`: tensor `{}`", self.path.display(), self.name)
+    }
+
+    /// It has been read; see [`forget`].
+    pub fn forget(&self) {
+        forget(self.mmap, self.view.data());
+    }
+}
+
+/// Finds the weights of `config` in `folder` and hands them to `take`, in the order of [`ModelConfig::weight_shapes`].
+///
+/// # Errors
+/// A missing, unexpected or wrong-shaped tensor, a damaged file; what `take` gives.
+pub(super) fn with_stored<T>(
+    folder: &Path,
+    config: &ModelConfig,
+    take: impl FnOnce(&[Stored<'_>]) -> Result<T>,
+) -> Result<T> {
     let Files {
         paths,
         listed,
@@ -38,13 +96,7 @@ pub fn load(
         .collect::<Result<_>>()?;
     let mut places: HashMap<String, (usize, TensorView<'_>)> = HashMap::new();
     for (i, (path, mmap)) in maps.iter().enumerate() {
-        let file = SafeTensors::deserialize(mmap).map_err(|e| {
-            Error::input(format!(
-                "`{}` is not a whole safetensors file: {e}",
-                path.display()
-            ))
-            .with_hint("fetch or copy the file again")
-        })?;
+        let file = SafeTensors::deserialize(mmap).map_err(|e| not_whole(path, &e))?;
         for (name, view) in file.tensors() {
             if let Some((other, _)) = places.insert(name.clone(), (i, view)) {
                 return Err(Error::input(format!(
@@ -56,19 +108,19 @@ pub fn load(
             }
         }
     }
-    let mut weights = Vec::new();
+    let mut all = Vec::new();
     for (name, shape) in config.weight_shapes() {
         let Some((i, view)) = places.remove(&name) else {
-            let place = listed.get(&name).unwrap_or(&list);
+            let file = listed.get(&name).unwrap_or(&list);
             return Err(Error::input(format!(
                 "`{}` has no tensor `{name}`, expected with shape {shape:?}",
-                place.display()
+                file.display()
             ))
             .with_hint(
                 "the checkpoint is incomplete, or its `config.json` describes another model",
             ));
         };
-        let path = &maps[i].0;
+        let (path, mmap) = &maps[i];
         if view.shape() != shape {
             return Err(Error::input(format!(
                 "`{}`: tensor `{name}` has shape {:?}, expected {shape:?}",
@@ -77,10 +129,12 @@ pub fn load(
             ))
             .with_hint("the weights do not fit `config.json`"));
         }
-        weights.push(
-            convert(&view, &shape, device, dtype)
-                .map_err(|e| e.at(format!("`{}`: tensor `{name}`", path.display())))?,
-        );
+        all.push(Stored {
+            name,
+            view,
+            path,
+            mmap,
+        });
     }
     // buffers that older files carry, and a head that is tied anyway
     places.retain(|name, _| {
@@ -95,7 +149,7 @@ pub fn load(
         ))
         .with_hint("the weights do not fit `config.json`"));
     }
-    Ok(weights)
+    take(&all)
 }
 
 /// The safetensors files of a folder.
@@ -195,29 +249,120 @@ fn listed(folder: &Path, index: &Path) -> Result<HashMap<String, PathBuf>> {
     Ok(listed)
 }
 
+/// Every tensor of one file, in the dtype that it is stored in.
+///
+/// # Errors
+/// A damaged file, values that are not finite.
+pub(super) fn read_all(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
+    let mmap = map(path)?;
+    let file = SafeTensors::deserialize(&mmap).map_err(|e| not_whole(path, &e))?;
+    let tensor = |(name, view): (String, TensorView<'_>)| {
+        let value = stored_dtype(&view)
+            .and_then(|dtype| convert(&view, view.shape(), dtype))
+            .and_then(|tensor| Ok(tensor.to_device(device)?))
+            .map_err(|e| e.at(format!("`{}`: tensor `{name}`", path.display())))?;
+        forget(&mmap, view.data());
+        Ok((name, value))
+    };
+    file.tensors().into_iter().map(tensor).collect()
+}
+
+/// The tensors of one file that have the names, shapes and dtypes of `like`, read straight to where they stay: the largest
+/// is never in memory twice.
+///
+/// # Errors
+/// A damaged file, or one of other tensors.
+pub(super) fn read_like(path: &Path, like: &[Parameter], device: &Device) -> Result<Vec<Tensor>> {
+    let io = |e| Error::io("reading", path, e);
+    let mut file = File::open(path).map_err(io)?;
+    let num_bytes = file.metadata().map_err(io)?.len();
+    let mut size = [0; 8];
+    file.read_exact(&mut size).map_err(io)?;
+    let header = u64::from_le_bytes(size);
+    if header > num_bytes {
+        return Err(not_whole(path, &SafeTensorError::HeaderTooLarge));
+    }
+    let mut head = vec![0; header as usize];
+    file.read_exact(&mut head).map_err(io)?;
+    let metadata: Metadata = serde_json::from_slice(&head)
+        .map_err(|e| not_whole(path, &SafeTensorError::InvalidHeaderDeserialization(e)))?;
+    let read = |p: &Parameter| -> Result<Tensor> {
+        let other = || {
+            let name = &p.name;
+            Error::input(format!(
+                "`{}` does not hold `{name}` as it was saved",
+                path.display()
+            ))
+        };
+        let info = metadata.info(&p.name).ok_or_else(other)?;
+        let dtype = match info.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            _ => return Err(other()),
+        };
+        if (dtype, info.shape.as_slice()) != (p.value.dtype(), p.value.dims()) {
+            return Err(other());
+        }
+        let start = 8 + header + info.data_offsets.0 as u64;
+        (&file).seek(SeekFrom::Start(start)).map_err(io)?;
+        let tensor = match dtype {
+            DType::BF16 => read_values::<half::bf16>(&file, &info.shape),
+            DType::F16 => read_values::<half::f16>(&file, &info.shape),
+            _ => read_values::<f32>(&file, &info.shape),
+        };
+        Ok(tensor
+            .map_err(|e| e.at(format!("`{}`", path.display())))?
+            .to_device(device)?)
+    };
+    like.iter().map(read).collect()
+}
+
+fn read_values<T: bytemuck::Pod + WithDType>(mut file: &File, shape: &[usize]) -> Result<Tensor> {
+    let mut values = vec![T::zeroed(); shape.iter().product()];
+    file.read_exact(bytemuck::cast_slice_mut(&mut values))
+        .map_err(|e| Error::input(format!("its tensors end early: {e}")))?;
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+fn not_whole(path: &Path, e: &SafeTensorError) -> Error {
+    Error::input(format!(
+        "`{}` is not a whole safetensors file: {e}",
+        path.display()
+    ))
+    .with_hint("fetch or copy the file again")
+}
+
 fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
     // SAFETY: a file that another process shortens while it is read ends this one; checkpoints are not written in place
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, e))
 }
 
-fn convert(
-    view: &TensorView<'_>,
-    shape: &[usize],
-    device: &Device,
-    dtype: DType,
-) -> Result<Tensor> {
-    let stored = match view.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::BF16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-        Dtype::F64 => DType::F64,
-        other => {
-            return Err(Error::input(format!(
-                "dtype {other:?} is not supported, only F32, BF16, F16 and F64"
-            )));
-        }
+/// Lets go of the pages of `data`, which have been copied: a file would else be in memory twice while it is read.
+fn forget(mmap: &Mmap, data: &[u8]) {
+    let start = data.as_ptr() as usize - mmap.as_ptr() as usize;
+    // SAFETY: pages of a file that is only read; who looks at them again reads them again. That it did not work costs memory
+    #[cfg(unix)]
+    let _ = unsafe {
+        mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, data.len())
     };
+}
+
+fn stored_dtype(view: &TensorView<'_>) -> Result<DType> {
+    match view.dtype() {
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::BF16 => Ok(DType::BF16),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::F64 => Ok(DType::F64),
+        other => Err(Error::input(format!(
+            "dtype {other:?} is not supported, only F32, BF16, F16 and F64"
+        ))),
+    }
+}
+
+fn convert(view: &TensorView<'_>, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    let stored = stored_dtype(view)?;
     let tensor = Tensor::from_raw_buffer(view.data(), stored, shape, &Device::Cpu)?;
     let num_bad = non_finite(&tensor)?;
     if num_bad > 0 {
@@ -228,7 +373,7 @@ fn convert(
         .with_hint("the checkpoint is damaged or training it had diverged"));
     }
     if stored == dtype {
-        return Ok(tensor.to_device(device)?);
+        return Ok(tensor);
     }
     let converted = tensor.to_dtype(dtype)?;
     let num_bad = non_finite(&converted)?;
@@ -240,7 +385,7 @@ fn convert(
         ))
         .with_hint("use a dtype of a wider range, such as bf16 or f32"));
     }
-    Ok(converted.to_device(device)?)
+    Ok(converted)
 }
 
 /// Number of values that are NaN or infinite.
@@ -336,7 +481,8 @@ fn is_of_weights(name: &str) -> bool {
     name == SINGLE || name == INDEX || shard() == Some(true)
 }
 
-fn write_shard(path: &Path, shard: &[&(String, Tensor)]) -> Result<()> {
+/// Writes one file of tensors beside its place, synced, then renames it.
+pub(super) fn write_shard(path: &Path, shard: &[&(String, Tensor)]) -> Result<()> {
     let beside = path.with_extension("partial");
     let tensors: Vec<(&str, Tensor)> = shard
         .iter()
@@ -350,7 +496,8 @@ fn write_shard(path: &Path, shard: &[&(String, Tensor)]) -> Result<()> {
     publish(&beside, path)
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+/// The same for JSON.
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let beside = path.with_extension("partial");
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;

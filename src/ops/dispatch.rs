@@ -263,12 +263,9 @@ pub fn linear_logprobs_backward(
     }
     match (cpu::values(h), cpu::values(w)) {
         (Some(hs), Some(ws)) => {
-            let mut result = None;
-            grads.modify(w_id, |dw| {
-                result = Some(head_cpu::backward(&hs, &ws, c, targets, coef, dw))
+            let (logprobs, dh) = grads.with_slot(w_id, |dw| {
+                head_cpu::backward(&hs, &ws, c, targets, coef, dw)
             })?;
-            let (logprobs, dh) = result
-                .ok_or_else(|| Error::input("the head's gradient is not where its weight is"))?;
             Ok((logprobs, tensor(dh, h.shape())?))
         }
         _ => plain::linear_logprobs_backward(h, w, targets, coef, grads, w_id),
@@ -307,19 +304,9 @@ pub fn linear_policy_backward(
     };
     match (cpu::values(h), cpu::values(w)) {
         (Some(hs), Some(ws)) => {
-            let mut result = None;
-            grads.modify(w_id, |dw| {
-                result = Some(head_cpu::policy_backward(
-                    &hs,
-                    &ws,
-                    c,
-                    targets,
-                    &mut *coefs,
-                    dw,
-                ))
-            })?;
-            let (stats, dh) = result
-                .ok_or_else(|| Error::input("the head's gradient is not where its weight is"))??;
+            let (stats, dh) = grads.with_slot(w_id, |dw| {
+                head_cpu::policy_backward(&hs, &ws, c, targets, coefs, dw)
+            })??;
             Ok((stats, tensor(dh, h.shape())?))
         }
         _ => plain::linear_policy_backward(h, w, targets, coefs, grads, w_id),

@@ -1,4 +1,4 @@
-//! One f32 gradient a parameter, accumulated over the micro-batches of a step.
+//! One f32 gradient a trained parameter, accumulated over the micro-batches of a step.
 
 use super::cpu::{self, Dst, Matrix, gemm, unwritten};
 use super::{plain, rows_cpu};
@@ -9,9 +9,11 @@ use candle_core::{DType, Device, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParamId(pub usize);
 
-/// Gradients of all parameters; a slot without a tensor is zero.
+/// Gradients of all trained parameters; a slot without a tensor is zero. What is added to a frozen one is dropped.
 #[derive(Debug)]
 pub struct Gradients {
+    /// The first parameters of the list, which are not trained.
+    num_frozen: usize,
     shapes: Vec<Vec<usize>>,
     slots: Vec<Option<Tensor>>,
     device: Device,
@@ -20,16 +22,27 @@ pub struct Gradients {
 impl Gradients {
     /// Zero gradients for parameters of these shapes.
     pub fn new(shapes: Vec<Vec<usize>>, device: &Device) -> Self {
+        Self::after(0, shapes, device)
+    }
+
+    /// The same where the first `num_frozen` parameters are not trained.
+    pub fn after(num_frozen: usize, shapes: Vec<Vec<usize>>, device: &Device) -> Self {
         Self {
+            num_frozen,
             slots: vec![None; shapes.len()],
             shapes,
             device: device.clone(),
         }
     }
 
-    /// Number of parameters.
+    /// Number of parameters, frozen ones included.
     pub fn num(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether a gradient of `id` is wanted.
+    pub fn is_trained(&self, id: ParamId) -> bool {
+        id.0 >= self.num_frozen
     }
 
     /// The gradient of `id`; `None` stands for zero.
@@ -44,6 +57,9 @@ impl Gradients {
 
     /// `slot += t`; a first `t` becomes the slot and must not be written by anybody else afterwards.
     pub fn add(&mut self, id: ParamId, t: &Tensor) -> Result<()> {
+        if !self.is_trained(id) {
+            return Ok(());
+        }
         let t = t.to_dtype(if t.dtype() == DType::F64 {
             DType::F64
         } else {
@@ -71,6 +87,9 @@ impl Gradients {
 
     /// `slot += dy^T x`. dy: `[T, O]`, x: `[T, I]`, slot: `[O, I]`.
     pub fn add_matmul(&mut self, id: ParamId, dy: &Tensor, x: &Tensor) -> Result<()> {
+        if !self.is_trained(id) {
+            return Ok(());
+        }
         let ((t, o), (x_t, i)) = (dy.dims2()?, x.dims2()?);
         if let (Some(ds), Some(xs)) = (cpu::values(dy), cpu::values(x))
             && t == x_t
@@ -110,6 +129,9 @@ impl Gradients {
 
     /// `slot[ids[t]] += dy[t]`. dy: `[T, C]`, slot: `[V, C]`.
     pub fn add_rows(&mut self, id: ParamId, ids: &[u32], dy: &Tensor) -> Result<()> {
+        if !self.is_trained(id) {
+            return Ok(());
+        }
         let (t, c) = dy.dims2()?;
         let vocab = self.shapes[id.0].first().copied().unwrap_or(0);
         if t != ids.len() || ids.iter().any(|&row| row as usize >= vocab) {
@@ -144,8 +166,25 @@ impl Gradients {
         )
     }
 
+    /// Hands the values of a slot, zeros where there was none and nothing where it is frozen, to `change`; an error where
+    /// they are not f32 on the CPU.
+    pub(super) fn with_slot<R>(
+        &mut self,
+        id: ParamId,
+        change: impl FnOnce(Option<&mut [f32]>) -> R,
+    ) -> Result<R> {
+        if !self.is_trained(id) {
+            return Ok(change(None));
+        }
+        let (mut change, mut result) = (Some(change), None);
+        self.modify(id, |slot| {
+            result = change.take().map(|change| change(Some(slot)));
+        })?;
+        result.ok_or_else(|| Error::input("a gradient is not where its weight is"))
+    }
+
     /// Hands the values of a slot, zeros where there was none, to `change`; `false` where they are not f32 on the CPU.
-    pub(super) fn modify(&mut self, id: ParamId, change: impl FnMut(&mut [f32])) -> Result<bool> {
+    fn modify(&mut self, id: ParamId, change: impl FnMut(&mut [f32])) -> Result<bool> {
         if !self.device.is_cpu() {
             return Ok(false);
         }

@@ -140,15 +140,15 @@ fn rows_stats(logits: &[f32], vocab: usize, targets: &[u32]) -> Vec<RowStats> {
         .collect()
 }
 
-/// [`stats`] and dh of `sum_t coef[t] * logp[t]`, where `coefs` makes a chunk's coefficients of its log-probabilities; dw
-/// is added to.
+/// [`stats`] and dh of `sum_t coef[t] * logp[t]`, where `coefs` makes a chunk's coefficients of its log-probabilities; dw,
+/// where the weight is trained, is added to.
 pub(super) fn policy_backward(
     h: &[f32],
     w: &[f32],
     c: usize,
     targets: &[u32],
     coefs: CoefsFn,
-    dw: &mut [f32],
+    mut dw: Option<&mut [f32]>,
 ) -> Result<(TokenStats, Vec<f32>)> {
     let vocab = w.len() / c;
     let rows = rows_of_chunk(vocab);
@@ -174,7 +174,7 @@ pub(super) fn policy_backward(
                 scaled_exp(row, stats.max, (-f64::from(coef) / stats.sum) as f32);
                 row[target as usize] += coef;
             });
-        products_of_gradient(&logits, h, w, c, dh, dw);
+        products_of_gradient(&logits, h, w, c, dh, dw.as_deref_mut());
     }
     Ok((all, dh))
 }
@@ -186,7 +186,7 @@ fn products_of_gradient(
     w: &[f32],
     c: usize,
     dh: &mut [f32],
-    dw: &mut [f32],
+    dw: Option<&mut [f32]>,
 ) {
     let (n, vocab) = (h.len() / c, w.len() / c);
     let dlogits = Matrix::rows(dlogits, vocab);
@@ -200,6 +200,7 @@ fn products_of_gradient(
         1.0,
         true,
     );
+    let Some(dw) = dw else { return };
     gemm(
         (vocab, c, n),
         dw,
@@ -230,14 +231,14 @@ pub(super) fn logprobs(h: &[f32], w: &[f32], c: usize, targets: &[u32]) -> Vec<f
     all
 }
 
-/// Log-probabilities of targets and dh of `sum_t coef[t] * logp[t]`; dw is added to.
+/// Log-probabilities of targets and dh of `sum_t coef[t] * logp[t]`; dw, where the weight is trained, is added to.
 pub(super) fn backward(
     h: &[f32],
     w: &[f32],
     c: usize,
     targets: &[u32],
     coef: &[f32],
-    dw: &mut [f32],
+    mut dw: Option<&mut [f32]>,
 ) -> (Vec<f32>, Vec<f32>) {
     let vocab = w.len() / c;
     let rows = rows_of_chunk(vocab);
@@ -262,7 +263,7 @@ pub(super) fn backward(
             })
             .collect();
         all.extend(some);
-        products_of_gradient(&logits, h, w, c, dh, dw);
+        products_of_gradient(&logits, h, w, c, dh, dw.as_deref_mut());
     }
     (all, dh)
 }

@@ -15,6 +15,7 @@ mod decode_cpu;
 pub mod dispatch;
 pub mod gradients;
 mod head_cpu;
+pub mod nf4;
 pub mod plain;
 mod rows_cpu;
 pub mod seq_lens;
@@ -27,6 +28,7 @@ pub use dispatch::{
     rms_norm_backward, rope, rope_backward, swiglu, swiglu_backward,
 };
 pub use gradients::{Gradients, ParamId};
+pub use nf4::Nf4;
 pub use plain::embedding;
 pub use seq_lens::SeqLens;
 pub use update::{AdamWStep, adamw_inplace, add_inplace, sum_rows};

@@ -31,6 +31,8 @@ pub struct AdamWConfig {
 /// Decoupled weight decay: <https://arxiv.org/abs/1711.05101>.
 pub struct AdamW {
     config: AdamWConfig,
+    /// Place of the first slot's gradient; those before it are of frozen parameters.
+    first: ParamId,
     slots: Vec<Slot>,
     step: usize,
 }
@@ -47,6 +49,15 @@ struct Slot {
 impl AdamW {
     /// States of zeros for `parameters`, whose order is that of the gradients' [`ParamId`]s.
     pub fn new(parameters: &[(String, Tensor)], config: AdamWConfig) -> Result<Self> {
+        Self::from(ParamId(0), parameters, config)
+    }
+
+    /// The same where the gradients are those from `first` on.
+    pub fn from(
+        first: ParamId,
+        parameters: &[(String, Tensor)],
+        config: AdamWConfig,
+    ) -> Result<Self> {
         let slots = parameters
             .iter()
             .map(|(name, value)| {
@@ -66,6 +77,7 @@ impl AdamW {
             .collect::<Result<_>>()?;
         Ok(Self {
             config,
+            first,
             slots,
             step: 0,
         })
@@ -79,14 +91,16 @@ impl AdamW {
     /// One update at learning rate `lr` with the gradients times `grad_scale`. A parameter without gradient is an error:
     /// it would silently not be trained.
     pub fn step(&mut self, gradients: &Gradients, lr: f64, grad_scale: f64) -> Result<()> {
-        if gradients.num() != self.slots.len() {
+        let first = self.first.0;
+        if gradients.num() != first + self.slots.len() {
             return Err(Error::input(format!(
                 "{} gradients for {} parameters",
                 gradients.num(),
-                self.slots.len()
+                first + self.slots.len()
             )));
         }
-        if let Some(i) = (0..self.slots.len()).find(|&i| gradients.get(ParamId(i)).is_none()) {
+        let gradient = |i: usize| gradients.get(ParamId(first + i));
+        if let Some(i) = (0..self.slots.len()).find(|&i| gradient(i).is_none()) {
             return Err(Error::input(format!(
                 "parameter `{}` has no gradient",
                 self.slots[i].name
@@ -94,7 +108,7 @@ impl AdamW {
         }
         self.step += 1;
         for (i, slot) in self.slots.iter().enumerate() {
-            let Some(gradient) = gradients.get(ParamId(i)) else {
+            let Some(gradient) = gradient(i) else {
                 continue;
             };
             let step = AdamWStep {

@@ -50,6 +50,13 @@ impl Commits {
         open.commit.as_deref()
     }
 
+    /// The commit at which a source was read, for which the recipe asks for this revision.
+    pub fn read_at(&self, source: &str, revision: Option<&str>) -> Option<&str> {
+        let mut same = self.0.iter().filter(|one| one.source == source);
+        let found = same.find(|one| one.revision.as_deref() == revision && one.commit.is_some())?;
+        found.commit.as_deref()
+    }
+
     /// What was asked for, and the commit that it was.
     pub fn add(&mut self, source: &str, revision: Option<&str>, commit: Option<String>) {
         self.0.push(Read {

@@ -4,7 +4,7 @@
 //! the traces are local, and else only bounded.
 
 use super::folder::ScratchDir;
-use super::open::{Student, check_positions, planned_config};
+use super::open::{Student, adapter_config, check_positions, planned_config};
 use super::stages::{build_options, trace_sources};
 use crate::Result;
 use crate::data::Store;
@@ -13,7 +13,7 @@ use crate::progress::{Reporter, Stop};
 use crate::recipe::Dtype;
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::grpo::Grpo;
-use crate::recipe::plan::{Plan, SftPlan, StudentSource};
+use crate::recipe::plan::{Plan, SftPlan, StudentPlan, StudentSource};
 use crate::recipe::stage::Prompts;
 use crate::train::SftSettings;
 use crate::train::footprint::{Change, Footprint, Load, Rollouts, changes_to_fit, step_flops};
@@ -60,7 +60,7 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let config = planned_config(&plan.student)?;
     check_positions(&config, plan)?;
-    let load = load(plan);
+    let load = load(plan, &config);
     let memory = Footprint::new(&config, &load);
     let advice = match device_memory {
         None => Vec::new(),
@@ -151,6 +151,8 @@ fn of_sampling(
     let load = |num_slots| Load {
         dtype: student.dtype,
         recompute: crate::recipe::Recompute::None,
+        num_adapter_weights: None,
+        nf4: false,
         pack_length: 0,
         max_length: 0,
         fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
@@ -183,7 +185,17 @@ fn of_sampling(
     })
 }
 
-fn load(plan: &Plan) -> Load {
+/// Weights of the adapters that are trained, where some are.
+fn num_adapter_weights(student: &StudentPlan, config: &ModelConfig) -> Option<u64> {
+    let adapter = student.adapter.as_ref()?;
+    Some(adapter_config(adapter).num_parameters(config) as u64)
+}
+
+fn is_nf4(student: &StudentPlan) -> bool {
+    student.adapter.as_ref().is_some_and(|adapter| adapter.nf4)
+}
+
+fn load(plan: &Plan, config: &ModelConfig) -> Load {
     let eval = plan.eval.as_ref();
     let slot_length = eval.map_or(0, |e| {
         e.suites
@@ -195,6 +207,8 @@ fn load(plan: &Plan) -> Load {
     Load {
         dtype: plan.student.dtype,
         recompute: plan.sft.recompute,
+        num_adapter_weights: num_adapter_weights(&plan.student, config),
+        nf4: is_nf4(&plan.student),
         pack_length: if plan.sft.packing {
             plan.sft.pack_length
         } else {
@@ -223,6 +237,8 @@ fn of_pairs(
     let load = Load {
         dtype: student.dtype,
         recompute: training.recompute,
+        num_adapter_weights: num_adapter_weights(student, &config),
+        nf4: is_nf4(student),
         // a pack holds whole pairs
         pack_length: match training.packing {
             true => training.pack_length,
@@ -260,6 +276,8 @@ fn of_grpo(
     let load = Load {
         dtype: student.dtype,
         recompute: grpo.recompute,
+        num_adapter_weights: num_adapter_weights(student, &config),
+        nf4: is_nf4(student),
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
         fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
@@ -345,7 +363,16 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
                 Change::Slots(n) => format!("`{table}.batch_size = {n}`: fewer sequences side by side, the same numbers"),
             })
             .collect(),
-        None => vec!["weights, gradients and optimiser states alone do not fit: take a smaller student or a larger device".into()],
+        None => vec![format!(
+            "weights, gradients and optimiser states alone do not fit: {}take a smaller student or a larger device",
+            match (load.num_adapter_weights, load.nf4) {
+                // it is trained whole
+                _ if table == "reward_model" => "",
+                (None, _) => "train adapters (`student.method = \"lora\"`), or ",
+                (Some(_), false) => "keep the frozen weights in 4 bits (`student.method = \"qlora\"`), or ",
+                (Some(_), true) => "",
+            }
+        )],
     }
 }
 

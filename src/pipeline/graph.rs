@@ -13,7 +13,7 @@ use super::folder::{RunFolder, key_of, write_atomic, write_json};
 use super::open::{Student, contents_with_chat};
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
-use super::stages::{Place, earlier_inputs, files, first_difference};
+use super::stages::{Base, Place, earlier_inputs, files, first_difference};
 use super::{
     stage_eval, stage_generate, stage_grpo, stage_preference, stage_reward_model, stage_select,
     stage_sft,
@@ -72,6 +72,15 @@ impl StageContext<'_> {
             Some(name) => student.with_weights_in(&self.root.join(name).join("model")),
             None => student.untrained(),
         }
+    }
+
+    /// The same as it is trained, and where its frozen weights are if it has adapters.
+    pub fn model_to_train(&self) -> Result<(CausalLm, Base)> {
+        let student = self.student()?;
+        let earlier = self.stage.model.as_ref();
+        let earlier = earlier.map(|name| self.root.join(name).join("model"));
+        let model = student.to_train(earlier.as_deref(), self.stage.seed)?;
+        Ok((model, student.base(earlier.as_deref())))
     }
 
     /// The files of a source, of the commit that the stage was begun with.

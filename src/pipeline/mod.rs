@@ -6,16 +6,29 @@
 //! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_grpo`], [`stage_select`],
 //!   [`stage_reward_model`], [`stage_preference`], [`stage_eval`]: what each kind does;
 //!   [`sample_rows`], [`pair_rows`]: which samples are fit to learn from, alone or in pairs;
-//! - [`estimate`]: what a run would take;
+//! - [`publish`]: what of a run goes to the Hub; [`publish_card`], [`publish_data`]: what the cards say; [`publish_lineage`]:
+//!   where a model comes from; [`publish_license`]: what licences want; [`publish_parquet`]: rows as parquet;
+//! - [`estimate`]: what a run would take; [`export`]: a model as a GGUF file;
 //! - [`preview`]: rows as the trainer will see them.
 
 pub mod commits;
 pub mod estimate;
+pub mod export;
 pub mod folder;
 pub mod graph;
 pub mod open;
 pub mod pair_rows;
 pub mod preview;
+pub mod publish;
+pub mod publish_card;
+pub mod publish_data;
+mod publish_folder;
+mod publish_language;
+pub mod publish_license;
+pub mod publish_lineage;
+mod publish_model;
+pub mod publish_parquet;
+mod publish_usage;
 pub mod run;
 pub mod sample_rows;
 pub mod stage_eval;

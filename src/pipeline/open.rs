@@ -2,9 +2,11 @@
 //! standard cache; local folders and files need no network.
 
 use crate::data::builtin;
-use crate::model::{Architecture, CausalLm, Head, LoadOptions, ModelConfig, family};
-use crate::progress::Reporter;
-use crate::recipe::plan::{Plan, StudentPlan, StudentSource, model_source};
+use crate::model::{
+    AdapterConfig, Architecture, CausalLm, Head, LoadOptions, ModelConfig, adapter_files, family,
+};
+use crate::progress::{Reporter, Silent};
+use crate::recipe::plan::{AdapterPlan, Plan, StudentPlan, StudentSource, model_source};
 use crate::recipe::{Dtype, Init, shipped};
 use crate::tokenize::{Chat, TextTokenizer};
 use crate::{Error, Result, hub};
@@ -94,17 +96,41 @@ pub fn open_model(
         device: device(device_name)?,
         dtype: dtype(dtype_name),
     };
-    let (source, card) = model_source(place)?;
-    let (folder, revision) = local_folder(&source, hub::Part::Everything, reporter)?;
-    let template = card.and_then(|c| c.chat_template);
-    let chat = Chat::load_for_text(&folder, template_text(template.as_deref())?.as_deref())?;
-    let model = CausalLm::load(&folder, &options)?;
+    let files = open_files(place, reporter)?;
     Ok(Opened {
-        model,
-        chat,
-        folder,
-        revision,
+        model: files.load(&options)?,
+        chat: files.chat,
+        folder: files.folder,
+        revision: files.repo.and_then(|(_, commit)| commit),
     })
+}
+
+/// The folder of the base model, where `folder` holds an adapter in PEFT's layout.
+fn base_folder(folder: &Path, part: hub::Part, reporter: &dyn Reporter) -> Result<Option<PathBuf>> {
+    let Some((base, revision)) = adapter_files::base_of(folder)? else {
+        return Ok(None);
+    };
+    let at = |e: Error| e.at(format!("base of the adapter `{}`", folder.display()));
+    let base = hub::resolve_model_part(&base, revision.as_deref(), part, reporter).map_err(at)?;
+    if adapter_files::base_of(&base.folder).map_err(at)?.is_some() {
+        return Err(at(
+            Error::input("it is an adapter itself").with_hint("merge the inner one first")
+        ));
+    }
+    Ok(Some(base.folder))
+}
+
+/// Where the tokenizer is: beside an adapter if it has one of its own.
+fn with_tokenizer<'a>(folder: &'a Path, base: Option<&'a Path>) -> &'a Path {
+    match base {
+        Some(base) if !folder.join("tokenizer.json").is_file() => base,
+        _ => folder,
+    }
+}
+
+/// `base` with the adapter of `folder` in its weights.
+fn merged(base: CausalLm, folder: &Path) -> Result<CausalLm> {
+    base.with_saved_adapters(folder)?.merge()
 }
 
 /// The hash of each file of a checkpoint folder that says what the model is.
@@ -113,7 +139,7 @@ fn contents(folder: &Path) -> Result<serde_json::Value> {
 }
 
 fn is_of_model(name: &str) -> bool {
-    name == "config.json" || name.contains(".safetensors")
+    name == "config.json" || name == "adapter_config.json" || name.contains(".safetensors")
 }
 
 /// The same with those that say how the model is asked.
@@ -179,6 +205,62 @@ fn local_folder(
     }
 }
 
+/// The files of a model with its tokenizer and template; the weights are not read.
+pub struct ModelFiles {
+    pub folder: PathBuf,
+    /// Where the weights are that an adapter in `folder` is for.
+    pub base: Option<PathBuf>,
+    /// On the Hub, with the commit.
+    pub repo: Option<(String, Option<String>)>,
+    pub chat: Chat,
+}
+
+impl ModelFiles {
+    /// The shape of the model.
+    ///
+    /// # Errors
+    /// No `config.json`, or one that is not known.
+    pub fn config(&self) -> Result<ModelConfig> {
+        ModelConfig::from_folder(self.base.as_ref().unwrap_or(&self.folder))
+    }
+
+    /// The model in memory, with its adapter merged.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn load(&self, options: &LoadOptions) -> Result<CausalLm> {
+        match &self.base {
+            None => CausalLm::load(&self.folder, options),
+            Some(base) => merged(CausalLm::load(base, options)?, &self.folder),
+        }
+    }
+}
+
+/// Finds the files of the model called `place`: a card, `org/name[@revision]` or a folder. A chat template is only asked for
+/// where a conversation is rendered.
+///
+/// # Errors
+/// No such model, or a tokenizer that cannot be read.
+pub fn open_files(place: &str, reporter: &dyn Reporter) -> Result<ModelFiles> {
+    let (source, card) = model_source(place)?;
+    let (folder, revision) = local_folder(&source, hub::Part::Everything, reporter)?;
+    let template = card.and_then(|c| c.chat_template);
+    let template = template_text(template.as_deref())?;
+    let base = base_folder(&folder, hub::Part::Everything, reporter)?;
+    let tokenizer = with_tokenizer(&folder, base.as_deref());
+    let chat = Chat::load_for_text(tokenizer, template.as_deref())?;
+    let repo = match source {
+        StudentSource::Hub { repo, .. } => Some((repo, revision)),
+        _ => None,
+    };
+    Ok(ModelFiles {
+        folder,
+        base,
+        repo,
+        chat,
+    })
+}
+
 /// The text of a chat template: a file, or one of those under `models/templates`.
 fn template_text(name: Option<&str>) -> Result<Option<String>> {
     let Some(name) = name else { return Ok(None) };
@@ -205,11 +287,19 @@ pub struct Student {
     weights: Weights,
     /// What the first weights are, for the keys of stages.
     identity: serde_json::Value,
+    /// What is trained beside them.
+    adapter: Option<AdapterConfig>,
+    /// The weights beside them are in 4 bits.
+    nf4: bool,
+    /// Where the frozen weights of an adapter are, for its files: a folder or a repository, and its commit.
+    base: (String, Option<String>),
 }
 
 /// Where the first weights come from.
 enum Weights {
     Folder(PathBuf),
+    /// An adapter, and its base.
+    Adapter(PathBuf, PathBuf),
     /// Not fetched yet: repository and commit.
     Hub(String, String),
     Random(u64),
@@ -247,9 +337,15 @@ impl Student {
             }
             source => {
                 let (folder, revision) = local_folder(source, hub::Part::WithoutWeights, reporter)?;
-                let config = ModelConfig::from_folder(&folder)?;
-                let chat = Chat::load(&folder, template.as_deref())?;
+                let base = base_folder(&folder, hub::Part::Everything, reporter)?;
+                let config = ModelConfig::from_folder(base.as_ref().unwrap_or(&folder))?;
+                let place = with_tokenizer(&folder, base.as_deref());
+                let chat = Chat::load(place, template.as_deref())?;
                 let (weights, identity) = match (source, revision) {
+                    (StudentSource::Folder(_), _) if base.is_some() => (
+                        Weights::Adapter(folder, base.unwrap_or_default()),
+                        json!({}),
+                    ),
                     (StudentSource::Hub { repo, .. }, Some(commit)) => {
                         let identity = json!({"source": source, "commit": commit});
                         (Weights::Hub(repo.clone(), commit), identity)
@@ -260,18 +356,30 @@ impl Student {
             }
         };
         apply_rope(&mut config, student);
+        let mut identity = json!({
+            "weights": identity,
+            "dtype": student.dtype,
+            "rope_theta": student.rope_theta,
+            "max_position_embeddings": student.max_position_embeddings,
+        });
+        if let Some(adapter) = &student.adapter {
+            identity["adapter"] = json!(adapter);
+        }
+        let base = match (&student.source, &weights) {
+            (_, Weights::Hub(repo, commit)) => (repo.clone(), Some(commit.clone())),
+            (StudentSource::Folder(folder), _) => (absolute(Path::new(folder)), None),
+            _ => (String::new(), None),
+        };
         Ok(Self {
             chat,
             config,
             device: device(device_name)?,
             dtype: dtype(student.dtype),
             weights,
-            identity: json!({
-                "weights": identity,
-                "dtype": student.dtype,
-                "rope_theta": student.rope_theta,
-                "max_position_embeddings": student.max_position_embeddings,
-            }),
+            identity,
+            adapter: student.adapter.as_ref().map(adapter_config),
+            nf4: student.adapter.as_ref().is_some_and(|adapter| adapter.nf4),
+            base,
         })
     }
 
@@ -286,6 +394,10 @@ impl Student {
                 self.weights = Weights::Folder(resolved.folder);
             }
             Weights::Folder(folder) => self.identity["weights"] = contents(folder)?,
+            Weights::Adapter(folder, base) => {
+                self.identity["weights"] =
+                    json!({"adapter": contents(folder)?, "base": contents(base)?});
+            }
             Weights::Random(_) => {}
         }
         Ok(self)
@@ -316,6 +428,31 @@ impl Student {
         &self.device
     }
 
+    /// The student to be trained, with new adapters where its method asks for them: its own weights, or those in `earlier`,
+    /// the model of an earlier stage. `seed` is for the adapters.
+    ///
+    /// # Errors
+    /// Weights that cannot be read; a target that the model does not have.
+    pub fn to_train(&self, earlier: Option<&Path>, seed: u64) -> Result<CausalLm> {
+        let folder = match (earlier, &self.weights) {
+            (Some(folder), _) => Some(folder),
+            (None, Weights::Folder(folder)) => Some(folder.as_path()),
+            (None, _) => None,
+        };
+        let model = match folder {
+            Some(folder) if self.nf4 => {
+                CausalLm::load_nf4(folder, self.config.clone(), &self.options())?
+            }
+            Some(folder) => self.with_weights_in(folder)?,
+            None if self.nf4 => self.untrained()?.into_nf4()?,
+            None => self.untrained()?,
+        };
+        match &self.adapter {
+            None => Ok(model),
+            Some(adapter) => model.with_adapters(adapter.clone(), seed),
+        }
+    }
+
     /// The student as it is before training.
     pub fn untrained(&self) -> Result<CausalLm> {
         match &self.weights {
@@ -325,6 +462,10 @@ impl Student {
             Weights::Folder(folder) => {
                 CausalLm::load_as(folder, self.config.clone(), &self.options())
             }
+            Weights::Adapter(folder, base) => merged(
+                CausalLm::load_as(base, self.config.clone(), &self.options())?,
+                folder,
+            ),
             Weights::Hub(repo, _) => Err(Error::input(format!(
                 "the weights of `{repo}` have not been fetched"
             ))),
@@ -341,11 +482,35 @@ impl Student {
         CausalLm::load_as(folder, self.config.clone(), &self.options())
     }
 
+    /// Where the frozen weights beside an adapter are: `earlier`, the model of an earlier stage, or the student's own.
+    pub fn base(&self, earlier: Option<&Path>) -> (String, Option<String>) {
+        match earlier {
+            Some(folder) => (absolute(folder), None),
+            None => self.base.clone(),
+        }
+    }
+
     fn options(&self) -> LoadOptions {
         LoadOptions {
             device: self.device.clone(),
             dtype: self.dtype,
         }
+    }
+}
+
+fn absolute(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    path.display().to_string()
+}
+
+/// The adapters of a plan.
+pub fn adapter_config(plan: &AdapterPlan) -> AdapterConfig {
+    AdapterConfig {
+        rank: plan.rank,
+        alpha: plan.alpha,
+        rslora: plan.rslora,
+        dora: plan.dora,
+        targets: plan.target_modules.clone(),
     }
 }
 
@@ -362,7 +527,11 @@ pub fn planned_config(student: &StudentPlan) -> Result<ModelConfig> {
             };
             random_config(init, vocab)?
         }
-        StudentSource::Folder(folder) => ModelConfig::from_folder(Path::new(folder))?,
+        StudentSource::Folder(folder) => {
+            let folder = Path::new(folder);
+            let base = base_folder(folder, hub::Part::WithoutWeights, &Silent)?;
+            ModelConfig::from_folder(base.as_deref().unwrap_or(folder))?
+        }
         StudentSource::Hub { repo, .. } => student
             .family
             .as_deref()

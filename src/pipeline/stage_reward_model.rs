@@ -75,7 +75,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
     let outcome = train_reward_model(&model, objective, &job, &mut log)?;
     log.sync()?;
     drop(log);
-    stages::publish_model(&context.dir, |beside| {
+    stages::publish_folder(&context.dir, "model", |beside| {
         model.save(beside, stages::MAX_SHARD_BYTES)?;
         chat.save(beside)?;
         model_score::save_seen(beside, &Seen { scope: table.scope })

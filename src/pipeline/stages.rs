@@ -184,18 +184,20 @@ pub fn sft(
     inputs: &Value,
 ) -> Result<Value> {
     claim_training(&context.dir, inputs)?;
-    let model = student.untrained()?;
-    train_rows(context, student, &model, store, key)
+    let model = student.to_train(None, context.plan.seed)?;
+    let base = student.base(None);
+    train_rows(context, student, (&model, &base), store, key)
 }
 
-/// Trains `model` on the store and leaves `model/`; returns the stage's result. Checkpoints of another key are refused.
+/// Trains `model`, whose frozen weights are at `base`, on the store and leaves `model/`; returns the stage's result.
+/// Checkpoints of another key are refused.
 ///
 /// # Errors
 /// As [`train::train_sft`].
 pub fn train_rows(
     context: &Context,
     student: &Student,
-    model: &CausalLm,
+    (model, base): (&CausalLm, &Base),
     store: &Store,
     key: &str,
 ) -> Result<Value> {
@@ -221,27 +223,40 @@ pub fn train_rows(
     )?;
     log.sync()?;
     drop(log);
-    save_model(model, student, &context.dir)?;
+    save_model(model, student, base, &context.dir)?;
     Ok(json!(outcome))
 }
 
-/// Writes `model/` whole or not at all.
+/// Where the frozen weights beside an adapter are, and their commit.
+pub type Base = (String, Option<String>);
+
+/// Writes `model/` whole or not at all; before it `adapter/`, in PEFT's layout, where there is one.
 ///
 /// # Errors
 /// The disk refuses.
-pub fn save_model(model: &CausalLm, student: &Student, dir: &Path) -> Result<()> {
-    publish_model(dir, |beside| {
+pub fn save_model(model: &CausalLm, student: &Student, base: &Base, dir: &Path) -> Result<()> {
+    if model.adapter_config().is_some() {
+        publish_folder(dir, "adapter", |beside| {
+            model.save_adapters(beside, &base.0, base.1.as_deref())?;
+            student.chat().save(beside)
+        })?;
+    }
+    publish_folder(dir, "model", |beside| {
         model.save(beside, MAX_SHARD_BYTES)?;
         student.chat().save(beside)
     })
 }
 
-/// Makes `model/` of what `write` puts into the folder it is given.
+/// Makes the folder `name` of what `write` puts into the one it is given.
 ///
 /// # Errors
 /// As `write`; the disk refuses.
-pub fn publish_model(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let (beside, place) = (dir.join("model.partial"), dir.join("model"));
+pub fn publish_folder(
+    dir: &Path,
+    name: &str,
+    write: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let (beside, place) = (dir.join(format!("{name}.partial")), dir.join(name));
     for path in [&beside, &place] {
         if path.exists() {
             fs::remove_dir_all(path).map_err(|e| Error::io("deleting", path, e))?;

@@ -3,6 +3,7 @@
 use super::{load, shipped};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// One student.
@@ -45,6 +46,9 @@ pub struct Card {
     /// What the result's name must begin with.
     #[serde(default)]
     pub name_prefix: Option<String>,
+    /// pass@1 in percent, by suite, of the paper's own student of this model.
+    #[serde(default)]
+    pub paper: BTreeMap<String, f64>,
 }
 
 impl Card {

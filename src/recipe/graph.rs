@@ -13,12 +13,14 @@ use super::grpo::Grpo;
 use super::load::{Document, closest};
 use super::plan::{self, EvalPlan, Plan, SftPlan, StageKind, StudentPlan, in_range};
 use super::preference::Preference;
+use super::publish::{self, Publish};
 use super::reward::RewardTable;
 use super::reward_model::{RewardLoss, RewardModelTable};
 use super::select::Select;
 use super::stage::{Kind, Leaves, PipelineRecipe, Prompts, SamplingTable, Sources, StageRecipe};
 use super::stage_check::{
-    asked_while_learning, check_prompts, check_sampling, check_tables, evaluations, needed,
+    asked_while_learning, check_prompts, check_sampling, check_stage_name, check_tables,
+    evaluations, needed,
 };
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -43,6 +45,9 @@ pub struct PipelinePlan {
     pub stages: Vec<StagePlan>,
     /// What the user should know about choices made for him.
     pub notes: Vec<String>,
+    /// Where the result goes on the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Publish>,
 }
 
 /// One stage; its files are in `RUN/<name>/`.
@@ -200,6 +205,7 @@ impl PipelinePlan {
                 suite: None,
             }],
             notes: Vec::new(),
+            publish: None,
         })
     }
 }
@@ -253,6 +259,9 @@ pub fn resolve(recipe: &PipelineRecipe) -> Result<PipelinePlan> {
     } = resolver;
     let mut seen = std::collections::HashSet::new();
     notes.retain(|note| seen.insert(note.clone()));
+    if let Some(publish) = &recipe.publish {
+        publish::check_stages(publish, &done)?;
+    }
     let stages: Vec<StagePlan> = done.into_iter().map(|(stage, _)| stage).collect();
     for (i, stage) in stages.iter().enumerate() {
         if stages[..i].iter().any(|other| other.name == stage.name) {
@@ -269,17 +278,8 @@ pub fn resolve(recipe: &PipelineRecipe) -> Result<PipelinePlan> {
         device: recipe.device.clone(),
         stages,
         notes,
+        publish: recipe.publish.clone(),
     })
-}
-
-fn check_stage_name(name: &str) -> Result<()> {
-    plan::check_name(name)?;
-    // `--set stage.NAME.key=value` must not mean something else
-    if name.contains('.') || name.chars().all(|c| c.is_ascii_digit()) {
-        return Err(Error::input(format!("`{name}` cannot name a stage"))
-            .with_hint("use letters, digits, `-` and `_`, and not only digits"));
-    }
-    Ok(())
 }
 
 /// The stages while they are resolved, one after the other.
@@ -303,6 +303,13 @@ impl Resolver<'_> {
                 (Some(student), model, card)
             }
         };
+        let has_adapter = student.as_ref().is_some_and(|s| s.adapter.is_some());
+        if stage.kind == Kind::RewardModel && has_adapter {
+            return Err(
+                Error::input("a reward model is trained whole, not by adapters")
+                    .with_hint("add `[stage.student]` with `method = \"full\"` to the stage"),
+            );
+        }
         let jobs = self.jobs(number, stage, card.as_ref())?;
         for (suffix, seed, job) in jobs {
             self.done.push((
@@ -389,20 +396,14 @@ impl Resolver<'_> {
         if let Some((base, card)) = self.earlier(number, "model", model, Leaves::Model)? {
             let mut student = base.student()?.clone();
             if let Some(own) = own {
-                student.method = own.method.unwrap_or(student.method);
-                student.dtype = own.dtype.unwrap_or(student.dtype);
-                student.chat_template = own.chat_template.clone().or(student.chat_template);
-                student.rope_theta = own.rope_theta.or(student.rope_theta);
-                let positions = own.max_position_embeddings;
-                student.max_position_embeddings = positions.or(student.max_position_embeddings);
+                student.change(own, card.as_ref())?;
             }
             return Ok((student, Some(base.name.clone()), card.clone()));
         }
         // only how it is computed; what belongs to another checkpoint does not come along
         let mut table = own.cloned().unwrap_or_default();
         if let Some(student) = &self.recipe.student {
-            table.method = table.method.or(student.method);
-            table.dtype = table.dtype.or(student.dtype);
+            table.compute_as(student);
         }
         table.model = Some(model.clone());
         table.init = None;

@@ -4,7 +4,8 @@
 //! "did you mean" are in [`load`]; the shipped recipes, cards and suites in [`shipped`]; what a recipe means once every
 //! default is filled in, in [`plan`]; the settings of rewards in [`reward`]. A recipe of several stages is in [`stage`], and
 //! what it means in [`graph`]; what is kept of samples in [`select`];
-//! what is learnt from preferences in [`preference`] and [`reward_model`], and how pairs are made in [`pairs`].
+//! what is learnt from preferences in [`preference`] and [`reward_model`], and how pairs are made in [`pairs`]. Where the
+//! result goes is in [`publish`].
 
 pub mod card;
 pub mod graph;
@@ -14,6 +15,7 @@ pub mod load;
 pub mod pairs;
 pub mod plan;
 pub mod preference;
+pub mod publish;
 pub mod remote;
 pub mod reward;
 pub mod reward_model;
@@ -48,6 +50,9 @@ pub struct Recipe {
     /// How it is judged; without the table nothing is evaluated.
     #[serde(default)]
     pub eval: Option<Eval>,
+    /// Where the result goes on the Hub; without the table nothing is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<publish::Publish>,
 }
 
 /// `[student]`
@@ -61,6 +66,9 @@ pub struct Student {
     /// Which weights are trained; default: `full`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
+    /// What adapters look like, where `method` asks for some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// Dtype of weights and activations; optimiser states are f32, and so is a master copy of 16-bit weights.
     /// Default: `f32`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,6 +85,34 @@ pub struct Student {
     /// Random weights of a given shape in place of a checkpoint.
     #[serde(default)]
     pub init: Option<Init>,
+}
+
+impl Student {
+    /// Takes over how another student is computed, where this one does not say.
+    fn compute_as(&mut self, other: &Self) {
+        if self.method.is_none() && self.lora.is_none() {
+            (self.method, self.lora) = (other.method, other.lora.clone());
+        }
+        self.dtype = self.dtype.or(other.dtype);
+    }
+}
+
+/// `[student.lora]`: adapters beside frozen weights.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// PEFT's `r`. Default: 16.
+    #[serde(default)]
+    pub rank: Option<usize>,
+    /// PEFT's `lora_alpha`. Default: 32.
+    #[serde(default)]
+    pub alpha: Option<f64>,
+    /// Projections that get one; default: the card's `lora_targets`, else all seven of a block.
+    #[serde(default)]
+    pub target_modules: Option<Vec<String>>,
+    /// Scale by `alpha / sqrt(rank)` in place of `alpha / rank`.
+    #[serde(default)]
+    pub rslora: bool,
 }
 
 /// `[student.init]`: a student with random weights.
@@ -113,8 +149,11 @@ pub enum Method {
     /// All of them.
     #[default]
     Full,
+    /// Low-rank adapters (arXiv 2106.09685).
     Lora,
+    /// With magnitudes apart (arXiv 2402.09353).
     Dora,
+    /// Low-rank adapters beside weights in 4 bits (arXiv 2305.14314).
     Qlora,
 }
 

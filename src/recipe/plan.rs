@@ -2,10 +2,11 @@
 //! the run as `plan.json`, and hashed into the stages' keys.
 
 use super::card::Card;
+use super::publish::{self, Publish};
 use super::suite::Suite;
 use super::{
-    Dtype, Eval, Init, Method, OnBad, OverLength, Recipe, Recompute, ScheduleKind, Sft, Student,
-    Traces, TrainOn, load,
+    Dtype, Eval, Init, Lora, Method, OnBad, OverLength, Recipe, Recompute, ScheduleKind, Sft,
+    Student, Traces, TrainOn, load,
 };
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// What the user should know about choices made for him.
     pub notes: Vec<String>,
+    /// Where the result goes on the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Publish>,
 }
 
 /// One step of the run; its files are in `RUN/<name>/`.
@@ -60,11 +64,47 @@ pub struct StudentPlan {
     /// Shape for planning without network.
     pub family: Option<String>,
     pub method: Method,
+    /// What the method trains beside frozen weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterPlan>,
     pub dtype: Dtype,
     /// File, or name under `models/templates`.
     pub chat_template: Option<String>,
     pub rope_theta: Option<f64>,
     pub max_position_embeddings: Option<usize>,
+}
+
+impl StudentPlan {
+    /// Takes over what a later stage's own table says of how the same student is trained and asked.
+    ///
+    /// # Errors
+    /// As [`resolve_adapter`].
+    pub(super) fn change(&mut self, own: &Student, card: Option<&Card>) -> Result<()> {
+        if own.method.is_some() || own.lora.is_some() {
+            self.method = own.method.unwrap_or(self.method);
+            self.adapter = resolve_adapter(self.method, own.lora.as_ref(), card)?;
+        }
+        self.dtype = own.dtype.unwrap_or(self.dtype);
+        let template = own.chat_template.clone();
+        self.chat_template = template.or(self.chat_template.take());
+        self.rope_theta = own.rope_theta.or(self.rope_theta);
+        let positions = own.max_position_embeddings;
+        self.max_position_embeddings = positions.or(self.max_position_embeddings);
+        Ok(())
+    }
+}
+
+/// `[student.lora]` without options.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct AdapterPlan {
+    pub rank: usize,
+    pub alpha: f64,
+    pub target_modules: Vec<String>,
+    pub rslora: bool,
+    pub dora: bool,
+    /// Beside weights in 4-bit NormalFloat.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nf4: bool,
 }
 
 /// Where the first weights come from.
@@ -133,6 +173,15 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
     let sft = resolve_sft(&recipe.sft, card.as_ref())?;
     let eval = recipe.eval.as_ref().map(resolve_eval).transpose()?;
     let stages = stages(eval.as_ref());
+    if let Some(publish) = &recipe.publish {
+        publish::check(publish, card.as_ref())?;
+        if publish.stage.is_some() || publish.traces.is_some() {
+            return Err(Error::input(
+                "`publish.stage` and `[publish.traces]` are for recipes of several `[[stage]]`s",
+            )
+            .with_hint("a student's recipe publishes its one model"));
+        }
+    }
     Ok(Plan {
         name: recipe.name.clone(),
         seed: recipe.seed,
@@ -143,6 +192,7 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
         eval,
         stages,
         notes,
+        publish: recipe.publish.clone(),
     })
 }
 
@@ -216,13 +266,6 @@ pub(super) fn resolve_student(
     notes: &mut Vec<String>,
 ) -> Result<(StudentPlan, Option<Card>)> {
     let method = student.method.unwrap_or_default();
-    if method != Method::Full {
-        return Err(Error::input(format!(
-            "`student.method = \"{}\"` is not in this version",
-            format!("{method:?}").to_lowercase()
-        ))
-        .with_hint("use `method = \"full\"`, with a smaller student where memory is short"));
-    }
     let (source, card) = match (&student.model, &student.init) {
         (Some(_), Some(_)) => {
             return Err(Error::input("`[student]` has both `model` and `[student.init]`")
@@ -242,8 +285,17 @@ pub(super) fn resolve_student(
     {
         notes.push(note);
     }
+    let adapter = resolve_adapter(method, student.lora.as_ref(), card.as_ref())?;
+    if adapter.is_some() && matches!(source, StudentSource::Random(_)) {
+        return Err(
+            Error::input("adapters beside random weights that stay frozen learn little").with_hint(
+                "train these weights with `method = \"full\"`; a later stage may have `[stage.student]` with `method = \"lora\"`",
+            ),
+        );
+    }
     let plan = StudentPlan {
         source,
+        adapter,
         family: card.as_ref().map(|c| c.family.clone()),
         method,
         dtype: student.dtype.unwrap_or_default(),
@@ -260,6 +312,68 @@ pub(super) fn resolve_student(
         card: card.as_ref().map(|c| c.name.clone()),
     };
     Ok((plan, card))
+}
+
+/// Every projection of a block.
+const PROJECTIONS: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
+/// The adapters that `method` asks for.
+///
+/// # Errors
+/// A table without a use, a rank of 0, a name that is no projection.
+pub(super) fn resolve_adapter(
+    method: Method,
+    lora: Option<&Lora>,
+    card: Option<&Card>,
+) -> Result<Option<AdapterPlan>> {
+    match method {
+        Method::Full => {
+            return match lora {
+                None => Ok(None),
+                Some(_) => Err(Error::input(
+                    "`[student.lora]` has no effect: `student.method` is `full`",
+                )
+                .with_hint("set `method = \"lora\"` or `\"dora\"`, or leave the table out")),
+            };
+        }
+        Method::Lora | Method::Dora | Method::Qlora => {}
+    }
+    let lora = lora.cloned().unwrap_or_default();
+    let plan = AdapterPlan {
+        rank: lora.rank.unwrap_or(16),
+        alpha: lora.alpha.unwrap_or(32.0),
+        target_modules: lora
+            .target_modules
+            .or_else(|| card.map(|card| card.lora_targets.clone()))
+            .unwrap_or_else(|| PROJECTIONS.map(str::to_string).to_vec()),
+        rslora: lora.rslora,
+        dora: method == Method::Dora,
+        nf4: method == Method::Qlora,
+    };
+    if plan.rank == 0 || plan.alpha <= 0.0 || !plan.alpha.is_finite() {
+        return Err(Error::input(format!(
+            "`student.lora` has `rank = {}` and `alpha = {}`: both must be above 0",
+            plan.rank, plan.alpha
+        )));
+    }
+    let targets = &plan.target_modules;
+    let unknown = targets.iter().find(|t| !PROJECTIONS.contains(&t.as_str()));
+    if unknown.is_some() || targets.is_empty() {
+        let name = unknown.map_or("nothing", String::as_str);
+        return Err(
+            Error::input(format!("`student.lora.target_modules` names {name}"))
+                .with_hint(format!("projections: {}", PROJECTIONS.join(", "))),
+        );
+    }
+    Ok(Some(plan))
 }
 
 /// What a `model =` or `--model` means: a folder, a card's name, or `org/name[@revision]`.

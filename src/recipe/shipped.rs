@@ -20,6 +20,8 @@ const RECIPES: &[(&str, &str)] = embedded!(
         "r1-mini",
         "r1",
         "dapo",
+        "deepseekmath",
+        "grpo-1.5b",
         "own-qwen-1.5b",
         "own-qwen-7b",
         "own-qwen-14b",
@@ -170,5 +172,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn tables_for_publishing_resolve_when_they_are_taken_in() {
+        let mut num = 0;
+        for name in recipe_names() {
+            let text = recipe(&name).unwrap();
+            let Some(at) = text.find("# [publish]") else {
+                continue;
+            };
+            num += 1;
+            let table: String = text[at..]
+                .lines()
+                .map(|line| line.trim_start_matches("# ").to_string() + "\n")
+                .collect();
+            let whole = format!("{}{table}", &text[..at]);
+            let document = load::document(&whole, &name, &[]).unwrap();
+            let plan = resolve_document(&document).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(plan.publish().unwrap().repo.starts_with("you/"), "{name}");
+        }
+        assert!(num > 3);
     }
 }

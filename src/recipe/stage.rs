@@ -16,6 +16,7 @@
 //! in [`super::graph`]; the tables of a kind that has many settings have a file of their own.
 
 use super::preference::Preference;
+use super::publish::Publish;
 use super::reward::RewardTable;
 use super::reward_model::RewardModelTable;
 use super::select::Select;
@@ -46,6 +47,9 @@ pub struct PipelineRecipe {
     /// What runs, in order.
     #[serde(rename = "stage")]
     pub stages: Vec<StageRecipe>,
+    /// Where the result goes on the Hub; without the table nothing is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Publish>,
 }
 
 /// `[[stage]]`

@@ -173,3 +173,14 @@ pub(super) fn evaluations(stage: &StageRecipe, seed: u64) -> Result<Vec<(String,
     }
     Ok(jobs)
 }
+
+/// What can name a stage: its folder, and what `--set` calls it.
+pub(super) fn check_stage_name(name: &str) -> Result<()> {
+    plan::check_name(name)?;
+    // `--set stage.NAME.key=value` must not mean something else
+    if name.contains('.') || name.chars().all(|c| c.is_ascii_digit()) {
+        return Err(Error::input(format!("`{name}` cannot name a stage"))
+            .with_hint("use letters, digits, `-` and `_`, and not only digits"));
+    }
+    Ok(())
+}

@@ -136,7 +136,7 @@ fn model_options(tokenizer: &Tokenizer) -> serde_json::Result<Value> {
 }
 
 /// The rule of a pre-tokenizer: `ByteLevel` with its own pattern, or `Split` by a known one and then `ByteLevel`.
-fn split_rule(pre_tokenizer: &Value) -> Option<SplitRule> {
+pub(super) fn split_rule(pre_tokenizer: &Value) -> Option<SplitRule> {
     let is_byte_level = |part: &Value, use_regex: bool| {
         part["type"] == "ByteLevel"
             && part["add_prefix_space"] == false

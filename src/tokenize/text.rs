@@ -2,8 +2,9 @@
 //!
 //! What is a prompt and what is trained is not known here: see [`super::chat`].
 
-use super::fast::FastEncoder;
+use super::fast::{FastEncoder, split_rule};
 use super::files::{self, TokenizerFiles};
+use super::split::SplitRule;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -104,6 +105,12 @@ impl TextTokenizer {
     /// Whether [`encode`](Self::encode) has a quick way for this tokenizer.
     pub fn is_fast(&self) -> bool {
         self.inner.fast.is_some()
+    }
+
+    /// How it cuts text into words, where that is one of the ways known here.
+    pub fn split_rule(&self) -> Option<SplitRule> {
+        let pre_tokenizer = self.inner.tokenizer.get_pre_tokenizer()?;
+        split_rule(&serde_json::to_value(pre_tokenizer).ok()?)
     }
 
     /// [`encode`](Self::encode) by the crate `tokenizers` alone: the reference for the fast way.

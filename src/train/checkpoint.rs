@@ -1,9 +1,10 @@
 //! Checkpoints: everything needed to go on bit for bit, never half-written, never trusted unread.
 //!
-//! `checkpoint-N/` holds the weights in the Hugging Face layout, `optimizer.safetensors`, and `checkpoint.json` with the
+//! `checkpoint-N/` holds the weights in the Hugging Face layout, or the adapters in PEFT's, `optimizer.safetensors`, and `checkpoint.json` with the
 //! cursor, the key of the run, and size and CRC-32C of every file. It is written as `checkpoint-N.partial`, synced, and
 //! renamed. The order of rows is a function of seed and step, so a cursor of few numbers is enough.
 
+use super::grpo_reference::{REFERENCE, ReferencePolicy};
 use crate::model::CausalLm;
 use crate::optim::AdamW;
 use crate::{Error, Result};
@@ -15,7 +16,6 @@ use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
-const REFERENCE: &str = "reference.safetensors";
 const MARKER: &str = "checkpoint.json";
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
@@ -100,7 +100,7 @@ impl Checkpoints {
     pub fn restore_with<C: Progress>(
         &self,
         model: &CausalLm,
-        reference: Option<&CausalLm>,
+        reference: Option<&ReferencePolicy>,
         optimizer: &mut AdamW,
         warn: &mut dyn FnMut(&str),
     ) -> Result<Option<C>> {
@@ -121,7 +121,7 @@ impl Checkpoints {
                     if let Some(reference) = reference
                         && marker.files.iter().any(|file| file.name == REFERENCE)
                     {
-                        copy_weights(reference, &path, &[path.join(REFERENCE)])?;
+                        reference.restore(&path.join(REFERENCE))?;
                     }
                     optimizer.load(&path.join(OPTIMIZER))?;
                     if marker.cursor.step() != step || optimizer.num_steps() != step {
@@ -166,17 +166,20 @@ impl Checkpoints {
         &self,
         cursor: C,
         model: &CausalLm,
-        reference: Option<&CausalLm>,
+        reference: Option<&ReferencePolicy>,
         optimizer: &AdamW,
     ) -> Result<Pending> {
         let path = self.dir.join(format!("checkpoint-{}", cursor.step()));
         let partial = path.with_extension("partial");
         remove(&partial)?;
         fs::create_dir(&partial).map_err(|e| Error::io("creating", &partial, e))?;
-        model.save(&partial, MAX_SHARD_BYTES)?;
+        match model.adapter_config() {
+            None => model.save(&partial, MAX_SHARD_BYTES)?,
+            Some(_) => model.save_adapters(&partial, "", None)?,
+        }
         optimizer.save(&partial.join(OPTIMIZER))?;
         if let Some(reference) = reference {
-            reference.save_file(&partial.join(REFERENCE))?;
+            reference.save(&partial.join(REFERENCE))?;
         }
         let mut files = Vec::new();
         for name in file_names(&partial)? {
@@ -291,16 +294,11 @@ fn restore_weights<C>(model: &CausalLm, path: &Path, marker: &Marker<C>) -> Resu
         .filter(|f| f.name.ends_with(".safetensors") && ![OPTIMIZER, REFERENCE].contains(&&*f.name))
         .map(|f| path.join(&f.name))
         .collect();
-    copy_weights(model, path, &files)
-}
-
-/// Copies the weights in `files` of the checkpoint `path` into the model's tensors.
-fn copy_weights(model: &CausalLm, path: &Path, files: &[PathBuf]) -> Result<()> {
     let place =
         |e: candle_core::Error| Error::input(format!("checkpoint `{}`: {e}", path.display()));
     // SAFETY: mapped for the duration of this call; a checkpoint is never written in place
-    let saved = unsafe { MmapedSafetensors::multi(files) }.map_err(place)?;
-    for parameter in model.parameters() {
+    let saved = unsafe { MmapedSafetensors::multi(&files) }.map_err(place)?;
+    for parameter in model.trained().1 {
         let tensor = saved
             .load(&parameter.name, model.device())
             .and_then(|t| t.to_dtype(parameter.value.dtype()))
@@ -313,7 +311,7 @@ fn copy_weights(model: &CausalLm, path: &Path, files: &[PathBuf]) -> Result<()> 
             ))
         })?;
     }
-    Ok(())
+    model.refresh()
 }
 
 fn content(path: &Path, name: String) -> Result<Content> {

@@ -23,6 +23,10 @@ const PROCESS_SHARE_OF_BOTH: u64 = 10;
 pub struct Load {
     pub dtype: Dtype,
     pub recompute: Recompute,
+    /// Weights of adapters, which alone are trained; none where all weights are.
+    pub num_adapter_weights: Option<u64>,
+    /// The projections of the blocks are in 4 bits.
+    pub nf4: bool,
     /// Tokens of a micro-batch.
     pub pack_length: usize,
     /// Tokens of the longest sequence.
@@ -71,7 +75,7 @@ pub struct Footprint {
     pub temporaries: u64,
     /// The program and its allocator, on the CPU.
     pub process: u64,
-    /// A copy of the weights that the policy is compared with.
+    /// What the policy is compared with; it is in memory only while it is asked, when there are no gradients.
     pub reference: u64,
     /// Tokens of a rollout with what is known of them, on the CPU.
     pub rollout: u64,
@@ -85,7 +89,9 @@ pub struct Footprint {
 impl Footprint {
     /// The footprint of training a model of this shape.
     pub fn new(config: &ModelConfig, load: &Load) -> Self {
-        let parameters = config.num_parameters() as u64;
+        let base = config.num_parameters() as u64;
+        let parameters = base + load.num_adapter_weights.unwrap_or(0);
+        let trained = load.num_adapter_weights.unwrap_or(base);
         let element = match load.dtype {
             Dtype::F32 => F32,
             Dtype::Bf16 | Dtype::F16 => 2,
@@ -109,6 +115,10 @@ impl Footprint {
             Recompute::None => t * layers * kept,
             Recompute::Block => t * (layers * c * element + kept),
         };
+        let projections = match load.nf4 {
+            true => layers * (2 * c * q + 2 * c * kv + 3 * c * f),
+            false => 0,
+        };
         let largest = config
             .weight_shapes()
             .iter()
@@ -116,14 +126,20 @@ impl Footprint {
             .max()
             .unwrap_or(0);
         let all = Self {
-            weights: parameters * element,
-            master: if element < F32 { parameters * F32 } else { 0 },
-            gradients: parameters * F32,
-            optimizer: 2 * parameters * F32,
+            // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales
+            weights: (parameters - projections) * element
+                + projections / 2
+                + projections / 64
+                + projections / 4096,
+            master: if element < F32 { trained * F32 } else { 0 },
+            gradients: trained * F32,
+            optimizer: 2 * trained * F32,
             activations,
             // gradients: of the product, gate and up; of x2, h2, x1, h1 and a part of it; of o, q and k, each also before
             // its rotation, v
-            block: t * (3 * f + 5 * c + 3 * q + 3 * kv) * element,
+            // gate and up whole again where they are in 4 bits
+            block: t * (3 * f + 5 * c + 3 * q + 3 * kv) * element
+                + if load.nf4 { 2 * c * f * element } else { 0 },
             // s, its mask, p, dp, ds and a transposed copy
             attention: if load.fast_cpu {
                 0
@@ -138,13 +154,15 @@ impl Footprint {
                     false => 4 * (HEAD_CHUNK as u64).min(t) * vocab * F32,
                 },
             // AdamW's g, m, v and the two parts of their quotient; the rows added up, and the table before and after
-            temporaries: match load.fast_cpu {
-                true => 0,
-                false => (5 * largest).max(3 * vocab * c) * F32,
+            temporaries: match (load.fast_cpu, load.num_adapter_weights) {
+                // the embedding has no gradient beside adapters, whose tensors are small
+                (true, _) | (false, Some(_)) => 0,
+                (false, None) => (5 * largest).max(3 * vocab * c) * F32,
             },
             process: 0,
             reference: match load.rollouts {
-                Some(rollouts) if rollouts.has_reference => parameters * element,
+                // frozen weights are shared
+                Some(rollouts) if rollouts.has_reference => trained * element,
                 _ => 0,
             },
             rollout: match (load.rollouts, load.fast_cpu) {
@@ -214,17 +232,17 @@ impl Footprint {
     /// The most that is held at once: training, or weights and cache of an evaluation; where samples are drawn between
     /// updates, the cache besides what training holds.
     pub fn peak(&self) -> u64 {
-        let held = self.weights + self.master + self.gradients + self.optimizer;
-        let held = held + self.reference + self.rollout;
+        let held = self.weights + self.master + self.optimizer + self.rollout;
         // the loss is over before the first block's backward begins
         let moving = (self.block + self.attention).max(self.loss);
         // of the embedding when the blocks are done, of AdamW after that: the activations are gone
-        let training = held + (self.activations + moving).max(self.temporaries);
+        let training = held + self.gradients + (self.activations + moving).max(self.temporaries);
         let beside_cache = match self.samples_between {
             true => held,
             false => self.weights,
         };
-        training.max(beside_cache + self.kv_cache) + self.process
+        let asked = held + self.reference + moving;
+        training.max(beside_cache + self.kv_cache).max(asked) + self.process
     }
 }
 
@@ -343,229 +361,5 @@ fn halved(mut n: usize, least: usize, fits: impl Fn(usize) -> bool) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::family;
-
-    const LOAD: Load = Load {
-        dtype: Dtype::F32,
-        recompute: Recompute::None,
-        pack_length: 2048,
-        max_length: 1024,
-        fast_cpu: true,
-        num_slots: 16,
-        slot_length: 320,
-        rollouts: None,
-    };
-
-    fn model() -> ModelConfig {
-        family::config("qwen2-42m").unwrap()
-    }
-
-    #[test]
-    fn parts_by_hand() {
-        let p = model().num_parameters() as u64;
-        // embedding; 12 blocks of q and o, k and v, three feed-forward matrices, norms, biases; the last norm
-        let block = 2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1408 + 2 * 512 + 512 + 2 * 128;
-        assert_eq!(p, 16_384 * 512 + 12 * block + 512);
-        let f = Footprint::new(&model(), &LOAD);
-        assert_eq!(
-            (f.weights, f.master, f.gradients, f.optimizer),
-            (4 * p, 0, 4 * p, 8 * p)
-        );
-        // 4 x 512 + 2 x 512 + 2 x 128 + 2 x 1408 numbers and 8 sums a token and block
-        assert_eq!(f.activations, 2048 * 12 * (6144 * 4 + 8 * 4));
-        assert_eq!(f.block, 2048 * (3 * 1408 + 5 * 512 + 3 * 512 + 3 * 128) * 4);
-        assert_eq!(f.loss, 512 * 16_384 * 4 + 2 * 2048 * 512 * 4);
-        assert_eq!(f.kv_cache, 16 * (320 * 12 * 2 * 128 * 4 + 16_384 * 4));
-        assert_eq!(f.attention, 0);
-        let block = Footprint::new(
-            &model(),
-            &Load {
-                recompute: Recompute::Block,
-                ..LOAD
-            },
-        );
-        assert_eq!(block.activations, 2048 * (12 * 512 * 4 + 6144 * 4 + 32));
-        let bf16 = Footprint::new(
-            &model(),
-            &Load {
-                dtype: Dtype::Bf16,
-                fast_cpu: false,
-                ..LOAD
-            },
-        );
-        assert_eq!((bf16.weights, bf16.master), (2 * p, 4 * p));
-        assert_eq!(bf16.attention, 6 * 8 * 512 * 1024 * 4);
-        assert_eq!(bf16.loss, 4 * 256 * 16_384 * 4 + 2 * 2048 * 512 * 2);
-        assert_eq!(bf16.process, 0);
-        assert_eq!(bf16.temporaries, 5 * 16_384 * 512 * 4);
-        assert_eq!(f.temporaries, 0);
-    }
-
-    #[test]
-    fn a_policy_holds_a_reference_and_what_it_samples() {
-        let p = model().num_parameters() as u64;
-        let load = Load {
-            rollouts: Some(Rollouts {
-                has_reference: true,
-                num_tokens: 1000,
-            }),
-            ..LOAD
-        };
-        let (plain, f) = (
-            Footprint::new(&model(), &LOAD),
-            Footprint::new(&model(), &load),
-        );
-        assert_eq!((f.reference, f.rollout), (4 * p, 1000 * 52));
-        // more than the activations of an update, where many are sampled
-        let many = Load {
-            num_slots: 4096,
-            ..load
-        };
-        let g = Footprint::new(&model(), &many);
-        let held = 16 * p + 4 * p + 52_000 + g.kv_cache;
-        assert_eq!(g.peak() - g.process, held);
-        assert!(f.peak() > plain.peak() + 4 * p);
-        let alone = Load {
-            rollouts: Some(Rollouts {
-                has_reference: false,
-                num_tokens: 0,
-            }),
-            ..LOAD
-        };
-        let alone = Footprint::new(&model(), &alone);
-        assert_eq!(alone.peak() - alone.process, plain.peak() - plain.process);
-        // fewer side by side come first: they change nothing
-        let fits = Footprint::new(
-            &model(),
-            &Load {
-                num_slots: 512,
-                ..load
-            },
-        )
-        .peak();
-        assert_eq!(
-            changes_to_fit(&model(), &many, fits),
-            Some(vec![Change::Slots(512)])
-        );
-        // a model that scores has no logits
-        let scorer = Footprint::scoring(&model(), &LOAD);
-        assert_eq!(scorer.weights, 4 * (p + 512));
-        assert!(scorer.loss < 3 * 2048 * 512 * 4);
-    }
-
-    #[test]
-    fn near_what_was_measured() {
-        // peak resident memory of two steps and a checkpoint on two cores, tied embeddings; hidden, layers, intermediate,
-        // vocabulary, tokens of a pack, MiB
-        for (c, layers, f, vocab, recompute, t, measured) in [
-            (512, 12, 1408, 16_384, Recompute::None, 2048, 1459),
-            (512, 12, 1408, 16_384, Recompute::Block, 2048, 944),
-            (256, 4, 704, 151_936, Recompute::None, 512, 962),
-            (256, 8, 704, 2048, Recompute::Block, 4096, 352),
-            (256, 8, 704, 2048, Recompute::None, 4096, 679),
-        ] {
-            let mut config = model();
-            config.hidden_size = c;
-            config.num_hidden_layers = layers;
-            config.intermediate_size = f;
-            config.vocab_size = vocab;
-            config.num_attention_heads = c / 64;
-            config.num_key_value_heads = 2;
-            let load = Load {
-                recompute,
-                pack_length: t,
-                num_slots: 0,
-                ..LOAD
-            };
-            let mib = Footprint::new(&config, &load).peak() >> 20;
-            let error = mib as f64 / f64::from(measured) - 1.0;
-            assert!(
-                error.abs() < 0.1,
-                "{c} x {layers}, {t} tokens: {mib} for {measured}"
-            );
-        }
-    }
-
-    #[test]
-    fn policies_near_what_was_measured() {
-        // peak resident memory of two updates on two cores, tied embeddings; hidden, head dim, layers, intermediate,
-        // vocabulary, tokens of a pack, sequences side by side and their room, reference, MiB
-        for (c, d, layers, f, vocab, t, slots, room, has_reference, measured) in [
-            (128, 32, 4, 352, 673, 4096, 128, 256, false, 278),
-            (512, 64, 12, 1408, 16_384, 2048, 32, 256, false, 1532),
-            (512, 64, 12, 1408, 16_384, 2048, 32, 256, true, 1737),
-            (256, 64, 4, 704, 151_936, 512, 32, 128, true, 1177),
-        ] {
-            let mut config = model();
-            config.hidden_size = c;
-            config.head_dim = d;
-            config.num_hidden_layers = layers;
-            config.intermediate_size = f;
-            config.vocab_size = vocab;
-            config.num_attention_heads = c / d;
-            config.num_key_value_heads = 2;
-            let load = Load {
-                pack_length: t,
-                max_length: room,
-                num_slots: slots,
-                slot_length: room,
-                rollouts: Some(Rollouts {
-                    has_reference,
-                    num_tokens: 2 * slots * room,
-                }),
-                ..LOAD
-            };
-            let mib = Footprint::new(&config, &load).peak() >> 20;
-            let error = mib as f64 / f64::from(measured) - 1.0;
-            assert!(
-                error.abs() < 0.1,
-                "{c} x {layers}, {t} tokens: {mib} for {measured}"
-            );
-        }
-    }
-
-    #[test]
-    fn work_of_the_known_step() {
-        // 33.7 M weights in blocks and 8.4 M in the head, 2048 tokens, 6 each: 0.52 TFLOP; attention 0.077
-        let flops = step_flops(&model(), &[1024, 1024], Recompute::None);
-        let blocks = model().num_parameters() as f64 - 16_384.0 * 512.0;
-        let expected = 6.0 * 2048.0 * (blocks + 8_388_608.0) + 6.0 * 2.0 * 1_048_576.0 * 6144.0;
-        assert!((flops / expected - 1.0).abs() < 1e-12);
-        assert!((0.5e12..0.65e12).contains(&flops), "{flops:e}");
-        let again = step_flops(&model(), &[1024, 1024], Recompute::Block);
-        assert!((again - flops) / flops > 0.2 && (again - flops) / flops < 1.0 / 3.0);
-    }
-
-    #[test]
-    fn cheapest_change_first() {
-        let config = model();
-        let peak = |load: &Load| Footprint::new(&config, load).peak();
-        let change = |memory| changes_to_fit(&config, &LOAD, memory);
-        assert_eq!(change(peak(&LOAD)), Some(vec![]));
-        let packs = Load {
-            pack_length: 1024,
-            ..LOAD
-        };
-        assert_eq!(change(peak(&packs)), Some(vec![Change::PackLength(1024)]));
-        let recomputed = Load {
-            recompute: Recompute::Block,
-            ..packs
-        };
-        assert_eq!(
-            change(peak(&recomputed)),
-            Some(vec![Change::PackLength(1024), Change::RecomputeBlocks])
-        );
-        let shorter = Load {
-            pack_length: 256,
-            max_length: 256,
-            ..recomputed
-        };
-        assert_eq!(
-            change(peak(&shorter)),
-            Some(vec![Change::RecomputeBlocks, Change::MaxLength(256)])
-        );
-        assert_eq!(change(100_000_000), None);
-    }
-}
+#[path = "footprint_tests.rs"]
+mod tests;

@@ -10,6 +10,7 @@
 
 use super::checkpoint::{Checkpoints, Progress};
 use super::grpo_record::GrpoRecord;
+use super::grpo_reference::ReferencePolicy;
 use super::grpo_update::{self, Learnt};
 use super::hacking::{self, Point, share_error};
 use super::rollout::{Group, GrpoPrompt, Rollout, Rollouts};
@@ -166,20 +167,15 @@ pub fn train_grpo(
         peak: settings.learning_rate,
         floor_ratio: settings.min_learning_rate_ratio,
     };
-    let named: Vec<_> = policy
-        .parameters()
-        .iter()
-        .map(|p| (p.name.clone(), p.value.clone()))
-        .collect();
     let adamw = AdamWConfig {
         betas: settings.betas,
         eps: settings.adam_epsilon,
         weight_decay: settings.weight_decay,
     };
-    let mut optimizer = AdamW::new(&named, adamw)?;
+    let mut optimizer = super::optimizer(policy, adamw)?;
     let mut gradients = policy.new_gradients();
     let reference = match settings.needs_reference() {
-        true => Some(policy.copy()?),
+        true => Some(ReferencePolicy::of(policy, settings, dir)?),
         false => None,
     };
     let key = key(settings, job.seed, job.inputs_key, prompts.len())?;
@@ -273,7 +269,7 @@ pub fn train_grpo(
         }
         if let Some(reference) = &reference {
             if cursor.reference_step != cursor.step {
-                let found = grpo_update::logprobs(reference, &learnt, settings)?;
+                let found = reference.logprobs(policy, &learnt, settings)?;
                 for (one, reference) in learnt.iter_mut().zip(found) {
                     one.reference = Some(reference);
                 }
@@ -297,7 +293,6 @@ pub fn train_grpo(
         for (i, which) in minibatches.into_iter().take(num_minibatches).enumerate() {
             let started = Instant::now();
             let at = |e: Error| e.at(format!("step {}", cursor.step + 1));
-            gradients.zero();
             let recompute = recompute(settings);
             let stats =
                 grpo_update::backward(policy, &learnt, &which, settings, recompute, &mut gradients)
@@ -317,6 +312,9 @@ pub fn train_grpo(
             let learning_rate = schedule.at(cursor.step);
             let scale = clip_scale(grad_norm, settings.max_grad_norm);
             ops::in_pool(|| optimizer.step(&gradients, learning_rate, scale))?;
+            policy.refresh()?;
+            // their memory is needed elsewhere until the next update
+            gradients.zero();
             cursor.step += 1;
             cursor.num_tokens += stats.num_input_tokens as u64;
             let first = |seconds: f64| if i == 0 { seconds } else { 0.0 };
@@ -367,7 +365,7 @@ pub fn train_grpo(
         if let Some(reference) = &reference
             && passed(step_before, cursor.step, settings.reference_every_steps)
         {
-            reference.copy_from(policy)?;
+            reference.follow(policy)?;
             cursor.reference_step = cursor.step;
         }
         let due = passed(saved_step, cursor.step, settings.checkpoint_every_steps);

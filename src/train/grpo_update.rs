@@ -166,9 +166,10 @@ pub fn backward(
     }
     if stats.num_packs == 0 {
         // nothing to learn: an update by zeros, so that the optimiser's momentum goes on as it would
-        for (i, parameter) in model.parameters().iter().enumerate() {
+        let (first, trained) = model.trained();
+        for (i, parameter) in trained.iter().enumerate() {
             let zeros = Tensor::zeros(parameter.value.shape(), DType::F32, model.device())?;
-            gradients.add(ParamId(i), &zeros)?;
+            gradients.add(ParamId(first.0 + i), &zeros)?;
         }
     }
     Ok(stats)

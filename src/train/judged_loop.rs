@@ -134,13 +134,7 @@ pub fn run(
         recipe::Recompute::Block => Recompute::Block,
     };
 
-    let parameters: Vec<_> = learner
-        .weights()
-        .parameters()
-        .iter()
-        .map(|p| (p.name.clone(), p.value.clone()))
-        .collect();
-    let mut optimizer = AdamW::new(&parameters, settings.adamw())?;
+    let mut optimizer = super::optimizer(learner.weights(), settings.adamw())?;
     let mut gradients = learner.weights().new_gradients();
     let checkpoints = Checkpoints::new(job.dir, key.to_string(), settings.keep_checkpoints)?;
     let mut cursor: Cursor = checkpoints
@@ -212,6 +206,7 @@ pub fn run(
         let learning_rate = schedule.at(cursor.step);
         let grad_scale = clip_scale(grad_norm, settings.max_grad_norm) / n;
         ops::in_pool(|| optimizer.step(&gradients, learning_rate, grad_scale))?;
+        learner.weights().refresh()?;
 
         let loss = tally.loss / n;
         cursor = Cursor {

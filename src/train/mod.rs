@@ -2,7 +2,8 @@
 //!
 //! - [`sft`]: supervised fine-tuning, top to bottom;
 //! - [`grpo`]: reinforcement learning, top to bottom, with [`rollout`]: samples and rewards, [`advantage`], [`policy_loss`],
-//!   [`grpo_update`]: completions through the model, [`grpo_record`]: what is watched, [`hacking`]: its alarm;
+//!   [`grpo_update`]: completions through the model, [`grpo_reference`]: what the KL is taken to, [`grpo_record`]: what is
+//!   watched, [`hacking`]: its alarm;
 //! - [`preference`]: DPO, RPO and SimPO; [`reward_model`]: a model that scores; [`judged_loop`]: the loop of both;
 //! - [`preference_loss`], [`reward_loss`]: their losses as functions of numbers;
 //! - [`reference`](mod@reference): log-probabilities of the reference, computed once;
@@ -17,6 +18,7 @@ pub mod examples;
 pub mod footprint;
 pub mod grpo;
 pub mod grpo_record;
+pub mod grpo_reference;
 pub mod grpo_update;
 pub mod hacking;
 pub mod judged_loop;
@@ -41,3 +43,17 @@ pub use reward_model::train_reward_model;
 pub use rollout::GrpoPrompt;
 pub use settings::SftSettings;
 pub use sft::{Observer, SftOutcome, StepRecord, train_sft};
+
+use crate::Result;
+use crate::model::CausalLm;
+use crate::optim::{AdamW, AdamWConfig};
+
+/// AdamW over the weights of `model` that are trained.
+fn optimizer(model: &CausalLm, config: AdamWConfig) -> Result<AdamW> {
+    let (first, trained) = model.trained();
+    let named: Vec<_> = trained
+        .iter()
+        .map(|p| (p.name.clone(), p.value.clone()))
+        .collect();
+    AdamW::from(first, &named, config)
+}

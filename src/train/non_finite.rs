@@ -151,8 +151,8 @@ fn broken_weights(model: &CausalLm) -> Vec<String> {
             .is_nan();
         Ok(sum.is_finite() && !nan)
     };
-    model
-        .parameters()
+    let (_, trained) = model.trained();
+    trained
         .iter()
         .filter(|p| !finite(&p.value).unwrap_or(false))
         .map(|p| format!("`{}`", p.name))

@@ -93,12 +93,7 @@ pub fn train_sft(
         recipe::Recompute::Block => Recompute::Block,
     };
 
-    let parameters: Vec<_> = model
-        .parameters()
-        .iter()
-        .map(|p| (p.name.clone(), p.value.clone()))
-        .collect();
-    let mut optimizer = AdamW::new(&parameters, settings.adamw())?;
+    let mut optimizer = super::optimizer(model, settings.adamw())?;
     let mut gradients = model.new_gradients();
     let checkpoints = Checkpoints::new(dir, settings.key(num_rows)?, settings.keep_checkpoints)?;
     let mut cursor: Cursor = checkpoints
@@ -165,6 +160,7 @@ pub fn train_sft(
         let learning_rate = schedule.at(cursor.step);
         let grad_scale = clip_scale(grad_norm, settings.max_grad_norm) / num_trained as f64;
         ops::in_pool(|| optimizer.step(&gradients, learning_rate, grad_scale))?;
+        model.refresh()?;
 
         let loss = loss_sum / num_trained as f64;
         cursor = Cursor {

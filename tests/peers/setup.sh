@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 # each of them asks for PyTorch with its CUDA dependencies
-NO_DEPS=(torch==2.15.0 accelerate==1.15.0 trl==1.16.0)
+NO_DEPS=(torch==2.15.0 accelerate==1.15.0 trl==1.16.0 peft==0.21.2 bitsandbytes==0.50.2)
 venv=target/peers
 wanted=$(cat tests/peers/setup.sh tests/peers/requirements.txt tests/peers/cuda_stubs.py | sha256sum)
 if [ "$(cat "$venv/complete" 2>/dev/null)" != "$wanted" ]; then

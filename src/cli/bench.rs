@@ -1,0 +1,360 @@
+//! `distill bench`: what training and sampling a shape takes on this device, with random weights.
+
+use super::options::{dtype, show_size};
+use super::{Session, stdout};
+use crate::model::{AdapterConfig, Batch, CausalLm, ModelConfig, Recompute, family};
+use crate::ops::{self, ParamId};
+use crate::optim::{AdamW, AdamWConfig};
+use crate::pipeline::open;
+use crate::progress::Reporter;
+use crate::recipe::{self, Dtype};
+use crate::train::footprint::step_flops;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+
+/// Measure training and sampling of a shape on this device
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  distill bench --shape qwen2-42m
+  distill bench --shape qwen2.5-1.5b --device cuda --dtype bf16 --length 4096 --recompute --json
+
+Weights are random. Utilisation is against the largest of three square matrix products in the same dtype on the same
+device, measured in the same run. Peak memory is that of the process; on a GPU it is not measured.")]
+pub struct Args {
+    /// Name of a shape, such as `qwen2-42m` or `qwen2.5-1.5b`, or a folder with a `config.json`
+    #[arg(long, value_name = "NAME")]
+    shape: String,
+    /// auto, cpu, cuda:N or metal
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    dtype: Dtype,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 1024)]
+    length: usize,
+    /// Sequences of a training step, in one pack
+    #[arg(long, default_value_t = 2)]
+    num_sequences: usize,
+    /// Compute activations again, block by block
+    #[arg(long)]
+    recompute: bool,
+    /// Train adapters of this rank on all projections, not all weights
+    #[arg(long, value_name = "RANK")]
+    lora: Option<usize>,
+    /// Sequences sampled side by side
+    #[arg(long, default_value_t = 16)]
+    batch_size: usize,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 64)]
+    prompt_length: usize,
+    /// Tokens sampled after it
+    #[arg(long, default_value_t = 64)]
+    new_tokens: usize,
+    /// How often training is measured, after one to warm up; the median counts
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was measured; times are seconds.
+#[derive(Serialize)]
+struct Measured {
+    shape: String,
+    device: String,
+    dtype: &'static str,
+    num_parameters: usize,
+    num_trained: usize,
+    tokens_per_step: usize,
+    /// Log-probabilities alone.
+    forward_s: f64,
+    /// What the gradient takes on top.
+    backward_s: f64,
+    optimizer_s: f64,
+    train_tokens_per_s: f64,
+    /// Of the training step, as counted by weights and attention.
+    flops_per_step: f64,
+    /// Of the largest product.
+    peak_flops_per_s: f64,
+    utilisation: f64,
+    prefill_tokens_per_s: f64,
+    decode_tokens_per_s: f64,
+    /// Of the process; none where it cannot be told.
+    peak_memory: Option<u64>,
+}
+
+pub fn run(args: &Args, session: &Session) -> Result<()> {
+    check(args)?;
+    let reporter = &session.terminal;
+    let config = match family::config(&args.shape) {
+        Some(config) => config,
+        None if Path::new(&args.shape).is_dir() => {
+            ModelConfig::from_folder(Path::new(&args.shape))?
+        }
+        None => {
+            return Err(Error::input(format!("no shape `{}`", args.shape)).with_hint(
+                "give a folder with `config.json`, or a name such as qwen2-42m, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-7b, qwen3-0.6b, llama-3.2-1b, llama-3.1-8b",
+            ));
+        }
+    };
+    let longest = args.length.max(args.prompt_length + args.new_tokens);
+    if longest > config.max_position_embeddings {
+        return Err(Error::input(format!(
+            "sequences of {longest} tokens are longer than the {} positions of the shape",
+            config.max_position_embeddings
+        ))
+        .with_hint("lower `--length`, `--prompt-length` or `--new-tokens`"));
+    }
+    let device = open::device(&args.device)?;
+    let dtype = open::dtype(args.dtype);
+    reporter.note("random weights");
+    let mut model = CausalLm::random(config, 0, &device, dtype)?;
+    if let Some(rank) = args.lora {
+        let targets = [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        let adapters = AdapterConfig {
+            rank,
+            alpha: 2.0 * rank as f64,
+            rslora: false,
+            dora: false,
+            targets: targets.map(str::to_string).to_vec(),
+        };
+        model = model.with_adapters(adapters, 0)?;
+    }
+    reporter.note("training");
+    let training = train(args, &model)?;
+    reporter.note("sampling");
+    let (prefill_tokens_per_s, decode_tokens_per_s) = sample(args, &model)?;
+    let peak_flops_per_s = product(&device, dtype)?;
+    let recompute = match args.recompute {
+        true => recipe::Recompute::Block,
+        false => recipe::Recompute::None,
+    };
+    let lengths = vec![args.length; args.num_sequences];
+    let flops = step_flops(model.config(), &lengths, recompute);
+    // frozen weights have no gradient: one pass of three, or of four with recomputation
+    let share = match (args.lora, args.recompute) {
+        (None, _) => 1.0,
+        (Some(_), false) => 2.0 / 3.0,
+        (Some(_), true) => 3.0 / 4.0,
+    };
+    let flops = share * flops;
+    let [forward_s, both_s, optimizer_s] = training;
+    let step_s = both_s + optimizer_s;
+    let tokens_per_step = args.length * args.num_sequences;
+    let count = |some: &[crate::model::Parameter]| some.iter().map(|p| p.value.elem_count()).sum();
+    let measured = Measured {
+        shape: args.shape.clone(),
+        device: args.device.clone(),
+        dtype: dtype.as_str(),
+        num_parameters: count(model.parameters()),
+        num_trained: count(model.trained().1),
+        tokens_per_step,
+        forward_s,
+        backward_s: (both_s - forward_s).max(0.0),
+        optimizer_s,
+        train_tokens_per_s: tokens_per_step as f64 / step_s,
+        flops_per_step: flops,
+        peak_flops_per_s,
+        utilisation: flops / step_s / peak_flops_per_s,
+        prefill_tokens_per_s,
+        decode_tokens_per_s,
+        peak_memory: peak_memory().filter(|_| device.is_cpu()),
+    };
+    match args.json {
+        true => stdout::json(&measured),
+        false => stdout::text(&show(&measured)),
+    }
+}
+
+fn check(args: &Args) -> Result<()> {
+    let sizes = [
+        ("--length", args.length, 2),
+        ("--num-sequences", args.num_sequences, 1),
+        ("--batch-size", args.batch_size, 1),
+        ("--prompt-length", args.prompt_length, 1),
+        ("--new-tokens", args.new_tokens, 1),
+        ("--steps", args.steps, 1),
+    ];
+    match sizes.iter().find(|(_, n, least)| n < least) {
+        None => Ok(()),
+        Some((name, n, least)) => Err(Error::input(format!(
+            "`{name} {n}` must be at least {least}"
+        ))),
+    }
+}
+
+/// Medians of the forward alone, forward and backward, and the update.
+fn train(args: &Args, model: &CausalLm) -> Result<[f64; 3]> {
+    let n = args.length * args.num_sequences;
+    let tokens = tokens(n, model);
+    let mut targets = tokens.clone();
+    targets.rotate_left(1);
+    let batch = Batch {
+        targets,
+        tokens,
+        seq_lens: vec![args.length; args.num_sequences],
+        weights: vec![1.0; n],
+    };
+    let recompute = match args.recompute {
+        true => Recompute::Block,
+        false => Recompute::None,
+    };
+    let (first, trained) = model.trained();
+    let named: Vec<(String, Tensor)> = trained
+        .iter()
+        .map(|p| (p.name.clone(), p.value.clone()))
+        .collect();
+    let adamw = AdamWConfig {
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
+    let mut optimizer = AdamW::from(first, &named, adamw)?;
+    let mut gradients = model.new_gradients();
+    let mut times: [Vec<f64>; 3] = Default::default();
+    for step in 0..=args.steps {
+        let forward = timed(model.device(), || model.logprobs(&batch).map(|_| ()))?;
+        gradients.zero();
+        let both = timed(model.device(), || {
+            model
+                .forward_backward(&batch, recompute, &mut gradients)
+                .map(|_| ())
+        })?;
+        let update = timed(model.device(), || {
+            ops::in_pool(|| optimizer.step(&gradients, 1e-6, 1.0 / n as f64))?;
+            model.refresh()
+        })?;
+        if step > 0 {
+            times[0].push(forward);
+            times[1].push(both);
+            times[2].push(update);
+        }
+    }
+    if gradients.get(ParamId(first.0)).is_none() {
+        return Err(Error::input("the step had no gradient"));
+    }
+    Ok(times.map(median))
+}
+
+/// Tokens a second while prompts are read and while tokens follow them.
+fn sample(args: &Args, model: &CausalLm) -> Result<(f64, f64)> {
+    let prompt = tokens(args.prompt_length, model);
+    let mut cache = model.new_cache(args.batch_size)?;
+    let slots: Vec<u32> = (0..args.batch_size as u32).collect();
+    let read = timed(model.device(), || {
+        for &slot in &slots {
+            model.prefill(&mut cache, slot, &prompt)?;
+        }
+        Ok(())
+    })?;
+    let next = tokens(args.batch_size, model);
+    let mut written = 0.0;
+    for _ in 0..args.new_tokens {
+        written += timed(model.device(), || {
+            let logits = model.decode(&mut cache, &slots, &next)?;
+            // sampling needs them on the host
+            logits.to_device(&Device::Cpu)?;
+            Ok(())
+        })?;
+    }
+    let num = |n: usize| (args.batch_size * n) as f64;
+    Ok((
+        num(args.prompt_length) / read,
+        num(args.new_tokens) / written,
+    ))
+}
+
+/// Floating-point operations a second of the largest of three products, each the best of three.
+fn product(device: &Device, dtype: DType) -> Result<f64> {
+    let mut most = 0.0f64;
+    for n in [512usize, 1024, 2048] {
+        let a = Tensor::randn(0f32, 1.0, (n, n), device)?.to_dtype(dtype)?;
+        let b = Tensor::randn(0f32, 1.0, (n, n), device)?.to_dtype(dtype)?;
+        for _ in 0..3 {
+            let seconds = timed(device, || ops::linear(&a, &b, None).map(|_| ()))?;
+            most = most.max(2.0 * (n as f64).powi(3) / seconds);
+        }
+    }
+    Ok(most)
+}
+
+fn timed(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    device.synchronize()?;
+    let started = Instant::now();
+    work()?;
+    device.synchronize()?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn tokens(n: usize, model: &CausalLm) -> Vec<u32> {
+    let vocab = model.config().vocab_size;
+    (0..n).map(|i| (i * 7919 % vocab) as u32).collect()
+}
+
+/// The most memory that the process has had.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+fn show(m: &Measured) -> String {
+    let ms = |seconds: f64| format!("{:.1} ms", 1e3 * seconds);
+    let rows = [
+        (
+            "shape",
+            format!(
+                "{}, {} weights, {} trained, {} on {}",
+                m.shape, m.num_parameters, m.num_trained, m.dtype, m.device
+            ),
+        ),
+        ("forward", ms(m.forward_s)),
+        ("backward", ms(m.backward_s)),
+        ("optimiser", ms(m.optimizer_s)),
+        (
+            "training",
+            format!(
+                "{:.0} tokens/s, {} a step",
+                m.train_tokens_per_s, m.tokens_per_step
+            ),
+        ),
+        (
+            "utilisation",
+            format!(
+                "{:.0}% of {:.3} TFLOP/s, {:.3} TFLOP a step",
+                100.0 * m.utilisation,
+                m.peak_flops_per_s / 1e12,
+                m.flops_per_step / 1e12
+            ),
+        ),
+        ("prompts", format!("{:.0} tokens/s", m.prefill_tokens_per_s)),
+        ("sampling", format!("{:.0} tokens/s", m.decode_tokens_per_s)),
+        (
+            "peak memory",
+            m.peak_memory
+                .map_or_else(|| "not measured".to_string(), show_size),
+        ),
+    ];
+    rows.iter()
+        .map(|(name, value)| format!("{name:<12} {value}\n"))
+        .collect()
+}

@@ -1,0 +1,411 @@
+//! A push from top to bottom: repository, card, what differs, large files, commits, and the server's own listing at the end.
+//!
+//! A commit is never sent on faith. Each begins with what the branch holds now and names that commit as its parent; after
+//! any doubt (no answer, a 5xx, a branch that moved) the listing is read again, and what is there already is not committed
+//! again. So a push that was killed anywhere goes on when it is called again, and a push of what is there does nothing.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `publish_files` | which files, their hashes, no tokens |
+//! | `publish_api` | questions and answers, patience, errors |
+//! | `publish_tree` | what the server has |
+//! | `publish_upload`, `publish_xet` | large files |
+
+use super::publish_api::{Account, Api, ApiError, Place};
+use super::publish_files::{Prepared, RepoKind, Source};
+use super::publish_tree::{self as remote, Ref, Tree};
+use super::publish_upload::{self as upload, Modes};
+use crate::progress::{Reporter, Stop};
+use crate::{Error, Result};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// Files of a commit, as the Hub asks for.
+const MAX_FILES: usize = 100;
+/// Bytes of small files of a commit.
+const MAX_INLINE_BYTES: u64 = 32 << 20;
+/// Commits in a row that do not bring the branch nearer to what is wanted.
+const MAX_DOUBTS: u32 = 6;
+/// The card goes up last: where it is, everything is.
+const CARD: &str = "README.md";
+
+/// Where a push goes.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub kind: RepoKind,
+    /// `owner/name`
+    pub repo: String,
+    /// Branch; `None` is `main`.
+    pub revision: Option<String>,
+    /// Everybody can see it, where it has to be created.
+    pub public: bool,
+    /// Open a pull request in place of a commit.
+    pub create_pr: bool,
+    pub tag: Option<String>,
+    /// First line of the commits.
+    pub message: String,
+}
+
+/// What a push gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct Published {
+    pub repo: String,
+    /// Its page.
+    pub url: String,
+    /// Branch, or `refs/pr/N`.
+    pub revision: String,
+    pub commit: String,
+    /// 0 where everything was there.
+    pub num_commits: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pull_request: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// As the server lists them.
+    pub files: Vec<PublishedFile>,
+}
+
+/// A file that the server has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishedFile {
+    pub path: String,
+    pub bytes: u64,
+    pub sha256: String,
+    /// `lfs` or `inline`
+    pub upload: &'static str,
+}
+
+/// Pushes the files, or what of them is not there yet.
+///
+/// # Errors
+/// No token or no right, a card that the server refuses, a server that does not take the files or does not list them
+/// afterwards; [`Error::Interrupted`] where the user stops. The same call goes on.
+pub fn push(
+    account: &Account,
+    target: &Target,
+    files: &[Prepared],
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Published> {
+    account.need_token()?;
+    if files.is_empty() {
+        return Err(Error::input("there is nothing to push"));
+    }
+    let api = Api::open(account.clone(), stop.clone())?;
+    let place = Place {
+        kind: target.kind,
+        repo: target.repo.clone(),
+        revision: target.revision.clone().unwrap_or_else(|| "main".into()),
+    };
+    if remote::ensure_repo(&api, &place, target.public, reporter)? {
+        let seen = if target.public { "public" } else { "private" };
+        reporter.note(&format!("created {} ({seen})", place.subject()));
+    }
+    if let Some(card) = files.iter().find(|file| file.path == CARD) {
+        remote::validate_card(&api, &place, &card_text(card)?, reporter)?;
+    }
+    remote::ensure_branch(&api, &place)?;
+    let mut push = Push {
+        api: &api,
+        target,
+        place,
+        files,
+        reporter,
+        sent: HashSet::new(),
+        num_commits: 0,
+        pull_request: None,
+    };
+    let (commit, tree) = push.run()?;
+    if let Some(tag) = &target.tag {
+        remote::tag(&api, &push.place, &commit, tag)?;
+    }
+    Ok(push.published(commit, &tree))
+}
+
+fn card_text(card: &Prepared) -> Result<String> {
+    match &card.source {
+        Source::Text(text) => Ok(text.clone()),
+        Source::File(path) => {
+            std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))
+        }
+    }
+}
+
+struct Push<'a> {
+    api: &'a Api,
+    target: &'a Target,
+    place: Place,
+    files: &'a [Prepared],
+    reporter: &'a dyn Reporter,
+    /// Hashes of large files that have arrived.
+    sent: HashSet<String>,
+    num_commits: usize,
+    pull_request: Option<String>,
+}
+
+/// What one commit does.
+struct Batch<'a> {
+    files: Vec<&'a Prepared>,
+    /// Paths that go.
+    removed: Vec<String>,
+}
+
+impl<'a> Push<'a> {
+    /// Commits until the listing shows every file; returns the commit and its listing.
+    fn run(&mut self) -> Result<(String, Tree)> {
+        let mut at = remote::head(self.api, &self.place)?;
+        let mut doubts = 0;
+        loop {
+            let tree = match &at {
+                Some(commit) => remote::tree(self.api, &self.place, commit)?,
+                None => Tree::new(),
+            };
+            let Some(batch) = self.next(&tree) else {
+                let nothing = || Error::input(format!("{} has no commit", self.place.subject()));
+                return Ok((at.ok_or_else(nothing)?, tree));
+            };
+            if doubts >= MAX_DOUBTS {
+                return Err(self.not_listed(&batch));
+            }
+            let modes = upload::modes(self.api, &self.place, &batch.files, self.opens_pr())?;
+            let is_large = |file: &Prepared| modes.get(&file.path).copied().unwrap_or(false);
+            let large: Vec<&Prepared> = batch
+                .files
+                .iter()
+                .copied()
+                .filter(|file| is_large(file))
+                .collect();
+            upload::large_files(
+                self.api,
+                &self.place,
+                &large,
+                self.opens_pr(),
+                &mut self.sent,
+                self.reporter,
+            )?;
+            if self.opens_pr()
+                && let Some(found) = remote::pull_request_with(self.api, &self.place, &batch.files)?
+            {
+                // an earlier call, or one whose answer was lost, has opened it
+                at = Some(self.go_on_in(found));
+                continue;
+            }
+            let body = self.body(&batch, &modes, at.as_deref())?;
+            match self.commit(body) {
+                Ok(commit) => {
+                    self.num_commits += 1;
+                    at = match commit {
+                        Some(commit) => Some(commit),
+                        None => remote::head(self.api, &self.place)?,
+                    };
+                    // a server may need a moment to list what it has taken
+                    doubts = match &at {
+                        Some(commit) if self.lists(commit, &batch)? => 0,
+                        _ => doubts + 1,
+                    };
+                    if doubts > 0 {
+                        self.wait(doubts - 1, None)?;
+                    }
+                }
+                Err(error) if error.is_doubtful() || passes(&error) => {
+                    doubts += 1;
+                    if doubts >= MAX_DOUBTS {
+                        return Err(self.explain(error));
+                    }
+                    self.wait(doubts - 1, error.wait())?;
+                    at = remote::head(self.api, &self.place)?;
+                }
+                Err(error) => return Err(self.explain(error)),
+            }
+        }
+    }
+
+    /// Whether the next commit opens a pull request.
+    fn opens_pr(&self) -> bool {
+        self.target.create_pr && self.pull_request.is_none()
+    }
+
+    fn go_on_in(&mut self, found: Ref) -> String {
+        let number = found.name.rsplit('/').next().unwrap_or_default();
+        let page = self.place.page(&self.api.account.endpoint);
+        self.pull_request = Some(format!("{page}/discussions/{number}"));
+        self.place.revision = found.name;
+        found.commit
+    }
+
+    /// What the next commit has to do: everything that differs, as much of it as a commit takes.
+    fn next(&self, tree: &Tree) -> Option<Batch<'a>> {
+        let mut differing: Vec<&Prepared> = self
+            .files
+            .iter()
+            .filter(|file| !remote::holds(tree, &[*file]))
+            .collect();
+        differing.sort_by_key(|file| (file.path == CARD, file.path.as_str()));
+        let mut inline = 0;
+        let mut files = Vec::new();
+        for file in &differing {
+            inline += if file.is_large() { 0 } else { file.bytes };
+            if !files.is_empty() && (files.len() == MAX_FILES || inline > MAX_INLINE_BYTES) {
+                break;
+            }
+            files.push(*file);
+        }
+        let ours: HashSet<&str> = self.files.iter().map(|file| file.path.as_str()).collect();
+        let stale =
+            |path: &&String| self.target.kind.replaces(path) && !ours.contains(path.as_str());
+        // with the last files, so that no moment has neither the old nor the new
+        let removed: Vec<String> = match files.len() == differing.len() {
+            true => tree.keys().filter(stale).cloned().collect(),
+            false => Vec::new(),
+        };
+        (!files.is_empty() || !removed.is_empty()).then_some(Batch { files, removed })
+    }
+
+    /// Whether the server lists what has just been committed.
+    fn lists(&self, commit: &str, batch: &Batch) -> Result<bool> {
+        let tree = remote::tree(self.api, &self.place, commit)?;
+        let gone = batch.removed.iter().all(|path| !tree.contains_key(path));
+        Ok(gone && remote::holds(&tree, &batch.files))
+    }
+
+    /// A commit as it goes over the wire: a line for what it is, and one for each file.
+    fn body(&self, batch: &Batch, modes: &Modes, parent: Option<&str>) -> Result<Vec<u8>> {
+        if !batch.removed.is_empty() {
+            self.reporter.note(&format!(
+                "of an earlier version and removed: {}",
+                batch.removed.join(", ")
+            ));
+        }
+        let mut body = Vec::new();
+        let mut line = |key: &str, value: Value| {
+            body.extend_from_slice(json!({"key": key, "value": value}).to_string().as_bytes());
+            body.push(b'\n');
+        };
+        let mut header = json!({"summary": self.target.message, "description": ""});
+        if let Some(parent) = parent {
+            header["parentCommit"] = json!(parent);
+        }
+        line("header", header);
+        for path in &batch.removed {
+            line("deletedFile", json!({ "path": path }));
+        }
+        for file in &batch.files {
+            if modes.get(&file.path).copied().unwrap_or(false) {
+                line(
+                    "lfsFile",
+                    json!({"path": file.path, "algo": "sha256", "oid": file.sha256, "size": file.bytes}),
+                );
+            } else {
+                let content = upload::base64(&bytes_of(file)?);
+                line(
+                    "file",
+                    json!({"path": file.path, "encoding": "base64", "content": content}),
+                );
+            }
+        }
+        Ok(body)
+    }
+
+    /// Sends a commit, once. Returns its hash, where the server says it.
+    fn commit(&mut self, body: Vec<u8>) -> std::result::Result<Option<String>, ApiError> {
+        let opens_pr = self.opens_pr();
+        let pr = if opens_pr { "?create_pr=1" } else { "" };
+        let rest = format!("/commit/{}{pr}", self.place.branch());
+        let url = self.place.api(&self.api.account.endpoint, &rest);
+        let request = self
+            .api
+            .client()
+            .post(&url)
+            .headers(self.api.account.headers(&url))
+            .header("content-type", "application/x-ndjson")
+            .timeout(Duration::from_secs(600))
+            .body(body);
+        let said = self.api.json(self.api.send(request)?)?;
+        let commit = said["commitOid"].as_str().map(String::from);
+        if opens_pr {
+            let url = said["pullRequestUrl"].as_str().unwrap_or_default();
+            let number = url.trim_end_matches('/').rsplit('/').next();
+            match number.and_then(|n| n.parse::<u64>().ok()) {
+                Some(number) => {
+                    self.pull_request = Some(url.to_string());
+                    self.place.revision = format!("refs/pr/{number}");
+                }
+                None => {
+                    return Err(ApiError::NoAnswer(
+                        "the answer names no pull request".into(),
+                    ));
+                }
+            }
+        }
+        Ok(commit)
+    }
+
+    fn wait(&self, number: u32, asked: Option<Duration>) -> Result<()> {
+        self.api
+            .wait(number, asked)
+            .map_err(|e| self.api.explain(e, ""))
+    }
+
+    fn explain(&self, error: ApiError) -> Error {
+        let what = format!("{} takes no commit", self.place.subject());
+        self.api.explain(error, &what)
+    }
+
+    fn not_listed(&self, batch: &Batch) -> Error {
+        let first = batch.files.first().map_or("", |file| file.path.as_str());
+        Error::input(format!(
+            "{} does not list `{first}` with its size and hash after {MAX_DOUBTS} attempts",
+            self.place.subject()
+        ))
+        .with_hint("nothing is lost: run the same command again later")
+    }
+
+    fn published(&self, commit: String, tree: &Tree) -> Published {
+        let upload = |file: &Prepared| match tree.get(&file.path) {
+            Some(listed) if listed.sha256.is_some() => "lfs",
+            _ => "inline",
+        };
+        Published {
+            repo: self.place.repo.clone(),
+            url: self.place.page(&self.api.account.endpoint),
+            revision: self.place.revision.clone(),
+            commit,
+            num_commits: self.num_commits,
+            pull_request: self.pull_request.clone(),
+            tag: self.target.tag.clone(),
+            files: self
+                .files
+                .iter()
+                .map(|file| PublishedFile {
+                    path: file.path.clone(),
+                    bytes: file.bytes,
+                    sha256: file.sha256.clone(),
+                    upload: upload(file),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// What a commit may be told that is over after a look at the branch: it moved, or the server is busy.
+fn passes(error: &ApiError) -> bool {
+    matches!(error.status(), Some(409 | 412 | 429))
+}
+
+/// The content of a small file, which is still the one that was hashed.
+fn bytes_of(file: &Prepared) -> Result<Vec<u8>> {
+    let bytes = match &file.source {
+        Source::Text(text) => text.clone().into_bytes(),
+        Source::File(path) => std::fs::read(path).map_err(|e| Error::io("reading", path, e))?,
+    };
+    match hex::encode(Sha256::digest(&bytes)) == file.sha256 {
+        true => Ok(bytes),
+        false => Err(
+            Error::input(format!("`{}` changes while it is sent", file.path))
+                .with_hint("wait until whatever writes it is done, and push again"),
+        ),
+    }
+}

@@ -1,0 +1,571 @@
+//! What of a folder goes up: chosen by name, never outside the folder, hashed, and searched for access tokens.
+//!
+//! The choice is a list of what belongs to a published model or data set; everything else stays and is counted with its
+//! reason, so that optimiser states, logs and notes cannot slip in.
+
+use super::select::is_data_file;
+use crate::progress::Reporter;
+use crate::{Error, Result};
+use rayon::prelude::*;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a file that the server wants to see before it says how the file goes up.
+pub const SAMPLE: usize = 512;
+/// Larger files are never kept in git itself.
+pub const MAX_INLINE: u64 = 10 << 20;
+/// Of files that are no text so much is searched for tokens: their headers.
+const SEARCHED: u64 = 8 << 20;
+/// Tokens have 34 characters behind their prefix.
+const TOKEN_LENGTH: usize = 20;
+const TOKEN_PREFIXES: [&[u8]; 2] = [b"hf_", b"api_org_"];
+/// Longer than any token with its prefix.
+const OVERLAP: usize = 256;
+
+/// A model or a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepoKind {
+    Model,
+    Dataset,
+}
+
+impl RepoKind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "data set",
+        }
+    }
+
+    /// In addresses of the API.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// Before the name in all other addresses.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
+
+    /// Whether an earlier version of what is published may have left this file, so that it goes where it is no longer
+    /// part: readers would take shards of two versions for one.
+    pub fn replaces(self, path: &str) -> bool {
+        let shard = |path: &str, ending: &str| path.contains("-of-") && path.ends_with(ending);
+        match self {
+            Self::Model => {
+                let is_weights = path.starts_with("model") && !path.contains('/');
+                (is_weights
+                    && (path == "model.safetensors"
+                        || path == "model.safetensors.index.json"
+                        || shard(path, ".safetensors")))
+                    || path == "adapter_model.safetensors"
+                    || path == "adapter_config.json"
+            }
+            Self::Dataset => path.starts_with("data/") && shard(path, ".parquet"),
+        }
+    }
+}
+
+/// Where the bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    File(PathBuf),
+    Text(String),
+}
+
+/// A file to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upload {
+    /// In the repository, with `/`.
+    pub path: String,
+    pub source: Source,
+}
+
+impl Upload {
+    /// A text that stands in no file.
+    pub fn text(path: &str, text: String) -> Self {
+        Self {
+            path: path.into(),
+            source: Source::Text(text),
+        }
+    }
+}
+
+/// What a folder gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gathered {
+    pub uploads: Vec<Upload>,
+    /// Paths with the reason why they stay.
+    pub left_out: Vec<(String, &'static str)>,
+}
+
+/// A file that is ready to go up.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub path: String,
+    pub source: Source,
+    pub bytes: u64,
+    pub sha256: String,
+    /// Hash of git's blob, of files that git itself may keep.
+    pub git_sha1: Option<String>,
+    pub sample: Vec<u8>,
+}
+
+impl Prepared {
+    /// Whether the Hub keeps it outside git where nothing in the repository says otherwise.
+    pub fn is_large(&self) -> bool {
+        let ending = Path::new(&self.path).extension().and_then(|e| e.to_str());
+        let by_name = [
+            "safetensors",
+            "gguf",
+            "parquet",
+            "gz",
+            "zst",
+            "model",
+            "bin",
+        ];
+        self.bytes > 0 && (self.bytes > MAX_INLINE || ending.is_some_and(|e| by_name.contains(&e)))
+    }
+}
+
+/// The files of `folder` that belong to a published model or data set.
+///
+/// # Errors
+/// A folder that cannot be read; a link out of it.
+pub fn gather(folder: &Path, kind: RepoKind) -> Result<Gathered> {
+    let root = fs::canonicalize(folder).map_err(|e| Error::io("reading", folder, e))?;
+    let mut gathered = Gathered::default();
+    walk(&root, &root, "", kind, &mut gathered)?;
+    gathered.uploads.sort_by(|a, b| a.path.cmp(&b.path));
+    gathered.left_out.sort();
+    Ok(gathered)
+}
+
+fn walk(
+    root: &Path,
+    folder: &Path,
+    prefix: &str,
+    kind: RepoKind,
+    out: &mut Gathered,
+) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| Error::io("reading", folder, e))? {
+        let entry = entry.map_err(|e| Error::io("reading", folder, e))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            out.left_out
+                .push((format!("{prefix}{name}"), "its name is not UTF-8"));
+            continue;
+        };
+        let path = format!("{prefix}{name}");
+        let place = entry.path();
+        let is_link = entry
+            .file_type()
+            .map_err(|e| Error::io("reading", &place, e))?
+            .is_symlink();
+        let is_dir = place.is_dir();
+        match left_out(&path, &name, is_dir, kind) {
+            Some(reason) => out.left_out.push((path, reason)),
+            None if is_link && is_dir => out.left_out.push((path, "a link to a folder")),
+            None if is_dir => walk(root, &place, &format!("{path}/"), kind, out)?,
+            None => {
+                let target =
+                    fs::canonicalize(&place).map_err(|e| Error::io("following", &place, e))?;
+                if !target.starts_with(root) {
+                    return Err(Error::input(format!(
+                        "`{path}` of `{}` is a link to a file outside of it",
+                        root.display()
+                    ))
+                    .with_hint("copy the folder with `cp -rL` and push the copy"));
+                }
+                out.uploads.push(Upload {
+                    path,
+                    source: Source::File(place),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why a file stays, `None` where it goes up.
+fn left_out(path: &str, name: &str, is_dir: bool, kind: RepoKind) -> Option<&'static str> {
+    let lower = name.to_ascii_lowercase();
+    let is_text = ["readme.md", "license", "notice", "use_policy.md"]
+        .iter()
+        .any(|known| {
+            lower == *known || lower == format!("{known}.txt") || lower == format!("{known}.md")
+        });
+    if path == ".eval_results" || path.starts_with(".eval_results/") {
+        let is_result = is_dir || lower.ends_with(".yaml");
+        return (kind == RepoKind::Dataset || !is_result).then_some("no result of an evaluation");
+    }
+    if name.starts_with('.') {
+        return Some("hidden");
+    }
+    if lower.starts_with("optimizer") || lower.starts_with("reference.") {
+        return Some("state of a training");
+    }
+    if lower.ends_with(".partial") || lower.ends_with(".tmp") || lower.ends_with(".incomplete") {
+        return Some("half-written");
+    }
+    match kind {
+        RepoKind::Model if is_dir => Some("a folder, which a model does not have"),
+        RepoKind::Model => (!is_text && !is_model_file(&lower)).then_some("not part of a model"),
+        RepoKind::Dataset if is_dir => None,
+        RepoKind::Dataset => (!is_text && !is_data_file(name)).then_some("not part of a data set"),
+    }
+}
+
+/// What `save_pretrained` writes, and GGUF.
+fn is_model_file(name: &str) -> bool {
+    const KNOWN: [&str; 12] = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "adapter_config.json",
+        "chat_template.jinja",
+    ];
+    KNOWN.contains(&name) || name.ends_with(".safetensors") || name.ends_with(".gguf")
+}
+
+/// Hashes the files, in parallel, and refuses those that hold an access token. `known` are tokens in use, whatever they look
+/// like.
+///
+/// # Errors
+/// A file that cannot be read; two files of the same path; a token.
+pub fn prepare(
+    mut uploads: Vec<Upload>,
+    known: &[String],
+    reporter: &dyn Reporter,
+) -> Result<Vec<Prepared>> {
+    uploads.sort_by(|a, b| a.path.cmp(&b.path));
+    if let Some(pair) = uploads.windows(2).find(|pair| pair[0].path == pair[1].path) {
+        return Err(Error::input(format!("`{}` goes up twice", pair[0].path)));
+    }
+    let size = |upload: &Upload| match &upload.source {
+        Source::File(path) => fs::metadata(path)
+            .map(|data| data.len())
+            .map_err(|e| Error::io("reading", path, e)),
+        Source::Text(text) => Ok(text.len() as u64),
+    };
+    let total = uploads.iter().map(size).sum::<Result<u64>>()?;
+    let task = reporter.task("hash", Some(total), "bytes");
+    uploads
+        .into_par_iter()
+        .map(|upload| {
+            let bytes = size(&upload)?;
+            let at = |e| match &upload.source {
+                Source::File(path) => Error::io("reading", path, e),
+                Source::Text(_) => Error::io("reading", &upload.path, e),
+            };
+            let mut reader: Box<dyn Read> = match &upload.source {
+                Source::File(path) => Box::new(File::open(path).map_err(at)?),
+                Source::Text(text) => Box::new(text.as_bytes()),
+            };
+            let mut digest = Digests::new(&upload.path, bytes, known);
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                let n = reader.read(&mut buffer).map_err(at)?;
+                if n == 0 {
+                    break;
+                }
+                digest.update(&buffer[..n])?;
+                task.advance(n as u64);
+            }
+            digest.finish(upload.source.clone())
+        })
+        .collect()
+}
+
+/// Everything that one pass over a file finds out.
+struct Digests<'a> {
+    path: &'a str,
+    sha256: Sha256,
+    git: Option<Sha1>,
+    sample: Vec<u8>,
+    bytes: u64,
+    expected: u64,
+    known: &'a [String],
+    is_text: bool,
+    /// The end of what has been searched.
+    tail: Vec<u8>,
+}
+
+impl<'a> Digests<'a> {
+    fn new(path: &'a str, expected: u64, known: &'a [String]) -> Self {
+        let endings = [".safetensors", ".gguf", ".parquet", ".gz", ".zst", ".bin"];
+        Self {
+            path,
+            sha256: Sha256::new(),
+            git: (expected <= 2 * MAX_INLINE)
+                .then(|| Sha1::new().chain_update(format!("blob {expected}\0"))),
+            sample: Vec::new(),
+            bytes: 0,
+            expected,
+            known,
+            is_text: !endings.iter().any(|ending| path.ends_with(ending)),
+            tail: Vec::new(),
+        }
+    }
+
+    fn update(&mut self, chunk: &[u8]) -> Result<()> {
+        self.sha256.update(chunk);
+        if let Some(git) = &mut self.git {
+            git.update(chunk);
+        }
+        let wanted = SAMPLE.saturating_sub(self.sample.len()).min(chunk.len());
+        self.sample.extend_from_slice(&chunk[..wanted]);
+        if self.is_text || self.bytes < SEARCHED {
+            let seen = self.tail.len();
+            self.tail.extend_from_slice(chunk);
+            if let Some(at) = find_token(&self.tail, self.known) {
+                return Err(Error::input(format!(
+                    "`{}` holds an access token near byte {}",
+                    self.path,
+                    (self.bytes + at as u64).saturating_sub(seen as u64)
+                ))
+                .with_hint(
+                    "take it out of the file, and revoke the token if others have seen it",
+                ));
+            }
+            let keep = self.tail.len().saturating_sub(OVERLAP);
+            self.tail.drain(..keep);
+        }
+        self.bytes += chunk.len() as u64;
+        Ok(())
+    }
+
+    fn finish(self, source: Source) -> Result<Prepared> {
+        if self.bytes != self.expected {
+            return Err(
+                Error::input(format!("`{}` changes while it is read", self.path))
+                    .with_hint("wait until whatever writes it is done"),
+            );
+        }
+        Ok(Prepared {
+            path: self.path.to_string(),
+            source,
+            bytes: self.bytes,
+            sha256: hex::encode(self.sha256.finalize()),
+            git_sha1: self.git.map(|git| hex::encode(git.finalize())),
+            sample: self.sample,
+        })
+    }
+}
+
+/// Where an access token stands in a text.
+pub fn find_token(text: &[u8], known: &[String]) -> Option<usize> {
+    let by_prefix = TOKEN_PREFIXES.iter().filter_map(|prefix| {
+        positions(text, prefix).find(|at| {
+            let rest = text[at + prefix.len()..].iter();
+            rest.take_while(|b| b.is_ascii_alphanumeric()).count() >= TOKEN_LENGTH
+        })
+    });
+    let by_name = known
+        .iter()
+        .filter(|token| token.len() >= 8)
+        .filter_map(|token| positions(text, token.as_bytes()).next());
+    by_prefix.chain(by_name).min()
+}
+
+/// Where `needle` stands in a text.
+fn positions<'a>(text: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let first = *needle.first()?;
+        loop {
+            let at = from + text.get(from..)?.iter().position(|b| *b == first)?;
+            from = at + 1;
+            if text[at..].starts_with(needle) {
+                return Some(at);
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Silent;
+
+    fn put(folder: &Path, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    fn paths(gathered: &Gathered) -> Vec<&str> {
+        gathered.uploads.iter().map(|u| u.path.as_str()).collect()
+    }
+
+    #[test]
+    fn a_model_is_what_it_is_known_to_be_made_of() {
+        let dir = tempfile::tempdir().unwrap();
+        put(
+            dir.path(),
+            &[
+                ("config.json", "{}"),
+                ("model-00001-of-00002.safetensors", "a"),
+                ("optimizer.safetensors", "o"),
+                ("checkpoint.json", "{}"),
+                ("metrics.jsonl", ""),
+                ("events.out.tfevents.1", ""),
+                (".env", "HF_TOKEN=x"),
+                (".eval_results/aime-2024.yaml", "[]"),
+                (".eval_results/notes", ""),
+                ("LICENSE.txt", ""),
+                ("old/model.safetensors", ""),
+                ("model.safetensors.partial", ""),
+            ],
+        );
+        let gathered = gather(dir.path(), RepoKind::Model).unwrap();
+        assert_eq!(
+            paths(&gathered),
+            [
+                ".eval_results/aime-2024.yaml",
+                "LICENSE.txt",
+                "config.json",
+                "model-00001-of-00002.safetensors"
+            ]
+        );
+        let reasons: Vec<(&str, &str)> = gathered
+            .left_out
+            .iter()
+            .map(|(p, r)| (p.as_str(), *r))
+            .collect();
+        assert_eq!(
+            reasons,
+            [
+                (".env", "hidden"),
+                (".eval_results/notes", "no result of an evaluation"),
+                ("checkpoint.json", "not part of a model"),
+                ("events.out.tfevents.1", "not part of a model"),
+                ("metrics.jsonl", "not part of a model"),
+                ("model.safetensors.partial", "half-written"),
+                ("old", "a folder, which a model does not have"),
+                ("optimizer.safetensors", "state of a training"),
+            ]
+        );
+        let gathered = gather(dir.path(), RepoKind::Dataset).unwrap();
+        assert_eq!(
+            paths(&gathered),
+            [
+                "LICENSE.txt",
+                "checkpoint.json",
+                "config.json",
+                "metrics.jsonl"
+            ]
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_out_of_the_folder_is_refused() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        put(dir.path(), &[("config.json", "{}")]);
+        put(other.path(), &[("secret", "s")]);
+        std::os::unix::fs::symlink("config.json", dir.path().join("generation_config.json"))
+            .unwrap();
+        assert_eq!(
+            gather(dir.path(), RepoKind::Model).unwrap().uploads.len(),
+            2
+        );
+        std::os::unix::fs::symlink(
+            other.path().join("secret"),
+            dir.path().join("model.safetensors"),
+        )
+        .unwrap();
+        let error = gather(dir.path(), RepoKind::Model).unwrap_err().to_string();
+        assert!(error.starts_with("`model.safetensors` of "), "{error}");
+    }
+
+    #[test]
+    fn hashes_and_what_goes_inline() {
+        let uploads = vec![
+            Upload::text("b.json", "hello\n".into()),
+            Upload::text("a.safetensors", "hello\n".into()),
+            Upload::text("empty.safetensors", String::new()),
+        ];
+        let files = prepare(uploads, &[], &Silent).unwrap();
+        let facts: Vec<_> = files
+            .iter()
+            .map(|f| (f.path.as_str(), f.bytes, f.is_large()))
+            .collect();
+        assert_eq!(
+            facts,
+            [
+                ("a.safetensors", 6, true),
+                ("b.json", 6, false),
+                ("empty.safetensors", 0, false)
+            ]
+        );
+        // printf 'hello\n' | git hash-object --stdin; printf 'hello\n' | sha256sum
+        assert_eq!(
+            files[1].git_sha1.as_deref(),
+            Some("ce013625030ba8dba906f756967f9e9ca394464a")
+        );
+        assert_eq!(
+            files[1].sha256,
+            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+        );
+        assert_eq!(files[1].sample, b"hello\n");
+    }
+
+    #[test]
+    fn tokens_are_found_across_chunks_and_never_shown() {
+        let token = format!("hf_{}", "aB3".repeat(11));
+        for before in [0, 5, (1 << 20) - 10, (1 << 20) + 1] {
+            let text = format!("{}{token}\"", " ".repeat(before));
+            let upload = Upload::text("tokenizer_config.json", text);
+            let error = prepare(vec![upload], &[], &Silent).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("`tokenizer_config.json` holds an access token near byte {before}")
+            );
+        }
+        assert_eq!(find_token(b"the hf_hub crate, hf_ and hf_short", &[]), None);
+        let known = ["marker-token-1".to_string()];
+        assert_eq!(find_token(b"x marker-token-1", &known), Some(2));
+        assert_eq!(find_token(b"x marker-token-2", &known), None);
+    }
+
+    #[test]
+    fn shards_of_an_earlier_version_are_told_from_other_files() {
+        for path in [
+            "model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "adapter_config.json",
+        ] {
+            assert!(RepoKind::Model.replaces(path), "{path}");
+        }
+        for path in [
+            "README.md",
+            "model.gguf",
+            "x/model.safetensors",
+            "mymodel-1-of-2.safetensors",
+        ] {
+            assert!(!RepoKind::Model.replaces(path), "{path}");
+        }
+        assert!(RepoKind::Dataset.replaces("data/train-00000-of-00002.parquet"));
+        assert!(!RepoKind::Dataset.replaces("other/train-00000-of-00002.parquet"));
+    }
+}

@@ -1,0 +1,253 @@
+//! What a run takes, by hand and as it was measured.
+
+use super::*;
+use crate::model::family;
+
+const LOAD: Load = Load {
+    dtype: Dtype::F32,
+    recompute: Recompute::None,
+    num_adapter_weights: None,
+    nf4: false,
+    pack_length: 2048,
+    max_length: 1024,
+    fast_cpu: true,
+    num_slots: 16,
+    slot_length: 320,
+    rollouts: None,
+};
+
+fn model() -> ModelConfig {
+    family::config("qwen2-42m").unwrap()
+}
+
+#[test]
+fn parts_by_hand() {
+    let p = model().num_parameters() as u64;
+    // embedding; 12 blocks of q and o, k and v, three feed-forward matrices, norms, biases; the last norm
+    let block = 2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1408 + 2 * 512 + 512 + 2 * 128;
+    assert_eq!(p, 16_384 * 512 + 12 * block + 512);
+    let f = Footprint::new(&model(), &LOAD);
+    assert_eq!(
+        (f.weights, f.master, f.gradients, f.optimizer),
+        (4 * p, 0, 4 * p, 8 * p)
+    );
+    // 4 x 512 + 2 x 512 + 2 x 128 + 2 x 1408 numbers and 8 sums a token and block
+    assert_eq!(f.activations, 2048 * 12 * (6144 * 4 + 8 * 4));
+    assert_eq!(f.block, 2048 * (3 * 1408 + 5 * 512 + 3 * 512 + 3 * 128) * 4);
+    assert_eq!(f.loss, 512 * 16_384 * 4 + 2 * 2048 * 512 * 4);
+    assert_eq!(f.kv_cache, 16 * (320 * 12 * 2 * 128 * 4 + 16_384 * 4));
+    assert_eq!(f.attention, 0);
+    let block = Footprint::new(
+        &model(),
+        &Load {
+            recompute: Recompute::Block,
+            ..LOAD
+        },
+    );
+    assert_eq!(block.activations, 2048 * (12 * 512 * 4 + 6144 * 4 + 32));
+    let bf16 = Footprint::new(
+        &model(),
+        &Load {
+            dtype: Dtype::Bf16,
+            fast_cpu: false,
+            ..LOAD
+        },
+    );
+    assert_eq!((bf16.weights, bf16.master), (2 * p, 4 * p));
+    assert_eq!(bf16.attention, 6 * 8 * 512 * 1024 * 4);
+    assert_eq!(bf16.loss, 4 * 256 * 16_384 * 4 + 2 * 2048 * 512 * 2);
+    assert_eq!(bf16.process, 0);
+    assert_eq!(bf16.temporaries, 5 * 16_384 * 512 * 4);
+    assert_eq!(f.temporaries, 0);
+}
+
+#[test]
+fn a_policy_holds_a_reference_and_what_it_samples() {
+    let p = model().num_parameters() as u64;
+    let load = Load {
+        rollouts: Some(Rollouts {
+            has_reference: true,
+            num_tokens: 1000,
+        }),
+        ..LOAD
+    };
+    let (plain, f) = (
+        Footprint::new(&model(), &LOAD),
+        Footprint::new(&model(), &load),
+    );
+    assert_eq!((f.reference, f.rollout), (4 * p, 1000 * 52));
+    // it is asked when the gradients and the activations of an update are gone
+    let of_training = plain.peak() - plain.process;
+    assert_eq!(f.peak() - f.process, of_training + 52_000);
+    // more than an update, where many are sampled
+    let many = Load {
+        num_slots: 4096,
+        ..load
+    };
+    let g = Footprint::new(&model(), &many);
+    let held = 12 * p + 52_000 + g.kv_cache;
+    assert_eq!(g.peak() - g.process, held);
+    let alone = Load {
+        rollouts: Some(Rollouts {
+            has_reference: false,
+            num_tokens: 0,
+        }),
+        ..LOAD
+    };
+    let alone = Footprint::new(&model(), &alone);
+    assert_eq!(alone.peak() - alone.process, plain.peak() - plain.process);
+    // fewer side by side come first: they change nothing
+    let fits = Footprint::new(
+        &model(),
+        &Load {
+            num_slots: 512,
+            ..load
+        },
+    )
+    .peak();
+    assert_eq!(
+        changes_to_fit(&model(), &many, fits),
+        Some(vec![Change::Slots(512)])
+    );
+    // a model that scores has no logits
+    let scorer = Footprint::scoring(&model(), &LOAD);
+    assert_eq!(scorer.weights, 4 * (p + 512));
+    assert!(scorer.loss < 3 * 2048 * 512 * 4);
+}
+
+#[test]
+fn adapters_alone_have_gradients_and_states() {
+    let p = model().num_parameters() as u64;
+    let load = Load {
+        num_adapter_weights: Some(1000),
+        rollouts: Some(Rollouts {
+            has_reference: true,
+            num_tokens: 0,
+        }),
+        ..LOAD
+    };
+    let f = Footprint::new(&model(), &load);
+    assert_eq!(
+        (f.weights, f.gradients, f.optimizer, f.reference),
+        (4 * (p + 1000), 4000, 8000, 4000)
+    );
+    // of a block 2 x 512 x 512, 2 x 512 x 128 and 3 x 512 x 1408 in 4 bits
+    let n = 12 * (2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1408);
+    let q = Footprint::new(&model(), &Load { nf4: true, ..load });
+    assert_eq!(f.weights - q.weights, 4 * n - (n / 2 + n / 64 + n / 4096));
+    assert_eq!(q.block - f.block, 2 * 512 * 1408 * 4);
+}
+
+#[test]
+fn near_what_was_measured() {
+    // peak resident memory of two steps and a checkpoint on two cores, tied embeddings; hidden, layers, intermediate,
+    // vocabulary, tokens of a pack, MiB
+    for (c, layers, f, vocab, recompute, t, measured) in [
+        (512, 12, 1408, 16_384, Recompute::None, 2048, 1459),
+        (512, 12, 1408, 16_384, Recompute::Block, 2048, 944),
+        (256, 4, 704, 151_936, Recompute::None, 512, 962),
+        (256, 8, 704, 2048, Recompute::Block, 4096, 352),
+        (256, 8, 704, 2048, Recompute::None, 4096, 679),
+    ] {
+        let mut config = model();
+        config.hidden_size = c;
+        config.num_hidden_layers = layers;
+        config.intermediate_size = f;
+        config.vocab_size = vocab;
+        config.num_attention_heads = c / 64;
+        config.num_key_value_heads = 2;
+        let load = Load {
+            recompute,
+            pack_length: t,
+            num_slots: 0,
+            ..LOAD
+        };
+        let mib = Footprint::new(&config, &load).peak() >> 20;
+        let error = mib as f64 / f64::from(measured) - 1.0;
+        assert!(
+            error.abs() < 0.1,
+            "{c} x {layers}, {t} tokens: {mib} for {measured}"
+        );
+    }
+}
+
+#[test]
+fn policies_near_what_was_measured() {
+    // peak resident memory of two updates on two cores, tied embeddings; hidden, head dim, layers, intermediate,
+    // vocabulary, tokens of a pack, sequences side by side and their room, reference, MiB
+    for (c, d, layers, f, vocab, t, slots, room, has_reference, measured) in [
+        (128, 32, 4, 352, 673, 4096, 128, 256, false, 278),
+        (512, 64, 12, 1408, 16_384, 2048, 32, 256, false, 1532),
+        (512, 64, 12, 1408, 16_384, 2048, 32, 256, true, 1597),
+        (256, 64, 4, 704, 151_936, 512, 32, 128, true, 1003),
+    ] {
+        let mut config = model();
+        config.hidden_size = c;
+        config.head_dim = d;
+        config.num_hidden_layers = layers;
+        config.intermediate_size = f;
+        config.vocab_size = vocab;
+        config.num_attention_heads = c / d;
+        config.num_key_value_heads = 2;
+        let load = Load {
+            pack_length: t,
+            max_length: room,
+            num_slots: slots,
+            slot_length: room,
+            rollouts: Some(Rollouts {
+                has_reference,
+                num_tokens: 2 * slots * room,
+            }),
+            ..LOAD
+        };
+        let mib = Footprint::new(&config, &load).peak() >> 20;
+        let error = mib as f64 / f64::from(measured) - 1.0;
+        assert!(
+            error.abs() < 0.1,
+            "{c} x {layers}, {t} tokens: {mib} for {measured}"
+        );
+    }
+}
+
+#[test]
+fn work_of_the_known_step() {
+    // 33.7 M weights in blocks and 8.4 M in the head, 2048 tokens, 6 each: 0.52 TFLOP; attention 0.077
+    let flops = step_flops(&model(), &[1024, 1024], Recompute::None);
+    let blocks = model().num_parameters() as f64 - 16_384.0 * 512.0;
+    let expected = 6.0 * 2048.0 * (blocks + 8_388_608.0) + 6.0 * 2.0 * 1_048_576.0 * 6144.0;
+    assert!((flops / expected - 1.0).abs() < 1e-12);
+    assert!((0.5e12..0.65e12).contains(&flops), "{flops:e}");
+    let again = step_flops(&model(), &[1024, 1024], Recompute::Block);
+    assert!((again - flops) / flops > 0.2 && (again - flops) / flops < 1.0 / 3.0);
+}
+
+#[test]
+fn cheapest_change_first() {
+    let config = model();
+    let peak = |load: &Load| Footprint::new(&config, load).peak();
+    let change = |memory| changes_to_fit(&config, &LOAD, memory);
+    assert_eq!(change(peak(&LOAD)), Some(vec![]));
+    let packs = Load {
+        pack_length: 1024,
+        ..LOAD
+    };
+    assert_eq!(change(peak(&packs)), Some(vec![Change::PackLength(1024)]));
+    let recomputed = Load {
+        recompute: Recompute::Block,
+        ..packs
+    };
+    assert_eq!(
+        change(peak(&recomputed)),
+        Some(vec![Change::PackLength(1024), Change::RecomputeBlocks])
+    );
+    let shorter = Load {
+        pack_length: 256,
+        max_length: 256,
+        ..recomputed
+    };
+    assert_eq!(
+        change(peak(&shorter)),
+        Some(vec![Change::RecomputeBlocks, Change::MaxLength(256)])
+    );
+    assert_eq!(change(100_000_000), None);
+}

@@ -1,0 +1,216 @@
+//! Adapters through the binary: recipe to `adapter/` and merged `model/`, which every command reads alike; a killed run goes
+//! on; mistakes are told before anything runs.
+
+mod cli_support;
+
+use cli_support::Place;
+use serde_json::Value;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+const RECIPE: &str = concat!(
+    "name = \"small\"\n",
+    small_student!(),
+    "
+[[stage]]
+name = \"base\"
+kind = \"sft\"
+[[stage.traces]]
+source = \"builtin:arithmetic\"
+num_problems = 60
+[stage.sft]
+epochs = 1
+learning_rate = 3e-3
+batch_size = 4
+max_length = 512
+
+[[stage]]
+name = \"tuned\"
+kind = \"sft\"
+model = \"@base\"
+[stage.student]
+method = \"dora\"
+[stage.student.lora]
+rank = 4
+target_modules = [\"q_proj\", \"v_proj\", \"down_proj\"]
+[[stage.traces]]
+source = \"builtin:arithmetic\"
+num_problems = 60
+[stage.sft]
+epochs = 2
+learning_rate = 1e-2
+batch_size = 4
+max_length = 512
+checkpoint_every_steps = 3
+
+[[stage]]
+name = \"rl\"
+kind = \"grpo\"
+model = \"@tuned\"
+[stage.student]
+method = \"lora\"
+[[stage.prompts]]
+source = \"builtin:arithmetic\"
+num_problems = 20
+[[stage.rewards]]
+name = \"tag_count\"
+[stage.grpo]
+num_steps = 2
+num_prompts_per_step = 2
+group_size = 4
+max_new_tokens = 16
+batch_size = 8
+",
+);
+
+fn json(place: &Place, name: &str) -> Value {
+    serde_json::from_str(&place.read(name)).unwrap()
+}
+
+#[test]
+fn stages_leave_an_adapter_and_merged_weights_that_are_the_same_model() {
+    let place = Place::new();
+    place.file("r.toml", RECIPE);
+    place.works(&["--recipe", "r.toml", "--run-dir", "run"]);
+    let config = json(&place, "run/tuned/adapter/adapter_config.json");
+    let base = place.path().join("run/base/model");
+    let base = base.canonicalize().unwrap();
+    let named = config["base_model_name_or_path"].as_str().unwrap();
+    assert_eq!(std::fs::canonicalize(named).unwrap(), base);
+    assert_eq!(
+        (&config["use_dora"], &config["r"]),
+        (&true.into(), &4.into())
+    );
+    assert!(!place.path().join("run/base/adapter").exists());
+    let config = json(&place, "run/rl/adapter/adapter_config.json");
+    assert_eq!(
+        (&config["use_dora"], &config["r"], &config["lora_alpha"]),
+        (&false.into(), &16.into(), &32.into())
+    );
+    assert_eq!(config["target_modules"].as_array().unwrap().len(), 7);
+
+    // the adapter's folder is a model as any other
+    place.file("rows.jsonl", "{\"text\": \"3 + 4 = 7\"}\n");
+    let score = |model: &str| {
+        let to = format!("{}.jsonl", model.replace('/', "-"));
+        place.works(&[
+            "score",
+            "--model",
+            model,
+            "--input",
+            "rows.jsonl",
+            "--output",
+            &to,
+        ]);
+        json(&place, &to)["logprobs"].clone()
+    };
+    let merged = score("run/tuned/model");
+    assert_eq!(score("run/tuned/adapter"), merged);
+    assert_ne!(score("run/base/model"), merged);
+
+    // and what it was learnt beside has not moved
+    let plan = place.works(&["plan", "--recipe", "r.toml", "--json"]);
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+    let memory = |i: usize, part: &str| plan[i]["estimate"]["memory"][part].as_u64();
+    assert!(memory(1, "gradients") < memory(0, "gradients"), "{plan}");
+    assert_eq!(
+        memory(1, "optimizer"),
+        memory(1, "gradients").map(|n| 2 * n)
+    );
+}
+
+#[test]
+fn four_bits_under_an_adapter_are_trained_and_merged() {
+    let place = Place::new();
+    let recipe = RECIPE.replace("method = \"lora\"", "method = \"qlora\"");
+    place.file("r.toml", recipe.replace("\"dora\"", "\"qlora\""));
+    place.works(&["--recipe", "r.toml", "--run-dir", "run"]);
+    let plan = place.works(&["plan", "--recipe", "r.toml", "--json"]);
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+    let weights = |i: usize| plan[i]["estimate"]["memory"]["weights"].as_u64();
+    assert!(weights(1) < weights(0), "{plan}");
+    // the sampler and the update see the same weights
+    for line in place.read("run/rl/metrics.jsonl").lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        assert!(row["gap_max"].as_f64().unwrap() < 1e-3, "{row}");
+    }
+    let config = json(&place, "run/rl/adapter/adapter_config.json");
+    assert_eq!(config["peft_type"], "LORA");
+}
+
+#[test]
+fn killed_while_the_adapter_learns_it_ends_the_same() {
+    let (whole, cut) = (Place::new(), Place::new());
+    for place in [&whole, &cut] {
+        place.file("r.toml", RECIPE);
+    }
+    let args = ["--recipe", "r.toml", "--run-dir", "run"];
+    whole.works(&args);
+    let mut child = cut
+        .command(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = cut.path().join("run/tuned/checkpoint-3");
+    let started = Instant::now();
+    while !begun.exists() && started.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(begun.exists() && !cut.path().join("run/tuned/model").exists());
+    cut.works(&args);
+    for file in [
+        "tuned/adapter/adapter_model.safetensors",
+        "tuned/model/model.safetensors",
+        "rl/adapter/adapter_model.safetensors",
+    ] {
+        let read = |place: &Place| std::fs::read(place.path().join("run").join(file)).unwrap();
+        assert_eq!(read(&whole), read(&cut), "{file}");
+    }
+}
+
+#[test]
+fn mistakes_are_told_before_anything_runs() {
+    let place = Place::new();
+    let fails = |from: &str, to: &str| {
+        assert!(RECIPE.contains(from), "{from}");
+        place.file("r.toml", RECIPE.replacen(from, to, 1));
+        let (error, hint) = place.fails(&["--recipe", "r.toml", "--run-dir", "run"]);
+        assert!(!place.path().join("run").exists());
+        (error, hint)
+    };
+    let (error, _) = fails("\"v_proj\"", "\"w_proj\"");
+    assert!(
+        error.contains("`student.lora.target_modules` names w_proj"),
+        "{error}"
+    );
+    let (error, _) = fails("rank = 4", "rank = 0");
+    assert!(error.contains("`rank = 0`"), "{error}");
+    let (error, _) = fails("method = \"dora\"", "method = \"full\"");
+    assert!(error.contains("`[student.lora]` has no effect"), "{error}");
+    let (error, hint) = fails(
+        "[student.init]",
+        "[student]\nmethod = \"lora\"\n[student.init]",
+    );
+    assert!(error.contains("random weights"), "{error}");
+    assert!(hint.contains("[stage.student]"), "{hint}");
+
+    // an adapter whose base is not there
+    place.file(
+        "alone/adapter_config.json",
+        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "./nowhere"}"#,
+    );
+    place.file("rows.jsonl", "{\"text\": \"x\"}\n");
+    let (error, _) = place.fails(&[
+        "score",
+        "--model",
+        "alone",
+        "--input",
+        "rows.jsonl",
+        "--output",
+        "o.jsonl",
+    ]);
+    assert!(error.contains("base of the adapter `alone`"), "{error}");
+}
