@@ -2,7 +2,7 @@
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 //!
 //! Which type each tensor gets is in [`super::gguf_types`], what tensors and settings are called in
-//! [`super::gguf_names`], the tokenizer in [`super::gguf_tokenizer`]. Reading is candle's business.
+//! `gguf_names`, the tokenizer in [`super::gguf_tokenizer`]. Reading is candle's business.
 
 use super::gguf_names::{self, Rows};
 use super::gguf_types::{Fallback, Quant, TypeChooser, block_bytes, name_of, type_id};
