@@ -85,9 +85,10 @@ fn stages_leave_an_adapter_and_merged_weights_that_are_the_same_model() {
     let config = json(&place, "run/rl/adapter/adapter_config.json");
     assert_eq!(
         (&config["use_dora"], &config["r"], &config["lora_alpha"]),
-        (&false.into(), &16.into(), &32.into())
+        (&false.into(), &4.into(), &32.into())
     );
-    assert_eq!(config["target_modules"].as_array().unwrap().len(), 7);
+    // what a stage does not say is as it was in the stage that it starts from
+    assert_eq!(config["target_modules"].as_array().unwrap().len(), 3);
 
     // the adapter's folder is a model as any other
     place.file("rows.jsonl", "{\"text\": \"3 + 4 = 7\"}\n");
@@ -117,6 +118,80 @@ fn stages_leave_an_adapter_and_merged_weights_that_are_the_same_model() {
         memory(1, "optimizer"),
         memory(1, "gradients").map(|n| 2 * n)
     );
+}
+
+#[test]
+fn an_adapter_remembers_the_rope_it_was_trained_with() {
+    let place = Place::new();
+    place.file("r.toml", RECIPE);
+    place.works(&["--recipe", "r.toml", "--run-dir", "run"]);
+    place.file(
+        "raised.toml",
+        "name = \"raised\"\ndevice = \"cpu\"\n[student]\nmodel = \"run/base/model\"\nmethod = \"lora\"\nrope_theta = 500.0\n
+[[traces]]\nsource = \"builtin:arithmetic\"\nnum_problems = 20\n
+[sft]\nepochs = 1\nlearning_rate = 1e-2\nbatch_size = 4\nmax_length = 512\n",
+    );
+    place.works(&["--recipe", "raised.toml", "--run-dir", "raised"]);
+    place.file(
+        "rows.jsonl",
+        "{\"text\": \"3 + 4 = 7, and 12 * 12 = 144\"}\n",
+    );
+    let score = |model: &str| {
+        let to = format!("{}.jsonl", model.replace('/', "-"));
+        place.works(&[
+            "score",
+            "--model",
+            model,
+            "--input",
+            "rows.jsonl",
+            "--output",
+            &to,
+        ]);
+        json(&place, &to)["logprobs"].clone()
+    };
+    assert_eq!(score("raised/sft/adapter"), score("raised/sft/model"));
+
+    // beside one that is not merged there is no place for another
+    let recipe = place.read("raised.toml");
+    place.file(
+        "again.toml",
+        recipe.replace("run/base/model", "raised/sft/adapter"),
+    );
+    let (error, hint) = place.fails(&["--recipe", "again.toml", "--run-dir", "again"]);
+    assert!(error.contains("beside another adapter"), "{error}");
+    assert!(hint.contains("`model/`"), "{hint}");
+}
+
+#[test]
+fn a_stage_changes_what_it_names_and_a_reward_model_is_trained_whole() {
+    let place = Place::new();
+    let recipe = "name = \"x\"\n[student]\nmodel = \"qwen2.5-math-1.5b\"\nmethod = \"lora\"\n[student.lora]\nrank = 64\nrslora = true
+[[stage]]\nname = \"a\"\nkind = \"sft\"\n[[stage.traces]]\nsource = \"builtin:arithmetic\"\nnum_problems = 4
+[[stage]]\nname = \"b\"\nkind = \"sft\"\nmodel = \"@a\"\n[[stage.traces]]\nsource = \"builtin:arithmetic\"\nnum_problems = 4
+[stage.student.lora]\nalpha = 5
+[[stage]]\nname = \"c\"\nkind = \"sft\"\n[[stage.traces]]\nsource = \"builtin:arithmetic\"\nnum_problems = 4
+[stage.student]\nmethod = \"dora\"
+[[stage]]\nname = \"d\"\nkind = \"reward-model\"\npairs = \"pairs.jsonl\"\n[stage.reward_model]\nmax_length = 64\n";
+    place.file("r.toml", recipe);
+    let plan = place.works(&["--recipe", "r.toml", "--dry-run", "--json"]);
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+    let adapter = |i: usize| plan["stages"][i]["student"]["adapter"].clone();
+    let numbers = |i: usize| {
+        let a = adapter(i);
+        (
+            a["rank"].clone(),
+            a["alpha"].clone(),
+            a["rslora"].clone(),
+            a["dora"].clone(),
+        )
+    };
+    let is = |rank: i64, alpha: f64, dora: bool| {
+        (rank.into(), alpha.into(), true.into(), Value::from(dora))
+    };
+    assert_eq!(numbers(0), is(64, 32.0, false), "{plan}");
+    assert_eq!(numbers(1), is(64, 5.0, false));
+    assert_eq!(numbers(2), is(64, 32.0, true));
+    assert_eq!(adapter(3), Value::Null);
 }
 
 #[test]

@@ -87,9 +87,9 @@ fn rows_that_do_not_divide_are_told() {
     assert_eq!(
         warnings,
         [
-            "warning: 6 tensors are F16 in place of Q4_K, whose blocks do not divide their rows",
-            "warning: 2 tensors are F16 in place of Q6_K, whose blocks do not divide their rows",
-            "warning: 1 tensors are F16 in place of Q8_0, whose blocks do not divide their rows",
+            "warning: 6 tensors are F16 in place of Q4_K, whose blocks do not divide the rows",
+            "warning: 2 tensors are F16 in place of Q6_K, whose blocks do not divide the rows",
+            "warning: 1 tensor is F16 in place of Q8_0, whose blocks do not divide the rows",
         ]
     );
 }

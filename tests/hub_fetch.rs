@@ -219,6 +219,27 @@ fn a_listing_may_come_in_pages() {
 }
 
 #[test]
+fn files_of_a_model_by_pattern() {
+    let site = Site::new(Kept::Lfs);
+    let fetch = |hub: &Hub, pattern: &str| {
+        let found = hub.model_files("org/name", None, &[pattern.into()], &Silent)?;
+        let names = found.files.iter().map(|path| {
+            assert!(path.is_file());
+            path.file_name().unwrap().to_str().unwrap().to_string()
+        });
+        Ok::<_, distill::Error>(names.collect::<Vec<_>>())
+    };
+    assert_eq!(fetch(&site.hub(), "*.bin").unwrap(), ["pytorch_model.bin"]);
+    assert_eq!(site.downloads(), 1);
+    assert_eq!(fetch(&site.offline(), "*").unwrap(), ["pytorch_model.bin"]);
+    // `*` stays within a folder
+    assert_eq!(fetch(&site.hub(), "onnx/*").unwrap(), ["model.safetensors"]);
+    let (text, hint) = message(fetch(&site.hub(), "*.gguf").unwrap_err());
+    assert_eq!(text, "no file of model `org/name` matches `*.gguf`");
+    assert_eq!(hint, "it has 10 files, `.gitattributes` among them");
+}
+
+#[test]
 fn a_tokenizer_does_not_bring_the_weights() {
     let site = Site::new(Kept::Lfs);
     let model = site

@@ -100,7 +100,7 @@ fn a_policy_of_adapters_learns_against_its_base_and_resumes_to_the_bit() {
         );
         assert_eq!(bits(&model.without_adapters().unwrap()), bits(&tiny(3)));
         // the reference is no file: the frozen weights are shared
-        assert!(!dir.path().join("reference.safetensors").exists());
+        assert!(!dir.path().join("reference").exists());
         assert!(log.records[0].kl.is_some_and(|kl| kl.abs() < 1e-6));
         assert!(log.records[5].kl.is_some_and(|kl| kl > 1e-6));
 
@@ -162,10 +162,12 @@ fn a_reference_in_a_file_is_the_policy_it_was() {
     let other = ReferencePolicy::InFile(kept);
     assert_eq!(ask(&other), before);
 
-    std::fs::write(dir.path().join("reference.safetensors"), "no").unwrap();
+    std::fs::write(dir.path().join("reference/reference.safetensors"), "no").unwrap();
     let error = reference.logprobs(&policy, &learnt, &settings).unwrap_err();
     assert!(
         error.to_string().contains("reference.safetensors"),
         "{error}"
     );
+    reference.close().unwrap();
+    assert!(!dir.path().join("reference").exists());
 }

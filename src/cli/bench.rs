@@ -8,7 +8,7 @@ use crate::optim::{AdamW, AdamWConfig};
 use crate::pipeline::open;
 use crate::progress::Reporter;
 use crate::recipe::{self, Dtype};
-use crate::train::footprint::step_flops;
+use crate::train::footprint::{share_beside_frozen, step_flops};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
@@ -145,13 +145,10 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     };
     let lengths = vec![args.length; args.num_sequences];
     let flops = step_flops(model.config(), &lengths, recompute);
-    // frozen weights have no gradient: one pass of three, or of four with recomputation
-    let share = match (args.lora, args.recompute) {
-        (None, _) => 1.0,
-        (Some(_), false) => 2.0 / 3.0,
-        (Some(_), true) => 3.0 / 4.0,
+    let flops = match args.lora {
+        None => flops,
+        Some(_) => flops * share_beside_frozen(recompute),
     };
-    let flops = share * flops;
     let [forward_s, both_s, optimizer_s] = training;
     let step_s = both_s + optimizer_s;
     let tokens_per_step = args.length * args.num_sequences;

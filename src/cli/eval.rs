@@ -107,7 +107,14 @@ fn default_folder(suite: &Suite, model: &str) -> PathBuf {
 fn model_key(opened: &Opened, args: &Args) -> Result<String> {
     let io = |e| Error::io("reading", &opened.folder, e);
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(&opened.folder).map_err(io)? {
+    let mut entries = Vec::new();
+    for folder in [Some(&opened.folder), opened.base.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        entries.extend(std::fs::read_dir(folder).map_err(io)?);
+    }
+    for entry in entries {
         let path = entry.map_err(io)?.path();
         // through links: in the Hub's cache the files are links
         let meta = std::fs::metadata(&path).map_err(io)?;

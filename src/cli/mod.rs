@@ -8,7 +8,7 @@
 //! | [`data`] | what trace files hold |
 //! | [`grade`], [`reward`] | verdicts on answers; weighted sums of rewards |
 //! | [`plan`] | what a run would take |
-//! | [`bench`] | what a shape takes on this device |
+//! | [`mod@bench`] | what a shape takes on this device |
 //! | [`pull`], [`push`] | fetch a model or a data set from the Hub; publish one |
 //! | [`export`] | a model as a GGUF file |
 //! | [`report`] | a run as one HTML page |

@@ -10,9 +10,11 @@ use serde_json::json;
 Examples:
   distill pull Qwen/Qwen2.5-Math-1.5B
   distill pull open-r1/Mixture-of-Thoughts --dataset --config math
+  distill pull Qwen/Qwen2.5-Math-1.5B --files '*.json'
 
-Files go into the cache that Python's huggingface_hub shares. HF_TOKEN, HF_HOME and HF_ENDPOINT are read; with
-HF_HUB_OFFLINE=1 only what is there already is found.")]
+Of a model, what loads it is fetched: config, tokenizer, licence and safetensors weights. Every file is checked against
+the size and hash that the Hub lists, cached ones too; a download that was cut goes on where it stopped. Files go into the cache that Python's huggingface_hub shares. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_DISABLE_XET
+are read; with HF_HUB_OFFLINE=1 only what is there already is found.")]
 pub struct Args {
     /// `org/name` or `org/name@revision`
     repo: String,
@@ -26,7 +28,7 @@ pub struct Args {
     #[arg(long, requires = "dataset")]
     config: Option<String>,
     /// Only files that match this glob; may be repeated
-    #[arg(long, value_name = "GLOB", requires = "dataset")]
+    #[arg(long, value_name = "GLOB")]
     files: Vec<String>,
     /// Print what was fetched as JSON
     #[arg(long)]
@@ -43,17 +45,19 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         };
         let found = hub::resolve_dataset(&args.repo, revision, wanted, &session.terminal)?;
         (found.files, found.revision)
+    } else if !args.files.is_empty() {
+        let found = hub::resolve_model_files(&args.repo, revision, &args.files, &session.terminal)?;
+        (found.files, found.revision)
     } else {
         let found = hub::resolve_model(&args.repo, revision, &session.terminal)?;
         (vec![found.folder], found.revision)
     };
     let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
     if args.json {
-        let key = if args.dataset { "files" } else { "folder" };
-        let value = if args.dataset {
-            json!(files)
-        } else {
-            json!(files[0])
+        let is_list = args.dataset || !args.files.is_empty();
+        let (key, value) = match (is_list, files.first()) {
+            (false, Some(folder)) => ("folder", json!(folder)),
+            _ => ("files", json!(files)),
         };
         return stdout::json(&json!({"repo": args.repo, "revision": revision, key: value}));
     }

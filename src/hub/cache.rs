@@ -63,9 +63,11 @@ impl RepoCache {
         let parent = path.parent().unwrap_or(&self.folder);
         std::fs::create_dir_all(parent).map_err(|e| Error::io("creating", parent, e))?;
         let up = "../".repeat(2 + file.matches('/').count());
-        let beside = parent.join(format!(".{hash}.{}", std::process::id()));
+        // beside the locks, where a kill leaves it out of everybody's way
+        let beside = self.locks.join(format!("{hash}.{}", std::process::id()));
         let _ = std::fs::remove_file(&beside);
-        place(&format!("{up}blobs/{hash}"), &self.blob(hash), &beside)
+        std::fs::create_dir_all(&self.locks)
+            .and_then(|()| place(&format!("{up}blobs/{hash}"), &self.blob(hash), &beside))
             .and_then(|()| std::fs::rename(&beside, &path))
             .map_err(|e| Error::io("linking", &path, e))
     }

@@ -87,7 +87,11 @@ fn scalar(value: &Value) -> String {
     match value {
         Value::String(text) => string(text),
         Value::Number(number) => {
-            let text = number.to_string();
+            // serde_json writes small numbers in one of two ways, depending on how it was compiled
+            let text = match number.as_f64() {
+                Some(value) if number.is_f64() => format!("{value:?}"),
+                _ => number.to_string(),
+            };
             // without a point and a sign, readers of YAML 1.1 take an exponent for text
             match text.split_once('e') {
                 Some((mantissa, exponent)) => {

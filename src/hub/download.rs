@@ -127,7 +127,7 @@ impl<'a> Download<'a> {
         let blob = self.cache.blob(&file.hash);
         let waiting = || {
             meter.reporter.note(&format!(
-                "waiting for another process that fetches `{}`",
+                "waiting for the content of `{}`, which is being fetched already",
                 file.path
             ));
         };

@@ -1,25 +1,20 @@
-//! Listing, downloading and checking, for models and data sets alike; with no network, the cache alone.
+//! What is wanted of a model or a data set, found at the Hub and brought into the cache (`listing`); with no network, the
+//! cache alone.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hf_hub::{HFClient, HFClientSync, HFResult, split_id};
 use serde_json::Value;
 
 use super::cache::RepoCache;
-use super::download::{Download, Listed, Meter};
+use super::download::Listed;
 use super::failure::{Failure, Place};
+use super::listing::{Listing, checking, in_parallel};
 use super::select::{self, INDEX, Part, SINGLE, Wanted};
 use super::wire::{Wire, encoded, token_from_env};
 use super::{Resolved, ResolvedFiles, check};
-use crate::progress::{Reporter, Silent};
+use crate::progress::Reporter;
 use crate::{Error, Result};
-
-/// Files fetched or hashed at the same time.
-const NUM_WORKERS: usize = 8;
-/// From so many bytes on, looking at what is cached shows its progress.
-const SHOWN: u64 = 256 << 20;
 
 /// Where and how to fetch; what is `None` comes from the environment.
 #[derive(Clone, Default)]
@@ -36,16 +31,9 @@ pub struct HubOptions {
 /// A connection to one Hub, with one cache.
 pub struct Hub {
     client: HFClientSync,
-    wire: Wire,
+    pub(super) wire: Wire,
     cache: PathBuf,
     offline: bool,
-}
-
-/// One repository at one commit, files listed.
-struct Listing<'a> {
-    repo: &'a Repo<'a>,
-    commit: String,
-    files: Vec<Listed>,
 }
 
 /// What the API says of a repository.
@@ -55,14 +43,15 @@ struct Info {
 }
 
 /// One repository.
-struct Repo<'a> {
-    hub: &'a Hub,
+pub struct Repo<'a> {
+    pub hub: &'a Hub,
     /// `models` or `datasets`.
-    kind: &'static str,
-    cache: RepoCache,
-    what: &'static str,
-    id: &'a str,
-    revision: &'a str,
+    pub kind: &'static str,
+    pub cache: RepoCache,
+    /// `model` or `data set`.
+    pub what: &'static str,
+    pub id: &'a str,
+    pub revision: &'a str,
 }
 
 impl Hub {
@@ -151,6 +140,46 @@ impl Hub {
         Ok(done(listing.commit))
     }
 
+    /// Fetches the files of a model that match these globs, and no others.
+    pub fn model_files(
+        &self,
+        id: &str,
+        revision: Option<&str>,
+        patterns: &[String],
+        reporter: &dyn Reporter,
+    ) -> Result<ResolvedFiles> {
+        let (owner, name) = split_id(id);
+        let handle = self.client.model(owner, name);
+        let repo = self.repo("models", "model", id, revision);
+        let place = format!("model `{id}`");
+        let info = || {
+            let info = handle.info().revision(repo.revision).send()?;
+            Ok(Info {
+                commit: info.sha,
+                card: None,
+            })
+        };
+        let (commit, files) = match repo.list(info, reporter)? {
+            Some((listing, _)) => {
+                let paths: Vec<String> = listing.files.iter().map(|f| f.path.clone()).collect();
+                let files = select::matching(&place, &paths, patterns)?;
+                listing.fetch(&files, reporter)?;
+                repo.cache.remember(repo.revision, &listing.commit)?;
+                (listing.commit, files)
+            }
+            None => {
+                let commit = repo.cached_commit()?;
+                let cached = repo.cache.files(&commit).into_iter();
+                let paths: Vec<String> = cached.map(|(path, _)| path).collect();
+                let files = select::matching(&place, &paths, patterns)
+                    .map_err(|e| e.at("in the cache, without network"))?;
+                repo.check_cached(&commit, &files, reporter)?;
+                (commit, files)
+            }
+        };
+        Ok(repo.resolved(&commit, &files))
+    }
+
     /// Fetches the chosen files of a data set.
     pub fn dataset(
         &self,
@@ -195,12 +224,7 @@ impl Hub {
                 (commit, files)
             }
         };
-        let folder = repo.cache.snapshot(&commit);
-        Ok(ResolvedFiles {
-            files: files.iter().map(|path| folder.join(path)).collect(),
-            revision: Some(commit),
-            source: id.to_string(),
-        })
+        Ok(repo.resolved(&commit, &files))
     }
 
     fn repo<'a>(
@@ -222,7 +246,7 @@ impl Hub {
 }
 
 impl<'a> Repo<'a> {
-    fn explain(&self, failure: impl Into<Failure>, file: Option<&str>) -> Error {
+    pub fn explain(&self, failure: impl Into<Failure>, file: Option<&str>) -> Error {
         let Self {
             what, id, revision, ..
         } = self;
@@ -233,6 +257,15 @@ impl<'a> Repo<'a> {
             file,
             endpoint: self.hub.wire.endpoint(),
         })
+    }
+
+    fn resolved(&self, commit: &str, files: &[String]) -> ResolvedFiles {
+        let folder = self.cache.snapshot(commit);
+        ResolvedFiles {
+            files: files.iter().map(|path| folder.join(path)).collect(),
+            revision: Some(commit.to_string()),
+            source: self.id.to_string(),
+        }
     }
 
     fn not_cached(&self, file: &str) -> Error {
@@ -392,185 +425,12 @@ impl<'a> Repo<'a> {
         })
     }
 
-    fn shards(&self, index: &[u8]) -> Result<Vec<String>> {
+    pub fn shards(&self, index: &[u8]) -> Result<Vec<String>> {
         select::shards(index).map_err(|e| {
             Error::input(format!(
                 "`{INDEX}` of {} `{}` cannot be used: {e}",
                 self.what, self.id
             ))
         })
-    }
-}
-
-impl Listing<'_> {
-    fn find(&self, path: &str) -> Option<&Listed> {
-        self.files.iter().find(|file| file.path == path)
-    }
-
-    /// The weight files of a model: the shards of its index, else the one file.
-    fn weights(&self, reporter: &dyn Reporter) -> Result<Vec<String>> {
-        let (what, id) = (self.repo.what, self.repo.id);
-        if self.find(INDEX).is_none() {
-            return match self.find(SINGLE) {
-                Some(_) => Ok(vec![SINGLE.into()]),
-                None => Err(Error::input(format!(
-                    "{what} `{id}` has no `{SINGLE}` and no `{INDEX}`"
-                ))
-                .with_hint("only safetensors weights are read; choose a repository that has them")),
-            };
-        }
-        self.fetch(&[INDEX.to_string()], reporter)?;
-        let path = self.repo.cache.snapshot(&self.commit).join(INDEX);
-        let index = std::fs::read(&path).map_err(|e| Error::io("reading", &path, e))?;
-        let mut files = self.repo.shards(&index)?;
-        if let Some(missing) = files.iter().find(|file| self.find(file).is_none()) {
-            return Err(Error::input(format!(
-                "`{INDEX}` of {what} `{id}` names `{missing}`, which the repository does not have"
-            )));
-        }
-        files.push(INDEX.into());
-        Ok(files)
-    }
-
-    /// Sees to it that these files are in the cache and whole.
-    fn fetch(&self, paths: &[String], reporter: &dyn Reporter) -> Result<()> {
-        let repo = self.repo;
-        let wanted: Vec<&Listed> = paths.iter().filter_map(|path| self.find(path)).collect();
-        let mut absent = self.absent(&wanted, reporter)?;
-        if absent.is_empty() {
-            return Ok(());
-        }
-        let total = absent.iter().map(|file| file.size).sum();
-        self.check_space(&absent, total)?;
-        // the largest first: it is what the others wait for in the end
-        absent.sort_by_key(|file| std::cmp::Reverse(file.size));
-        let wire = &repo.hub.wire;
-        let download = Download::new(wire, &repo.cache, repo.kind, repo.id, &self.commit);
-        let meter = Meter::new(reporter.task(repo.id, Some(total), "bytes"), reporter);
-        in_parallel(&absent, &meter, |file| {
-            let fetched = download.fetch(file, &meter);
-            fetched.map_err(|failure| repo.explain(failure, Some(&file.path)))
-        })
-    }
-
-    /// The files of these that are not in the cache, or not as the server has them.
-    fn absent<'f>(
-        &self,
-        wanted: &[&'f Listed],
-        reporter: &dyn Reporter,
-    ) -> Result<Vec<&'f Listed>> {
-        let repo = self.repo;
-        let snapshot = repo.cache.snapshot(&self.commit);
-        let (there, absent): (Vec<_>, Vec<_>) = wanted
-            .iter()
-            .copied()
-            .partition(|file| snapshot.join(&file.path).exists());
-        let absent = Mutex::new(absent);
-        let meter = checking(repo.id, there.iter().map(|file| file.size).sum(), reporter);
-        in_parallel(&there, &meter, |file| {
-            let path = snapshot.join(&file.path);
-            if let Some(fault) = check::fault(&path, Some(file.size), Some(&file.hash))? {
-                reporter.warn(&format!(
-                    "cached `{}` of `{}` is damaged ({fault}) and is fetched again",
-                    file.path, repo.id
-                ));
-                repo.cache.forget(&self.commit, &file.path);
-                absent.lock().unwrap_or_else(|e| e.into_inner()).push(file);
-            }
-            meter.add(file.size);
-            Ok(())
-        })?;
-        Ok(absent.into_inner().unwrap_or_else(|e| e.into_inner()))
-    }
-
-    /// Says that the disk is too small before it is full.
-    fn check_space(&self, absent: &[&Listed], total: u64) -> Result<()> {
-        let cache = &self.repo.cache;
-        let folder = cache.create()?;
-        let there = |file: &&Listed| {
-            let partial = cache
-                .incomplete(&file.hash)
-                .metadata()
-                .map_or(0, |data| data.len());
-            let whole = cache
-                .blob(&file.hash)
-                .metadata()
-                .map_or(0, |data| data.len());
-            partial.max(whole).min(file.size)
-        };
-        let needed = total.saturating_sub(absent.iter().map(there).sum());
-        match free_space(folder) {
-            Some(free) if free < needed => Err(Error::input(format!(
-                "{} `{}` needs {:.1} GB more, and `{}` has {:.1} GB free",
-                self.repo.what,
-                self.repo.id,
-                needed as f64 / 1e9,
-                folder.display(),
-                free as f64 / 1e9
-            ))
-            .with_hint("free some space, or set `HF_HOME` to a folder on a larger disk")),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Bytes that a program may still write at `folder`.
-#[cfg(unix)]
-#[allow(clippy::unnecessary_cast)] // the fields are narrower on other systems
-fn free_space(folder: &std::path::Path) -> Option<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
-    let mut data = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: a path that ends in zero and room for the answer
-    let is_known = unsafe { libc::statvfs(path.as_ptr(), data.as_mut_ptr()) } == 0;
-    // SAFETY: filled by the call, and all zeros are a value too
-    let data = unsafe { data.assume_init() };
-    is_known.then_some((data.f_bavail as u64).saturating_mul(data.f_frsize as u64))
-}
-
-#[cfg(not(unix))]
-fn free_space(_: &std::path::Path) -> Option<u64> {
-    None
-}
-
-/// A meter for hashing what is cached; shown only where it takes a while.
-fn checking<'a>(id: &str, total: u64, reporter: &'a dyn Reporter) -> Meter<'a> {
-    let label = format!("checking {id}");
-    let task = match total {
-        SHOWN.. => reporter.task(&label, Some(total), "bytes"),
-        _ => Silent.task(&label, None, "bytes"),
-    };
-    Meter::new(task, reporter)
-}
-
-/// Does `work` for each item, several at a time, until one fails; that one's error is the result.
-fn in_parallel<I: Sync>(
-    items: &[I],
-    meter: &Meter,
-    work: impl Fn(&I) -> Result<()> + Sync,
-) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let failed = Mutex::new(None);
-    std::thread::scope(|scope| {
-        for _ in 0..items.len().min(NUM_WORKERS) {
-            scope.spawn(|| {
-                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if meter.is_stopped() {
-                        return;
-                    }
-                    if let Err(error) = work(item) {
-                        meter.stop();
-                        failed
-                            .lock()
-                            .unwrap_or_else(|e| e.into_inner())
-                            .get_or_insert(error);
-                    }
-                }
-            });
-        }
-    });
-    match failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
-        Some(error) => Err(error),
-        None => Ok(()),
     }
 }

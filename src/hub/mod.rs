@@ -14,6 +14,7 @@ mod check;
 mod download;
 mod failure;
 mod fetch;
+mod listing;
 pub mod publish;
 pub mod publish_api;
 pub mod publish_files;
@@ -83,6 +84,18 @@ pub fn resolve_model_part(
     let (id, revision) = split_revision(id_or_path, revision);
     check_id(id, "model")?;
     Hub::from_env()?.model(id, revision, part, reporter)
+}
+
+/// The files of the Hub model `org/name` or `org/name@revision` that match these globs over its paths.
+pub fn resolve_model_files(
+    id: &str,
+    revision: Option<&str>,
+    patterns: &[String],
+    reporter: &dyn Reporter,
+) -> Result<ResolvedFiles> {
+    let (id, revision) = split_revision(id, revision);
+    check_id(id, "model")?;
+    Hub::from_env()?.model_files(id, revision, patterns, reporter)
 }
 
 /// The data files of a data set: a local file or folder, else the Hub repository `org/name` or `org/name@revision`.

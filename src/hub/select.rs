@@ -146,24 +146,16 @@ pub fn dataset_files(
             .collect();
         format!("its configs are `{}`", names.join("`, `"))
     };
-    if patterns.is_empty()
-        && config.is_none()
-        && configs.len() > 1
-        && find_config(configs, None).is_none()
-    {
+    if !patterns.is_empty() {
+        return matching(place, listing, patterns);
+    }
+    if config.is_none() && configs.len() > 1 && find_config(configs, None).is_none() {
         return Err(Error::input(format!(
             "{place} has several configs and none is the default"
         ))
         .with_hint(format!("choose one with `config`: {}", config_names())));
     }
-    let mut chosen: Vec<String> = if !patterns.is_empty() {
-        let globs = globs(patterns)?;
-        listing
-            .iter()
-            .filter(|path| globs.is_match(path))
-            .cloned()
-            .collect()
-    } else if let Some(entry) = find_config(configs, config) {
+    let mut chosen: Vec<String> = if let Some(entry) = find_config(configs, config) {
         let globs = globs(&split_patterns(place, entry, split)?)?;
         data.iter()
             .filter(|path| globs.is_match(path))
@@ -174,14 +166,11 @@ pub fn dataset_files(
     };
     chosen.sort();
     if chosen.is_empty() {
-        let wanted = match (patterns.is_empty(), config) {
-            (false, _) => format!("matches `{}`", patterns.join("`, `")),
-            (true, Some(config)) if split == "train" => format!("belongs to config `{config}`"),
-            (true, Some(config)) => format!("belongs to split `{split}` of config `{config}`"),
-            (true, None) if split != "train" && !data.is_empty() => {
-                format!("belongs to split `{split}`")
-            }
-            (true, None) => "is Parquet or JSON lines".into(),
+        let wanted = match config {
+            Some(config) if split == "train" => format!("belongs to config `{config}`"),
+            Some(config) => format!("belongs to split `{split}` of config `{config}`"),
+            None if split != "train" && !data.is_empty() => format!("belongs to split `{split}`"),
+            None => "is Parquet or JSON lines".into(),
         };
         let hint = match (config.is_some() && !configs.is_empty(), data.first()) {
             (true, _) => config_names(),
@@ -193,6 +182,26 @@ pub fn dataset_files(
         return Err(Error::input(format!("no file of {place} {wanted}")).with_hint(hint));
     }
     Ok(chosen)
+}
+
+/// The files that match these globs, sorted.
+pub fn matching(place: &str, listing: &[String], patterns: &[String]) -> Result<Vec<String>> {
+    let globs = globs(patterns)?;
+    let mut chosen: Vec<String> = listing
+        .iter()
+        .filter(|path| globs.is_match(path))
+        .cloned()
+        .collect();
+    chosen.sort();
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let wanted = patterns.join("`, `");
+    let hint = match listing.first() {
+        Some(first) => format!("it has {} files, `{first}` among them", listing.len()),
+        None => "it has no files".into(),
+    };
+    Err(Error::input(format!("no file of {place} matches `{wanted}`")).with_hint(hint))
 }
 
 fn find_config<'a>(configs: &'a [Value], config: Option<&str>) -> Option<&'a Value> {

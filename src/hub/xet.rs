@@ -13,11 +13,11 @@ use super::wire::Wire;
 /// Settings of hf-xet that are ours where the environment says nothing: it would take a quarter of the memory for its
 /// buffers, and wait for minutes where our plain download can stand in.
 const SETTINGS: &[(&str, &str)] = &[
-    ("reconstruction.download_buffer_size", "256mb"),
-    ("reconstruction.download_buffer_perfile_size", "64mb"),
-    ("reconstruction.download_buffer_limit", "768mb"),
+    ("reconstruction.download_buffer_size", "128mb"),
+    ("reconstruction.download_buffer_perfile_size", "32mb"),
+    ("reconstruction.download_buffer_limit", "256mb"),
     ("reconstruction.min_reconstruction_fetch_size", "64mb"),
-    ("reconstruction.min_prefetch_buffer", "256mb"),
+    ("reconstruction.min_prefetch_buffer", "128mb"),
     ("client.retry_max_attempts", "3"),
     ("client.retry_base_delay", "1s"),
 ];

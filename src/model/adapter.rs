@@ -108,12 +108,11 @@ impl Adapter {
             ops::add_inplace(y, &added)?;
             return Ok(y.clone());
         };
-        let g = dora.factor(m)?;
         let Some(bias) = bias.map(|b| m.w(b)) else {
-            return Ok((y + added)?.broadcast_mul(&g)?);
+            return dora.scaled(m, &(y + added)?);
         };
         let direction = (y.broadcast_sub(bias)? + added)?;
-        Ok(direction.broadcast_mul(&g)?.broadcast_add(bias)?)
+        Ok(dora.scaled(m, &direction)?.broadcast_add(bias)?)
     }
 
     /// dy `[T, O]` to dx `[T, I]`; the gradients of A, B and m are added to `grads`. With z the product before g:
@@ -137,7 +136,7 @@ impl Adapter {
                 let z = (ops::linear(x, &model.weight(w)?, None)? + ops::linear(&low, b, None)?)?;
                 let dg = ops::sum_rows(&(dy * z)?.to_dtype(DType::F32)?)?; // [O]
                 grads.add(dora.m, &(dg / &dora.norm)?)?;
-                dy.broadcast_mul(&dora.factor(model)?)?
+                dora.scaled(model, dy)?
             }
         };
         grads.add_matmul(self.b, &dz, &low)?;
@@ -162,16 +161,17 @@ impl Adapter {
         let Some(dora) = &self.dora else {
             return Ok(direction);
         };
-        let m = model.w(dora.m).to_dtype(DType::F32)?;
-        Ok(direction.broadcast_mul(&(m / &dora.norm)?.unsqueeze(1)?)?)
+        let g = (model.w(dora.m) / &dora.norm)?;
+        Ok(direction.broadcast_mul(&g.unsqueeze(1)?)?)
     }
 }
 
 impl Magnitude {
-    /// g `[O]`, in the dtype of the activations.
-    fn factor(&self, model: &CausalLm) -> Result<Tensor> {
-        let m = model.w(self.m).to_dtype(DType::F32)?;
-        Ok((m / &self.norm)?.to_dtype(model.dtype())?)
+    /// `g y`. The factors are near 1, where 16 bits have steps as large as what is learnt: f32 until they are applied.
+    fn scaled(&self, model: &CausalLm, y: &Tensor) -> Result<Tensor> {
+        let g = (model.w(self.m) / &self.norm)?; // [O]
+        let scaled = y.to_dtype(DType::F32)?.broadcast_mul(&g)?;
+        Ok(scaled.to_dtype(y.dtype())?)
     }
 }
 
@@ -224,7 +224,8 @@ impl CausalLm {
             ));
         }
         if config.rank == 0 {
-            return Err(Error::input("adapters of rank 0 learn nothing"));
+            return Err(Error::input("adapters of rank 0 learn nothing")
+                .with_hint("the rank is `r` of PEFT, usually 4 to 128"));
         }
         self.check_targets(&config)?;
         self.num_frozen = self.parameters.len();
@@ -245,7 +246,11 @@ impl CausalLm {
                     Some(value) => value,
                     None => row_norms(&w.to_dtype(DType::F32)?)?,
                 };
-                let value = value.to_dtype(self.dtype)?.to_device(&self.device)?;
+                let dtype = match part {
+                    "lora_magnitude_vector" => DType::F32,
+                    _ => self.dtype,
+                };
+                let value = value.to_dtype(dtype)?.to_device(&self.device)?;
                 self.parameters.push(Parameter { name, value });
                 Ok(ParamId(self.parameters.len() - 1))
             };
@@ -334,11 +339,10 @@ impl CausalLm {
             if largest(self.w(adapter.b))? > 0.0 {
                 return Ok(false);
             }
-            if let Some(dora) = &adapter.dora {
-                let own = dora.norm.to_dtype(self.dtype)?;
-                if largest(&(self.w(dora.m) - own)?)? > 0.0 {
-                    return Ok(false);
-                }
+            if let Some(dora) = &adapter.dora
+                && largest(&(self.w(dora.m) - &dora.norm)?)? > 0.0
+            {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -356,36 +360,35 @@ impl CausalLm {
         Ok(copy)
     }
 
-    /// The model with its adapters in its weights, all of which are trained again.
+    /// The model with its adapters in its weights, all of which are trained again. One is replaced after the other.
     ///
     /// # Errors
-    /// The device has no room for the weights.
-    pub fn merge(self) -> Result<Self> {
-        if self.adapters.is_none() {
-            return Ok(self);
+    /// The device has no room for a weight.
+    pub fn merge(mut self) -> Result<Self> {
+        for i in 0..self.num_base() {
+            self.parameters[i].value = self.merged_weight(ParamId(i))?;
+            self.quantised.remove(&ParamId(i));
         }
-        let weights = self.merged_weights().map(|(_, value)| value);
-        let weights = weights.collect::<Result<_>>()?;
-        Self::from_weights(self.config.clone(), weights, &self.device, self.dtype)
+        self.parameters.truncate(self.num_base());
+        (self.adapters, self.num_frozen) = (None, 0);
+        Ok(self)
     }
 
-    /// Names and values of the weights with the adapters in them; without adapters, the weights. One that is merged is made
-    /// when it is asked for.
-    pub(super) fn merged_weights(&self) -> impl Iterator<Item = (String, Result<Tensor>)> + '_ {
-        let num = match self.adapters {
+    /// Weights without those of adapters.
+    pub(super) fn num_base(&self) -> usize {
+        match self.adapters {
             Some(_) => self.num_frozen,
             None => self.parameters.len(),
-        };
-        self.parameters[..num].iter().enumerate().map(|(i, p)| {
-            let adapter = self.adapters.as_ref().and_then(|all| all.of(ParamId(i)));
-            let value = match adapter {
-                None => self.weight(ParamId(i)),
-                Some(adapter) => adapter
-                    .merged(self, ParamId(i))
-                    .and_then(|w| Ok(w.to_dtype(self.dtype)?)),
-            };
-            (p.name.clone(), value)
-        })
+        }
+    }
+
+    /// A weight with its adapter in it, where it has one.
+    pub(super) fn merged_weight(&self, id: ParamId) -> Result<Tensor> {
+        let adapters = self.adapters.as_ref();
+        match adapters.and_then(|all| all.of(id)) {
+            None => self.weight(id),
+            Some(adapter) => Ok(adapter.merged(self, id)?.to_dtype(self.dtype)?),
+        }
     }
 }
 

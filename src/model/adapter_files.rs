@@ -1,4 +1,5 @@
-//! Adapters in and out, in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapters in and out, in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`; with the `config.json` of the
+//! model as it was trained.
 
 use super::weights::{self, write_json, write_shard};
 use super::{AdapterConfig, CausalLm};
@@ -50,8 +51,10 @@ pub fn base_of(folder: &Path) -> Result<Option<(String, Option<String>)>> {
 fn read_config(folder: &Path) -> Result<PeftConfig> {
     let path = folder.join(CONFIG);
     let text = fs::read_to_string(&path).map_err(|e| Error::io("reading", &path, e))?;
-    let config: PeftConfig = serde_json::from_str(&text)
-        .map_err(|e| Error::input(format!("`{}`: {e}", path.display())))?;
+    let config: PeftConfig = serde_json::from_str(&text).map_err(|e| {
+        Error::input(format!("`{}`: {e}", path.display()))
+            .with_hint("it is no adapter of PEFT's kind LORA, or damaged: save it again")
+    })?;
     let refuse = |what: String| {
         Err(
             Error::input(format!("`{}`: {what} is not supported", path.display()))
@@ -60,6 +63,14 @@ fn read_config(folder: &Path) -> Result<PeftConfig> {
     };
     if config.peft_type != "LORA" {
         return refuse(format!("`peft_type = {}`", config.peft_type));
+    }
+    // those change the base when they are loaded
+    let changes_base = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+    let init = config.others.get("init_lora_weights");
+    if let Some(init) = init.and_then(Value::as_str)
+        && changes_base.iter().any(|name| init.starts_with(name))
+    {
+        return refuse(format!("`init_lora_weights = {init:?}`"));
     }
     for (key, value) in &config.others {
         let is_neutral = match value {
@@ -102,12 +113,16 @@ impl CausalLm {
             return Err(Error::input("the model has no adapters to save"));
         };
         fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
-        let tensors: Vec<_> = self.trained().1.iter().collect();
-        let named: Vec<_> = tensors
-            .iter()
-            .map(|p| (p.name.clone(), p.value.clone()))
-            .collect();
-        write_shard(&folder.join(WEIGHTS), &named.iter().collect::<Vec<_>>())?;
+        let trained = self.trained().1.iter();
+        let tensors = trained
+            .map(|p| {
+                Ok((
+                    p.name.as_str(),
+                    p.value.to_device(&candle_core::Device::Cpu)?,
+                ))
+            })
+            .collect::<Result<_>>()?;
+        write_shard(&folder.join(WEIGHTS), tensors)?;
         let json = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -133,6 +148,8 @@ impl CausalLm {
             "rank_pattern": {},
             "alpha_pattern": {},
         });
+        // what it was trained with, which may be another RoPE than the base says
+        weights::write_config(folder, &self.config, self.dtype)?;
         write_json(&folder.join(CONFIG), &json)
     }
 

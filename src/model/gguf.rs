@@ -2,12 +2,13 @@
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 //!
 //! Which type each tensor gets is in [`super::gguf_types`], what tensors and settings are called in
-//! [`super::gguf_names`], the tokenizer in [`super::gguf_tokenizer`]. Reading is candle's business.
+//! `gguf_names`, the tokenizer in [`super::gguf_tokenizer`]. Reading is candle's business.
 
 use super::gguf_names::{self, Rows};
 use super::gguf_types::{Fallback, Quant, TypeChooser, block_bytes, name_of, type_id};
 use super::weights::{self, Stored};
 use super::{CausalLm, ModelConfig};
+use crate::ops::ParamId;
 use crate::{Error, Result};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
@@ -80,9 +81,8 @@ pub fn write(
             plan.write_tensors(weights, &mut file, progress)
         })?,
         Source::Model(model) => {
-            let weights = model
-                .merged_weights()
-                .map(|(name, value)| Ok((name, value?)));
+            let base = model.parameters()[..model.num_base()].iter().enumerate();
+            let weights = base.map(|(i, p)| Ok((p.name.clone(), model.merged_weight(ParamId(i))?)));
             plan.write_tensors(weights, &mut file, progress)?;
         }
     }

@@ -215,11 +215,11 @@ impl CausalLm {
     /// # Errors
     /// The folder cannot be written.
     pub fn save(&self, folder: &Path, max_shard_bytes: u64) -> Result<()> {
-        let named: Vec<(String, Tensor)> = self
-            .merged_weights()
-            .map(|(name, value)| Ok((name, value?)))
-            .collect::<Result<_>>()?;
-        weights::save(folder, &self.config, &named, max_shard_bytes)
+        let base = &self.parameters[..self.num_base()];
+        let names: Vec<String> = base.iter().map(|p| p.name.clone()).collect();
+        let get = |i: usize| self.merged_weight(ParamId(i));
+        let (config, dtype) = (&self.config, self.dtype);
+        weights::save(folder, config, dtype, &names, &get, max_shard_bytes)
     }
 
     /// The shape.

@@ -395,50 +395,62 @@ fn non_finite(tensor: &Tensor) -> Result<usize> {
     Ok(bad.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()? as usize)
 }
 
-/// Writes weights and `config.json` to `folder`, one file or several of at most `max_shard_bytes`. Weights of an earlier
-/// save that are not written over are removed: readers differ in which of two checkpoints they take.
+/// Writes weights and `config.json` to `folder`, one file or several of at most `max_shard_bytes`; `get` gives the weight of
+/// each of `names`, and those of one file are in memory together. Weights of an earlier save that are not written over are
+/// removed: readers differ in which of two checkpoints they take.
 ///
 /// # Errors
-/// The folder cannot be written.
+/// The folder cannot be written; as `get`.
 pub fn save(
     folder: &Path,
     config: &ModelConfig,
-    weights: &[(String, Tensor)],
+    dtype: DType,
+    names: &[String],
+    get: &dyn Fn(usize) -> Result<Tensor>,
     max_shard_bytes: u64,
 ) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
-    let size = |t: &Tensor| (t.elem_count() * t.dtype().size_in_bytes()) as u64;
-    let mut sorted: Vec<&(String, Tensor)> = weights.iter().collect();
-    sorted.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut shards: Vec<Vec<&(String, Tensor)>> = vec![Vec::new()];
+    let shapes: HashMap<String, Vec<usize>> = config.weight_shapes().into_iter().collect();
+    let size = |name: &String| -> u64 {
+        let num: usize = shapes.get(name).map_or(0, |shape| shape.iter().product());
+        (num * dtype.size_in_bytes()) as u64
+    };
+    let mut sorted: Vec<usize> = (0..names.len()).collect();
+    sorted.sort_by_key(|&i| &names[i]);
+    let mut shards: Vec<Vec<usize>> = vec![Vec::new()];
     let mut filled = 0;
-    for entry in sorted {
-        let bytes = size(&entry.1);
+    for i in sorted {
+        let bytes = size(&names[i]);
         if filled > 0 && filled + bytes > max_shard_bytes {
             shards.push(Vec::new());
             filled = 0;
         }
         filled += bytes;
         if let Some(last) = shards.last_mut() {
-            last.push(entry);
+            last.push(i);
         }
     }
     let count = shards.len();
     let mut weight_map = BTreeMap::new();
     let mut written = HashSet::new();
-    for (i, shard) in shards.iter().enumerate() {
+    for (n, shard) in shards.iter().enumerate() {
         let file = match count {
             1 => SINGLE.to_string(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", n + 1),
         };
-        write_shard(&folder.join(&file), shard)?;
-        for (name, _) in shard {
-            weight_map.insert(name.clone(), file.clone());
+        // one after the other to the host: what is made for this has no room beside all others
+        let tensors: Vec<(&str, Tensor)> = shard
+            .iter()
+            .map(|&i| Ok((names[i].as_str(), get(i)?.to_device(&Device::Cpu)?)))
+            .collect::<Result<_>>()?;
+        write_shard(&folder.join(&file), tensors)?;
+        for &i in shard {
+            weight_map.insert(names[i].clone(), file.clone());
         }
         written.insert(file);
     }
     if count > 1 {
-        let total_size: u64 = weights.iter().map(|(_, t)| size(t)).sum();
+        let total_size: u64 = names.iter().map(size).sum();
         let index = json!({
             "metadata": {"total_size": total_size, "total_parameters": config.num_parameters()},
             "weight_map": weight_map,
@@ -447,12 +459,17 @@ pub fn save(
         written.insert(INDEX.to_string());
     }
     remove_stale(folder, &written)?;
-    let dtype = match weights.first().map(|(_, t)| t.dtype()) {
-        Some(DType::BF16) => "bfloat16",
-        Some(DType::F16) => "float16",
+    write_config(folder, config, dtype)
+}
+
+/// Writes `config.json`.
+pub(super) fn write_config(folder: &Path, config: &ModelConfig, dtype: DType) -> Result<()> {
+    let name = match dtype {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
         _ => "float32",
     };
-    write_json(&folder.join("config.json"), &config.to_json(dtype))
+    write_json(&folder.join("config.json"), &config.to_json(name))
 }
 
 /// Removes files of weights that [`save`] would write and that are not `written`.
@@ -482,12 +499,8 @@ fn is_of_weights(name: &str) -> bool {
 }
 
 /// Writes one file of tensors beside its place, synced, then renames it.
-pub(super) fn write_shard(path: &Path, shard: &[&(String, Tensor)]) -> Result<()> {
+pub(super) fn write_shard(path: &Path, tensors: Vec<(&str, Tensor)>) -> Result<()> {
     let beside = path.with_extension("partial");
-    let tensors: Vec<(&str, Tensor)> = shard
-        .iter()
-        .map(|(name, t)| Ok((name.as_str(), t.to_device(&Device::Cpu)?)))
-        .collect::<Result<_>>()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     safetensors::serialize_to_file(tensors, Some(metadata), &beside).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(e) => Error::io("writing", &beside, e),

@@ -4,19 +4,21 @@
 //! the traces are local, and else only bounded.
 
 use super::folder::ScratchDir;
-use super::open::{Student, adapter_config, check_positions, planned_config};
 use super::stages::{build_options, trace_sources};
+use super::student::{Student, adapter_config, check_positions, planned_config};
 use crate::Result;
 use crate::data::Store;
 use crate::model::ModelConfig;
 use crate::progress::{Reporter, Stop};
-use crate::recipe::Dtype;
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::grpo::Grpo;
 use crate::recipe::plan::{Plan, SftPlan, StudentPlan, StudentSource};
 use crate::recipe::stage::Prompts;
+use crate::recipe::{Dtype, Recompute};
 use crate::train::SftSettings;
-use crate::train::footprint::{Change, Footprint, Load, Rollouts, changes_to_fit, step_flops};
+use crate::train::footprint::{
+    Change, Footprint, Load, Rollouts, changes_to_fit, share_beside_frozen, step_flops,
+};
 use serde::Serialize;
 use std::path::Path;
 
@@ -74,7 +76,7 @@ pub fn estimate(
         device_memory,
         advice,
         work: work(plan, &config, reporter, stop)?,
-        flops_of_full_step: step_flops(&config, &full, plan.sft.recompute),
+        flops_of_full_step: flops(&plan.student, &config, &full, plan.sft.recompute),
     })
 }
 
@@ -150,9 +152,10 @@ fn of_sampling(
     let config = planned_config(student)?;
     let load = |num_slots| Load {
         dtype: student.dtype,
-        recompute: crate::recipe::Recompute::None,
+        recompute: Recompute::None,
         num_adapter_weights: None,
         nf4: false,
+        dora: false,
         pack_length: 0,
         max_length: 0,
         fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
@@ -195,6 +198,24 @@ fn is_nf4(student: &StudentPlan) -> bool {
     student.adapter.as_ref().is_some_and(|adapter| adapter.nf4)
 }
 
+fn is_dora(student: &StudentPlan) -> bool {
+    student.adapter.as_ref().is_some_and(|adapter| adapter.dora)
+}
+
+/// The work of a step of sequences of these lengths.
+fn flops(
+    student: &StudentPlan,
+    config: &ModelConfig,
+    lengths: &[usize],
+    recompute: Recompute,
+) -> f64 {
+    let all = step_flops(config, lengths, recompute);
+    match student.adapter {
+        None => all,
+        Some(_) => all * share_beside_frozen(recompute),
+    }
+}
+
 fn load(plan: &Plan, config: &ModelConfig) -> Load {
     let eval = plan.eval.as_ref();
     let slot_length = eval.map_or(0, |e| {
@@ -209,6 +230,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         recompute: plan.sft.recompute,
         num_adapter_weights: num_adapter_weights(&plan.student, config),
         nf4: is_nf4(&plan.student),
+        dora: is_dora(&plan.student),
         pack_length: if plan.sft.packing {
             plan.sft.pack_length
         } else {
@@ -239,6 +261,7 @@ fn of_pairs(
         recompute: training.recompute,
         num_adapter_weights: num_adapter_weights(student, &config),
         nf4: is_nf4(student),
+        dora: is_dora(student),
         // a pack holds whole pairs
         pack_length: match training.packing {
             true => training.pack_length,
@@ -252,7 +275,7 @@ fn of_pairs(
     };
     let lengths = vec![training.max_length; 2 * training.batch_size];
     Ok(Estimate {
-        flops_of_full_step: step_flops(&config, &lengths, training.recompute),
+        flops_of_full_step: flops(student, &config, &lengths, training.recompute),
         ..trained(&config, &load, shape, table, device_memory)
     })
 }
@@ -278,6 +301,7 @@ fn of_grpo(
         recompute: grpo.recompute,
         num_adapter_weights: num_adapter_weights(student, &config),
         nf4: is_nf4(student),
+        dora: is_dora(student),
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
         fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
@@ -295,7 +319,7 @@ fn of_grpo(
     };
     let lengths = vec![longest; num_completions];
     Ok(Estimate {
-        flops_of_full_step: step_flops(&config, &lengths, grpo.recompute),
+        flops_of_full_step: flops(student, &config, &lengths, grpo.recompute),
         ..trained(&config, &load, Footprint::new, "grpo", device_memory)
     })
 }
@@ -408,7 +432,7 @@ fn work(
         num_rows: store.len(),
         num_tokens: report.tokens,
         num_steps,
-        flops: step_flops(config, &lengths, plan.sft.recompute)
+        flops: flops(&plan.student, config, &lengths, plan.sft.recompute)
             * rows_trained.min(plan.sft.epochs as f64),
     }))
 }

@@ -65,8 +65,12 @@ pub fn export_gguf(
     let written = gguf::write(path, &source, &config, quant, &settings, &mut progress)?;
     drop(task);
     for ((meant, taken), n) in &written.fallbacks {
+        let tensors = match n {
+            1 => "tensor is",
+            _ => "tensors are",
+        };
         reporter.warn(&format!(
-            "{n} tensors are {taken} in place of {meant}, whose blocks do not divide their rows"
+            "{n} {tensors} {taken} in place of {meant}, whose blocks do not divide the rows"
         ));
     }
     Ok(written)

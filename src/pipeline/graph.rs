@@ -10,10 +10,11 @@
 
 use super::commits::Commits;
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
-use super::open::{Student, contents_with_chat};
+use super::open::contents_with_chat;
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
 use super::stages::{Base, Place, earlier_inputs, files, first_difference};
+use super::student::Student;
 use super::{
     stage_eval, stage_generate, stage_grpo, stage_preference, stage_reward_model, stage_select,
     stage_sft,
@@ -385,7 +386,11 @@ fn prepare<'a>(
                 students.get(&cached).cloned()
             }
         };
-        let mut model = student.as_ref().map(|student| student.identity().clone());
+        let is_trained = matches!(stage.kind, Kind::Sft | Kind::Grpo | Kind::Preference);
+        let mut model = student.as_ref().map(|student| match is_trained {
+            true => student.trained_identity(),
+            false => student.identity().clone(),
+        });
         if let (Some(model), Some(name)) = (&mut model, &stage.model) {
             model["weights"] = json!({ "stage": opening.key_of(&format!("@{name}"))? });
         }

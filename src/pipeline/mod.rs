@@ -1,6 +1,6 @@
 //! Stages in order: opening what a plan names, the run folder with its lock and keys, resume.
 //!
-//! - [`open`]: devices, students and data sources by name;
+//! - [`open`]: devices and models by name; [`student`]: the student of a plan;
 //! - [`folder`]: the run folder: lock, stage keys, atomic writes; [`commits`]: at which commits sources are read;
 //! - [`run`]: the stages of a student's recipe, top to bottom; [`stages`], [`suites`]: what each does;
 //! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_grpo`], [`stage_select`],
@@ -39,6 +39,7 @@ pub mod stage_reward_model;
 pub mod stage_select;
 pub mod stage_sft;
 pub mod stages;
+pub mod student;
 pub mod suites;
 
 pub use open::device;

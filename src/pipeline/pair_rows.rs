@@ -8,10 +8,10 @@
 
 use super::folder::{read_json, write_atomic, write_json};
 use super::graph::{Opening, StageContext};
-use super::open::Student;
 use super::run::interrupted;
 use super::sample_rows::{SampleRow, judge, read_rows};
 use super::stage_generate::{BUILTIN, GENERATIONS, open_rewards};
+use super::student::Student;
 use crate::data::{self, JudgedOptions, JudgedRow, builtin, hash_file};
 use crate::recipe::graph::{PairSources, StagePlan};
 use crate::recipe::pairs::{PairRule, PairRules};

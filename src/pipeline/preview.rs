@@ -1,9 +1,9 @@
 //! Rows as the trainer will see them, cut where trained and masked text meet.
 
 use super::folder::ScratchDir;
-use super::open::Student;
 use super::stage_select::TRACES;
 use super::stages::{build_options, trace_sources};
+use super::student::Student;
 use crate::data::Store;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};

@@ -4,8 +4,8 @@
 //! nothing is lost. What a stage needs is opened when it is needed.
 
 use super::folder::{RunFolder, key_of, read_json, write_atomic, write_json};
-use super::open::Student;
 use super::stages::{self, Context};
+use super::student::Student;
 use super::suites;
 use crate::data::Store;
 use crate::eval::Problem;
@@ -242,7 +242,7 @@ pub(super) fn check_owner(root: &Path, name_now: &str) -> Result<()> {
 fn saved_plan(plan: &Plan, student: &Student) -> Result<Value> {
     let mut value =
         serde_json::to_value(plan).map_err(|e| Error::input(format!("writing the plan: {e}")))?;
-    value["student"]["identity"] = student.identity().clone();
+    value["student"]["identity"] = student.trained_identity();
     value["student"]["num_parameters"] = json!(student.config().num_parameters());
     Ok(value)
 }

@@ -2,7 +2,7 @@
 
 use super::folder::key_of;
 use super::graph::{Opening, StageContext};
-use super::open::Student;
+use super::student::Student;
 use super::suites::{SuiteRun, run_suite, suite_problems};
 use crate::recipe::plan::EvalPlan;
 use crate::recipe::suite::Suite;

@@ -8,9 +8,9 @@
 //! | `generations` | `[{text, tokens, logprobs, finish_reason, reward?, correct?, parts?}]` |
 
 use super::graph::{Opening, StageContext};
-use super::open::Student;
 use super::run::interrupted;
 use super::stage_select::TRACES;
+use super::student::Student;
 use crate::data::{self, Prompt, builtin, hash_file};
 use crate::generate::row_log::{Asked, Generation, RowLog, check_length, sample_in_order};
 use crate::generate::{FinishReason, LocalEngine, Sampling};

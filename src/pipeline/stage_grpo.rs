@@ -8,9 +8,9 @@
 //! | `eval/step-N/` | evaluations at chosen updates |
 
 use super::graph::{Opening, StageContext};
-use super::open::Student;
 use super::stage_generate::{open_rewards, prompt_inputs, read_prompts};
 use super::stages::{Place, save_model};
+use super::student::Student;
 use super::suites::{SuiteRun, run_suite, suite_problems};
 use crate::eval::Problem;
 use crate::generate::row_log::check_length;

@@ -1,9 +1,9 @@
 //! The `preference` stage of a pipeline: DPO, RPO or SimPO on pairs. It leaves `model/`.
 
 use super::graph::{Opening, StageContext};
-use super::open::Student;
 use super::pair_rows;
 use super::stages::{self, StepLog};
+use super::student::Student;
 use crate::data::JudgedOptions;
 use crate::recipe::Recompute;
 use crate::recipe::graph::{Job, StagePlan};

@@ -2,10 +2,10 @@
 //! which transformers reads too, and beside the weights what it was made to see.
 
 use super::graph::{Opening, StageContext};
-use super::open::Student;
 use super::pair_rows;
 use super::stage_preference::without_saving;
 use super::stages::{self, StepLog};
+use super::student::Student;
 use crate::data::JudgedOptions;
 use crate::model::RewardModel;
 use crate::recipe::graph::{Job, StagePlan};

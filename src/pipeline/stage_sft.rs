@@ -2,9 +2,9 @@
 //! one student. Everything is in the stage's own folder.
 
 use super::graph::{Opening, StageContext};
-use super::open::{Student, check_positions};
 use super::stage_select::{TRACES, label_hash};
 use super::stages::{self, Context};
+use super::student::{Student, check_positions};
 use crate::recipe::graph::StagePlan;
 use crate::recipe::plan::Plan;
 use crate::{Error, Result, data};

@@ -2,7 +2,7 @@
 
 use super::commits::Commits;
 use super::folder::{read_json, write_json};
-use super::open::Student;
+use super::student::Student;
 use crate::data::{BuildOptions, Store, TraceSource};
 use crate::model::CausalLm;
 use crate::progress::{Reporter, Stop, Task};
@@ -169,7 +169,7 @@ pub fn learned(plan: &Plan) -> Value {
 
 /// The key of SFT on a store, with what it is made of.
 pub fn sft_inputs(plan: &Plan, student: &Student, store: &Store) -> Value {
-    json!({"version": 1, "student": student.identity(), "data": store.key(), "sft": learned(plan)})
+    json!({"version": 1, "student": student.trained_identity(), "data": store.key(), "sft": learned(plan)})
 }
 
 /// Trains the student on the store and leaves `model/`; returns the stage's result.
@@ -286,7 +286,7 @@ pub fn check_training(
         let now = |data: &Value| {
             json!({
                 "version": earlier["version"],
-                "student": student.identity(),
+                "student": student.trained_identity(),
                 "data": data,
                 "sft": learned(plan),
             })

@@ -1,7 +1,7 @@
 //! Evaluations: the problems of suites, and suites run on a model.
 
-use super::open::Student;
 use super::stages::{Context, Place, files};
+use super::student::Student;
 use crate::eval::{EvalJob, Problem};
 use crate::generate::LocalEngine;
 use crate::model::CausalLm;

@@ -283,11 +283,11 @@ pub fn resolve(recipe: &PipelineRecipe) -> Result<PipelinePlan> {
 }
 
 /// The stages while they are resolved, one after the other.
-struct Resolver<'a> {
-    recipe: &'a PipelineRecipe,
+pub(super) struct Resolver<'a> {
+    pub(super) recipe: &'a PipelineRecipe,
     /// With the card of the student.
     done: Vec<(StagePlan, Option<Card>)>,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 impl Resolver<'_> {
@@ -303,13 +303,6 @@ impl Resolver<'_> {
                 (Some(student), model, card)
             }
         };
-        let has_adapter = student.as_ref().is_some_and(|s| s.adapter.is_some());
-        if stage.kind == Kind::RewardModel && has_adapter {
-            return Err(
-                Error::input("a reward model is trained whole, not by adapters")
-                    .with_hint("add `[stage.student]` with `method = \"full\"` to the stage"),
-            );
-        }
         let jobs = self.jobs(number, stage, card.as_ref())?;
         for (suffix, seed, job) in jobs {
             self.done.push((
@@ -366,53 +359,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// The student with its weights: an earlier stage's, those that `model` names, or the recipe's student.
-    fn student(
-        &mut self,
-        number: usize,
-        stage: &StageRecipe,
-    ) -> Result<(StudentPlan, Option<String>, Option<Card>)> {
-        let table = stage.student.as_ref().or(self.recipe.student.as_ref());
-        let own = stage.student.as_ref();
-        if stage.model.is_some()
-            && own.is_some_and(|student| student.model.is_some() || student.init.is_some())
-        {
-            return Err(
-                Error::input("the stage has `model`, and `[stage.student]` a model too")
-                    .with_hint("keep one of them"),
-            );
-        }
-        let Some(model) = &stage.model else {
-            let Some(table) = table else {
-                return Err(
-                    Error::input("no `model`, and the recipe has no `[student]`").with_hint(
-                        "add `model = \"@stage\"`, or `[student]` with `model = ...` to the recipe",
-                    ),
-                );
-            };
-            let (student, card) = plan::resolve_student(table, &mut self.notes)?;
-            return Ok((student, None, card));
-        };
-        if let Some((base, card)) = self.earlier(number, "model", model, Leaves::Model)? {
-            let mut student = base.student()?.clone();
-            if let Some(own) = own {
-                student.change(own, card.as_ref())?;
-            }
-            return Ok((student, Some(base.name.clone()), card.clone()));
-        }
-        // only how it is computed; what belongs to another checkpoint does not come along
-        let mut table = own.cloned().unwrap_or_default();
-        if let Some(student) = &self.recipe.student {
-            table.compute_as(student);
-        }
-        table.model = Some(model.clone());
-        table.init = None;
-        let (student, card) = plan::resolve_student(&table, &mut self.notes)?;
-        Ok((student, None, card))
-    }
-
     /// The earlier stage that `text` names, which must leave `wanted`; none where it names no stage.
-    fn earlier(
+    pub(super) fn earlier(
         &self,
         number: usize,
         key: &str,

@@ -23,6 +23,7 @@ pub mod select;
 pub mod shipped;
 pub mod stage;
 mod stage_check;
+mod stage_student;
 pub mod suite;
 
 use serde::{Deserialize, Serialize};
@@ -90,10 +91,30 @@ pub struct Student {
 impl Student {
     /// Takes over how another student is computed, where this one does not say.
     fn compute_as(&mut self, other: &Self) {
-        if self.method.is_none() && self.lora.is_none() {
-            (self.method, self.lora) = (other.method, other.lora.clone());
+        self.method = self.method.or(other.method);
+        if !matches!(self.method, None | Some(Method::Full)) {
+            let theirs = other.lora.clone().unwrap_or_default();
+            let own = self.lora.take().unwrap_or_default();
+            self.lora = Some(Lora {
+                rank: own.rank.or(theirs.rank),
+                alpha: own.alpha.or(theirs.alpha),
+                target_modules: own.target_modules.or(theirs.target_modules),
+                rslora: own.rslora.or(theirs.rslora),
+            });
         }
         self.dtype = self.dtype.or(other.dtype);
+    }
+
+    /// Takes over everything that this one does not say.
+    fn complete(&mut self, other: &Self) {
+        self.compute_as(other);
+        self.model = self.model.take().or_else(|| other.model.clone());
+        self.init = self.init.take().or_else(|| other.init.clone());
+        let template = self.chat_template.take();
+        self.chat_template = template.or_else(|| other.chat_template.clone());
+        self.rope_theta = self.rope_theta.or(other.rope_theta);
+        let positions = self.max_position_embeddings;
+        self.max_position_embeddings = positions.or(other.max_position_embeddings);
     }
 }
 
@@ -110,9 +131,9 @@ pub struct Lora {
     /// Projections that get one; default: the card's `lora_targets`, else all seven of a block.
     #[serde(default)]
     pub target_modules: Option<Vec<String>>,
-    /// Scale by `alpha / sqrt(rank)` in place of `alpha / rank`.
+    /// Scale by `alpha / sqrt(rank)` in place of `alpha / rank`. Default: false.
     #[serde(default)]
-    pub rslora: bool,
+    pub rslora: Option<bool>,
 }
 
 /// `[student.init]`: a student with random weights.

@@ -82,6 +82,17 @@ impl StudentPlan {
     pub(super) fn change(&mut self, own: &Student, card: Option<&Card>) -> Result<()> {
         if own.method.is_some() || own.lora.is_some() {
             self.method = own.method.unwrap_or(self.method);
+            let (mut own, before) = (own.clone(), self.adapter.take());
+            own.method = Some(self.method);
+            own.compute_as(&Student {
+                lora: before.map(|plan| Lora {
+                    rank: Some(plan.rank),
+                    alpha: Some(plan.alpha),
+                    target_modules: Some(plan.target_modules),
+                    rslora: Some(plan.rslora),
+                }),
+                ..Student::default()
+            });
             self.adapter = resolve_adapter(self.method, own.lora.as_ref(), card)?;
         }
         self.dtype = own.dtype.unwrap_or(self.dtype);
@@ -341,7 +352,7 @@ pub(super) fn resolve_adapter(
                 Some(_) => Err(Error::input(
                     "`[student.lora]` has no effect: `student.method` is `full`",
                 )
-                .with_hint("set `method = \"lora\"` or `\"dora\"`, or leave the table out")),
+                .with_hint("set `method` to `lora`, `dora` or `qlora`, or leave the table out")),
             };
         }
         Method::Lora | Method::Dora | Method::Qlora => {}
@@ -354,7 +365,7 @@ pub(super) fn resolve_adapter(
             .target_modules
             .or_else(|| card.map(|card| card.lora_targets.clone()))
             .unwrap_or_else(|| PROJECTIONS.map(str::to_string).to_vec()),
-        rslora: lora.rslora,
+        rslora: lora.rslora.unwrap_or(false),
         dora: method == Method::Dora,
         nf4: method == Method::Qlora,
     };
@@ -362,7 +373,8 @@ pub(super) fn resolve_adapter(
         return Err(Error::input(format!(
             "`student.lora` has `rank = {}` and `alpha = {}`: both must be above 0",
             plan.rank, plan.alpha
-        )));
+        ))
+        .with_hint("the defaults are 16 and 32"));
     }
     let targets = &plan.target_modules;
     let unknown = targets.iter().find(|t| !PROJECTIONS.contains(&t.as_str()));

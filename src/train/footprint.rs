@@ -27,6 +27,8 @@ pub struct Load {
     pub num_adapter_weights: Option<u64>,
     /// The projections of the blocks are in 4 bits.
     pub nf4: bool,
+    /// Adapters with magnitudes apart.
+    pub dora: bool,
     /// Tokens of a micro-batch.
     pub pack_length: usize,
     /// Tokens of the longest sequence.
@@ -84,6 +86,9 @@ pub struct Footprint {
     /// Sampling comes between updates, not after them.
     #[serde(skip)]
     samples_between: bool,
+    /// Of the model that is evaluated afterwards: adapters are in its weights, none in 4 bits.
+    #[serde(skip)]
+    weights_after: u64,
 }
 
 impl Footprint {
@@ -119,6 +124,17 @@ impl Footprint {
             true => layers * (2 * c * q + 2 * c * kv + 3 * c * f),
             false => 0,
         };
+        // gate and up whole again; on the portable way through f32 codes, their places and values
+        let dequantised = match (load.nf4, load.fast_cpu) {
+            (false, _) => 0,
+            (true, true) => 2 * c * f * element,
+            (true, false) => c * f * (12 + element),
+        };
+        // the product, its gradient and their product, one of them in f32; the weight in f32, twice
+        let magnitudes = match load.dora {
+            true => t * f * (3 * element + F32) + 2 * c * f * F32,
+            false => 0,
+        };
         let largest = config
             .weight_shapes()
             .iter()
@@ -137,9 +153,7 @@ impl Footprint {
             activations,
             // gradients: of the product, gate and up; of x2, h2, x1, h1 and a part of it; of o, q and k, each also before
             // its rotation, v
-            // gate and up whole again where they are in 4 bits
-            block: t * (3 * f + 5 * c + 3 * q + 3 * kv) * element
-                + if load.nf4 { 2 * c * f * element } else { 0 },
+            block: t * (3 * f + 5 * c + 3 * q + 3 * kv) * element + dequantised + magnitudes,
             // s, its mask, p, dp, ds and a transposed copy
             attention: if load.fast_cpu {
                 0
@@ -172,6 +186,7 @@ impl Footprint {
             kv_cache: load.num_slots as u64
                 * (load.slot_length as u64 * layers * 2 * kv * element + vocab * F32),
             samples_between: load.rollouts.is_some(),
+            weights_after: base * element,
         };
         match load.fast_cpu {
             true => Self {
@@ -239,7 +254,7 @@ impl Footprint {
         let training = held + self.gradients + (self.activations + moving).max(self.temporaries);
         let beside_cache = match self.samples_between {
             true => held,
-            false => self.weights,
+            false => self.weights_after,
         };
         let asked = held + self.reference + moving;
         training.max(beside_cache + self.kv_cache).max(asked) + self.process
@@ -266,6 +281,15 @@ pub fn step_flops(config: &ModelConfig, lengths: &[usize], recompute: Recompute)
     };
     // q k^T and p v: 2 products of 2 operations over half of the square
     passes * (2.0 * tokens * blocks + 2.0 * squares * width) + 6.0 * tokens * embedding
+}
+
+/// What of the work of [`step_flops`] is left where only adapters are trained: frozen weights have no gradient, one pass of
+/// three, or of four with recomputation.
+pub fn share_beside_frozen(recompute: Recompute) -> f64 {
+    match recompute {
+        Recompute::None => 2.0 / 3.0,
+        Recompute::Block => 3.0 / 4.0,
+    }
 }
 
 /// One change of the recipe that makes a run smaller.

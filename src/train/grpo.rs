@@ -379,6 +379,9 @@ pub fn train_grpo(
             return Err(interrupted(cursor.step, total_steps, dir));
         }
     }
+    if let Some(reference) = reference {
+        reference.close()?;
+    }
     Ok(GrpoOutcome {
         num_steps: cursor.step,
         num_resumed_steps,

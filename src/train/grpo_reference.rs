@@ -26,7 +26,10 @@ impl ReferencePolicy {
     /// The disk or the device refuses.
     pub fn of(policy: &CausalLm, settings: &Grpo, dir: &Path) -> Result<Self> {
         if policy.adapter_config().is_none() {
-            fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
+            // in a folder of its own, with what a killed process left half-written
+            let dir = dir.join("reference");
+            forget(&dir)?;
+            fs::create_dir_all(&dir).map_err(|e| Error::io("creating", &dir, e))?;
             let reference = Self::InFile(dir.join(REFERENCE));
             reference.follow(policy)?;
             return Ok(reference);
@@ -74,6 +77,17 @@ impl ReferencePolicy {
         }
     }
 
+    /// Deletes its file: the run has ended.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn close(self) -> Result<()> {
+        match &self {
+            Self::InFile(path) => path.parent().map_or(Ok(()), forget),
+            Self::Beside(_) => Ok(()),
+        }
+    }
+
     /// Writes it to `path`.
     ///
     /// # Errors
@@ -98,6 +112,13 @@ impl ReferencePolicy {
                 replace(&beside, own)
             }
         }
+    }
+}
+
+fn forget(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("deleting", dir, e)),
+        _ => Ok(()),
     }
 }
 

@@ -101,6 +101,17 @@ with home, tempfile.TemporaryDirectory() as work:
         check("listed sha256", info.lfs.sha256 == content(model)[large])
         check("listed in the Xet store", bool(info.xet_hash))
     check("checksums", not api.verify_repo_checksums("org/model").mismatches)
+    # without Xet: in one part, in several, and back
+    api.create_repo("org/lfs")
+    plain = {**os.environ, "HF_HUB_DISABLE_XET": "1"}
+    code = "import huggingface_hub as h, sys; h.upload_folder(repo_id='org/lfs', folder_path=sys.argv[1])"
+    code += "; print(h.snapshot_download('org/lfs', cache_dir=sys.argv[2]))"
+    other_model = model_folder(work / "other_model", 2)
+    up = subprocess.run([sys.executable, "-c", code, str(other_model), str(work / "lfs")],
+                        capture_output=True, text=True, env=plain)
+    check("over LFS: " + up.stderr, up.returncode == 0)
+    check("over LFS, byte for byte", content(other_model).items() <= content(up.stdout.strip()).items())
+    check("not in the Xet store", not api.get_paths_info("org/lfs", ["adapter_model.safetensors"])[0].xet_hash)
     # the same again makes no commit, other content makes one
     num_commits = len(api.list_repo_commits("org/model"))
     api.upload_folder(repo_id="org/model", folder_path=model)
@@ -132,7 +143,7 @@ with home, tempfile.TemporaryDirectory() as work:
     refused("no such file", EntryNotFoundError, lambda: huggingface_hub.hf_hub_download("org/model", "none"))
     refused("no such revision", RevisionNotFoundError, lambda: api.model_info("org/model", revision="none"))
     refused("no such repository", RepositoryNotFoundError, lambda: api.model_info("org/none"))
-    refused("private without a token", RepositoryNotFoundError, lambda: HfApi(token=False).model_info("org/model"))
+    refused("private without a token", HfHubHTTPError, lambda: HfApi(token=False).model_info("org/model"))
     refused("a reader writes", HfHubHTTPError, lambda: HfApi(token=READ_TOKEN).upload_file(
         repo_id="org/model", path_or_fileobj=b"x", path_in_repo="x"))
     refused("bad card", ValueError, lambda: api.upload_file(
@@ -154,6 +165,11 @@ with home, tempfile.TemporaryDirectory() as work:
     check("the same cache", same["folder"] == huggingface_hub.snapshot_download("org/model", revision="v1"))
     report = api.verify_repo_checksums("org/model", revision=first.oid, cache_dir=work / "other/hub")
     check("checksums of distill's cache", not report.mismatches and report.checked_count >= len(wanted))
+
+    distill("pull", "org/lfs", env=other)
+    [snapshot] = (work / "other/hub/models--org--lfs/snapshots").iterdir()
+    pulled = content(snapshot)
+    check("distill pulls over LFS", len(pulled) == 5 and pulled.items() <= content(other_model).items())
 
     # a data set
     rows = work / "data/all"
