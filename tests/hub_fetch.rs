@@ -697,3 +697,53 @@ fn a_data_set_brings_the_training_split_of_its_config() {
     );
     assert_eq!(hint, "its configs are `math`, `code`");
 }
+
+#[test]
+fn an_adapter_comes_without_a_model() {
+    let site = Site::new(Kept::Lfs);
+    let config =
+        br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/base"}"#;
+    let weights = noise(5, 3000);
+    site.server.put(
+        "org/adapter",
+        &[
+            ("adapter_config.json", &config[..]),
+            ("adapter_model.safetensors", &weights[..]),
+            ("optimizer.pt", &b"not asked for"[..]),
+        ],
+    );
+    let pull = |hub: Hub, part| hub.model("org/adapter", None, part, &Silent);
+    let small = pull(site.hub(), Part::WithoutWeights).unwrap().folder;
+    assert_eq!(names(&small), ["adapter_config.json"]);
+    let error = pull(site.offline(), Part::Everything).unwrap_err();
+    assert!(
+        error.to_string().contains("adapter_model.safetensors"),
+        "{error}"
+    );
+    let whole = pull(site.hub(), Part::Everything).unwrap().folder;
+    assert_eq!(
+        names(&whole),
+        ["adapter_config.json", "adapter_model.safetensors"]
+    );
+    assert_eq!(
+        std::fs::read(whole.join("adapter_model.safetensors")).unwrap(),
+        weights
+    );
+    assert_eq!(
+        pull(site.offline(), Part::Everything).unwrap().folder,
+        whole
+    );
+
+    site.server
+        .put("org/old", &[("adapter_config.json", &config[..])]);
+    let error = site
+        .hub()
+        .model("org/old", None, Part::Everything, &Silent)
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("an adapter without `adapter_model.safetensors`"),
+        "{error}"
+    );
+}

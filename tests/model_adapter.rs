@@ -186,10 +186,8 @@ fn files_come_back_and_foreign_ones_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let (base, place) = (folder.path().join("base"), folder.path().join("adapter"));
     tiny(3).save(&base, u64::MAX).unwrap();
-    let model = adapted(true, true, &["v_proj", "up_proj"]);
-    model
-        .save_adapters(&place, "org/base", Some("main"))
-        .unwrap();
+    let model = adapted(true, true, &["v_proj", "up_proj"]).beside("org/base", Some("main"));
+    model.save_adapters(&place).unwrap();
     let named = distill::model::adapter_files::base_of(&place).unwrap();
     assert_eq!(named, Some(("org/base".into(), Some("main".into()))));
     assert_eq!(distill::model::adapter_files::base_of(&base).unwrap(), None);

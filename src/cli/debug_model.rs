@@ -56,8 +56,7 @@ pub fn run(args: &Args, _: &Session) -> Result<()> {
     let mut model = CausalLm::load(&args.model, &options)?;
     if let Some(adapter) = &args.adapter {
         model = model.with_saved_adapters(adapter)?;
-        let base = args.model.display().to_string();
-        model.save_adapters(&args.output.join("adapter"), &base, None)?;
+        model.save_adapters(&args.output.join("adapter"))?;
     }
     let recompute = match job.recompute {
         recipe::Recompute::None => Recompute::None,

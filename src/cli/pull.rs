@@ -1,6 +1,8 @@
 //! `distill pull REPO`: fetches a model or a data set from the Hugging Face Hub into the standard cache.
 
 use super::{Session, stdout};
+use crate::model::adapter_files;
+use crate::progress::Reporter;
 use crate::{Result, hub};
 use serde_json::json;
 
@@ -52,6 +54,13 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         let found = hub::resolve_model(&args.repo, revision, &session.terminal)?;
         (vec![found.folder], found.revision)
     };
+    if let [folder] = files.as_slice()
+        && let Some((base, _)) = adapter_files::base_of(folder)?
+    {
+        session.terminal.note(&format!(
+            "an adapter for `{base}`, which is fetched when the adapter is used"
+        ));
+    }
     let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
     if args.json {
         let is_list = args.dataset || !args.files.is_empty();

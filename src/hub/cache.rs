@@ -106,11 +106,9 @@ impl RepoCache {
         Some(target.file_name()?.to_str()?.to_string())
     }
 
-    /// Removes a cached file and its content, so that it is fetched anew.
+    /// Removes a file from a cached commit, so that it is fetched anew. Its content stays where it is until then: another
+    /// commit may have it, and whoever fetches looks at it again.
     pub fn forget(&self, commit: &str, file: &str) {
-        if let Some(blob) = self.blob_name(commit, file) {
-            let _ = std::fs::remove_file(self.folder.join("blobs").join(blob));
-        }
         let _ = std::fs::remove_file(self.snapshot(commit).join(file));
     }
 

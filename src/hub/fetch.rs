@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use hf_hub::{HFClient, HFClientSync, HFResult, split_id};
 use serde_json::Value;
 
-use super::cache::RepoCache;
+use super::cache::{RepoCache, is_commit};
 use super::download::Listed;
 use super::failure::{Failure, Place};
 use super::listing::{Listing, checking, in_parallel};
-use super::select::{self, INDEX, Part, SINGLE, Wanted};
+use super::select::{self, ADAPTER, INDEX, Part, SINGLE, Wanted};
 use super::wire::{Wire, encoded, token_from_env};
 use super::{Resolved, ResolvedFiles, check};
 use crate::progress::Reporter;
@@ -128,11 +128,13 @@ impl Hub {
             return Ok(done(commit));
         };
         let mut wanted = select::model_files(listing.files.iter().map(|f| f.path.as_str()));
-        if !wanted.iter().any(|file| file == "config.json") {
+        if listing.is_adapter() {
+            wanted.extend(listing.adapter(part)?);
+        } else if !wanted.iter().any(|file| file == "config.json") {
             return Err(Error::input(format!("model `{id}` has no `config.json`"))
                 .with_hint("only repositories in the Hugging Face layout can be used"));
         }
-        if part == Part::Everything {
+        if part == Part::Everything && !listing.is_adapter() {
             wanted.extend(listing.weights(reporter)?);
         }
         listing.fetch(&wanted, reporter)?;
@@ -310,6 +312,14 @@ impl<'a> Repo<'a> {
                 self.what, self.id, self.revision
             ))
         })?;
+        // it names folders of the cache
+        if !is_commit(&commit) {
+            return Err(Error::input(format!(
+                "the server's commit for {} `{}` is `{commit}`, which is none",
+                self.what, self.id
+            ))
+            .with_hint("check `HF_ENDPOINT`"));
+        }
         let files = self.tree(&commit)?;
         Ok(Some((
             Listing {
@@ -386,8 +396,14 @@ impl<'a> Repo<'a> {
     /// Without a listing: a model has its config, and all weights that its index names.
     fn check_cached_model(&self, commit: &str, part: Part, reporter: &dyn Reporter) -> Result<()> {
         let folder = self.cache.snapshot(commit);
-        let mut needed = vec!["config.json".to_string()];
-        if part == Part::Everything {
+        let has = |file: &str| folder.join(file).is_file();
+        let is_adapter = has(ADAPTER[0]) && !has(SINGLE) && !has(INDEX);
+        let mut needed = match (is_adapter, part) {
+            (false, _) => vec!["config.json".to_string()],
+            (true, Part::WithoutWeights) => vec![ADAPTER[0].to_string()],
+            (true, Part::Everything) => ADAPTER.map(String::from).to_vec(),
+        };
+        if part == Part::Everything && !is_adapter {
             match std::fs::read(folder.join(INDEX)) {
                 Ok(index) => needed.extend(self.shards(&index)?),
                 Err(_) => needed.push(SINGLE.into()),
@@ -398,7 +414,8 @@ impl<'a> Repo<'a> {
         }
         let cached = self.cache.files(commit);
         let small = select::model_files(cached.iter().map(|(path, _)| path.as_str()));
-        needed.extend(small.into_iter().filter(|file| file != "config.json"));
+        let others: Vec<String> = small.into_iter().filter(|f| !needed.contains(f)).collect();
+        needed.extend(others);
         self.check_cached(commit, &needed, reporter)
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::check;
 use super::download::{Download, Listed, Meter};
 use super::fetch::Repo;
-use super::select::{INDEX, SINGLE};
+use super::select::{ADAPTER, INDEX, Part, SINGLE};
 use crate::progress::{Reporter, Silent};
 use crate::{Error, Result};
 
@@ -23,8 +23,28 @@ pub struct Listing<'a> {
 }
 
 impl Listing<'_> {
-    fn find(&self, path: &str) -> Option<&Listed> {
+    pub fn find(&self, path: &str) -> Option<&Listed> {
         self.files.iter().find(|file| file.path == path)
+    }
+
+    /// Whether this is an adapter without the model it is for.
+    pub fn is_adapter(&self) -> bool {
+        let has = |path: &str| self.find(path).is_some();
+        has(ADAPTER[0]) && !has(SINGLE) && !has(INDEX)
+    }
+
+    /// The files of an adapter.
+    pub fn adapter(&self, part: Part) -> Result<Vec<String>> {
+        let all = ADAPTER.map(String::from);
+        match part {
+            Part::WithoutWeights => Ok(all[..1].to_vec()),
+            Part::Everything if self.find(ADAPTER[1]).is_none() => Err(Error::input(format!(
+                "{} `{}` holds an adapter without `{}`",
+                self.repo.what, self.repo.id, ADAPTER[1]
+            ))
+            .with_hint("only safetensors weights are read; choose a repository that has them")),
+            Part::Everything => Ok(all.to_vec()),
+        }
     }
 
     /// The weight files of a model: the shards of its index, else the one file.

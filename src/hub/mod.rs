@@ -83,6 +83,7 @@ pub fn resolve_model_part(
     }
     let (id, revision) = split_revision(id_or_path, revision);
     check_id(id, "model")?;
+    check_revision(revision)?;
     Hub::from_env()?.model(id, revision, part, reporter)
 }
 
@@ -95,6 +96,7 @@ pub fn resolve_model_files(
 ) -> Result<ResolvedFiles> {
     let (id, revision) = split_revision(id, revision);
     check_id(id, "model")?;
+    check_revision(revision)?;
     Hub::from_env()?.model_files(id, revision, patterns, reporter)
 }
 
@@ -129,6 +131,7 @@ pub fn resolve_dataset(
     }
     let (id, revision) = split_revision(id_or_path, revision);
     check_id(id, "data set")?;
+    check_revision(revision)?;
     Hub::from_env()?.dataset(id, revision, wanted, reporter)
 }
 
@@ -158,6 +161,21 @@ fn split_revision<'a>(id: &'a str, revision: Option<&'a str>) -> (&'a str, Optio
     match id.split_once('@') {
         Some((id, inline)) => (id, revision.or(Some(inline))),
         None => (id, revision),
+    }
+}
+
+/// Refuses a revision that would leave its folder in the cache.
+fn check_revision(revision: Option<&str>) -> Result<()> {
+    let is_name = |part: &str| !part.is_empty() && part != "." && part != "..";
+    let is_fit = |revision: &str| {
+        revision.split('/').all(is_name) && !revision.contains(['\\', ':', ' ', '\n'])
+    };
+    match revision {
+        Some(revision) if !is_fit(revision) => {
+            Err(Error::input(format!("`{revision}` is no revision"))
+                .with_hint("give a branch, a tag or a commit, such as `main`"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -244,5 +262,11 @@ mod tests {
         assert_eq!(split_revision("a/b@v1", None), ("a/b", Some("v1")));
         assert_eq!(split_revision("a/b@v1", Some("v2")), ("a/b", Some("v2")));
         assert_eq!(split_revision("a/b", None), ("a/b", None));
+        for fit in [None, Some("main"), Some("refs/pr/1"), Some("v1.0")] {
+            assert!(check_revision(fit).is_ok());
+        }
+        for unfit in ["", "..", "../x", "a/../b", "/etc", "a\\b"] {
+            assert!(check_revision(Some(unfit)).is_err(), "{unfit}");
+        }
     }
 }

@@ -201,13 +201,21 @@ impl<'a> Push<'a> {
                         Some(commit) => Some(commit),
                         None => remote::head(self.api, &self.place)?,
                     };
-                    // a server may need a moment to list what it has taken
-                    doubts = match &at {
-                        Some(commit) if self.lists(commit, &batch)? => 0,
-                        _ => doubts + 1,
-                    };
-                    if doubts > 0 {
-                        self.wait(doubts - 1, None)?;
+                    // a server may need a moment to list what it has taken; it is not asked to take it again
+                    doubts = 0;
+                    for wait in 0.. {
+                        if let Some(commit) = &at
+                            && self.lists(commit, &batch)?
+                        {
+                            break;
+                        }
+                        if wait >= MAX_DOUBTS {
+                            return Err(self.not_listed(&batch));
+                        }
+                        self.wait(wait, None)?;
+                        if at.is_none() {
+                            at = remote::head(self.api, &self.place)?;
+                        }
                     }
                 }
                 Err(error) if error.is_doubtful() || passes(&error) => {
@@ -254,8 +262,7 @@ impl<'a> Push<'a> {
             files.push(*file);
         }
         let ours: HashSet<&str> = self.files.iter().map(|file| file.path.as_str()).collect();
-        let stale =
-            |path: &&String| self.target.kind.replaces(path) && !ours.contains(path.as_str());
+        let stale = |path: &&String| self.target.kind.replaces(&ours, path);
         // with the last files, so that no moment has neither the old nor the new
         let removed: Vec<String> = match files.len() == differing.len() {
             true => tree.keys().filter(stale).cloned().collect(),

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -57,23 +58,44 @@ impl RepoKind {
         }
     }
 
-    /// Whether an earlier version of what is published may have left this file, so that it goes where it is no longer
-    /// part: readers would take shards of two versions for one.
-    pub fn replaces(self, path: &str) -> bool {
-        let shard = |path: &str, ending: &str| path.contains("-of-") && path.ends_with(ending);
+    /// Whether an earlier version of `ours`, the files that are published, has left this one, so that it goes: readers would
+    /// take shards of two versions for one. Only what `ours` has another version of: weights beside weights, an adapter
+    /// beside an adapter or whole weights, the shards of a split beside those of the same split.
+    pub fn replaces(self, ours: &HashSet<&str>, path: &str) -> bool {
+        if ours.contains(path) {
+            return false;
+        }
         match self {
             Self::Model => {
-                let is_weights = path.starts_with("model") && !path.contains('/');
-                (is_weights
-                    && (path == "model.safetensors"
-                        || path == "model.safetensors.index.json"
-                        || shard(path, ".safetensors")))
-                    || path == "adapter_model.safetensors"
-                    || path == "adapter_config.json"
+                let has_weights = ours.iter().any(|path| is_weights(path));
+                (is_weights(path) && has_weights)
+                    || (is_adapter(path)
+                        && (has_weights || ours.iter().any(|path| is_adapter(path))))
             }
-            Self::Dataset => path.starts_with("data/") && shard(path, ".parquet"),
+            Self::Dataset => split_of(path)
+                .is_some_and(|split| ours.iter().any(|path| split_of(path) == Some(split))),
         }
     }
+}
+
+/// The weights of a whole model, as transformers names them.
+fn is_weights(path: &str) -> bool {
+    let shard = || path.strip_prefix("model-")?.strip_suffix(".safetensors");
+    path == "model.safetensors"
+        || path == "model.safetensors.index.json"
+        || shard().is_some_and(|numbers| numbers.contains("-of-"))
+}
+
+fn is_adapter(path: &str) -> bool {
+    matches!(path, "adapter_model.safetensors" | "adapter_config.json")
+}
+
+/// `data/train` of `data/train-00000-of-00002.parquet`.
+fn split_of(path: &str) -> Option<&str> {
+    let (rest, _) = path.strip_suffix(".parquet")?.rsplit_once("-of-")?;
+    let (split, number) = rest.rsplit_once('-')?;
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    (is_number && split.starts_with("data/")).then_some(split)
 }
 
 /// Where the bytes are.
@@ -401,171 +423,5 @@ fn positions<'a>(text: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::progress::Silent;
-
-    fn put(folder: &Path, files: &[(&str, &str)]) {
-        for (name, text) in files {
-            let path = folder.join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-    }
-
-    fn paths(gathered: &Gathered) -> Vec<&str> {
-        gathered.uploads.iter().map(|u| u.path.as_str()).collect()
-    }
-
-    #[test]
-    fn a_model_is_what_it_is_known_to_be_made_of() {
-        let dir = tempfile::tempdir().unwrap();
-        put(
-            dir.path(),
-            &[
-                ("config.json", "{}"),
-                ("model-00001-of-00002.safetensors", "a"),
-                ("optimizer.safetensors", "o"),
-                ("checkpoint.json", "{}"),
-                ("metrics.jsonl", ""),
-                ("events.out.tfevents.1", ""),
-                (".env", "HF_TOKEN=x"),
-                (".eval_results/aime-2024.yaml", "[]"),
-                (".eval_results/notes", ""),
-                ("LICENSE.txt", ""),
-                ("old/model.safetensors", ""),
-                ("model.safetensors.partial", ""),
-            ],
-        );
-        let gathered = gather(dir.path(), RepoKind::Model).unwrap();
-        assert_eq!(
-            paths(&gathered),
-            [
-                ".eval_results/aime-2024.yaml",
-                "LICENSE.txt",
-                "config.json",
-                "model-00001-of-00002.safetensors"
-            ]
-        );
-        let reasons: Vec<(&str, &str)> = gathered
-            .left_out
-            .iter()
-            .map(|(p, r)| (p.as_str(), *r))
-            .collect();
-        assert_eq!(
-            reasons,
-            [
-                (".env", "hidden"),
-                (".eval_results/notes", "no result of an evaluation"),
-                ("checkpoint.json", "not part of a model"),
-                ("events.out.tfevents.1", "not part of a model"),
-                ("metrics.jsonl", "not part of a model"),
-                ("model.safetensors.partial", "half-written"),
-                ("old", "a folder, which a model does not have"),
-                ("optimizer.safetensors", "state of a training"),
-            ]
-        );
-        let gathered = gather(dir.path(), RepoKind::Dataset).unwrap();
-        assert_eq!(
-            paths(&gathered),
-            [
-                "LICENSE.txt",
-                "checkpoint.json",
-                "config.json",
-                "metrics.jsonl"
-            ]
-        );
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_link_out_of_the_folder_is_refused() {
-        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        put(dir.path(), &[("config.json", "{}")]);
-        put(other.path(), &[("secret", "s")]);
-        std::os::unix::fs::symlink("config.json", dir.path().join("generation_config.json"))
-            .unwrap();
-        assert_eq!(
-            gather(dir.path(), RepoKind::Model).unwrap().uploads.len(),
-            2
-        );
-        std::os::unix::fs::symlink(
-            other.path().join("secret"),
-            dir.path().join("model.safetensors"),
-        )
-        .unwrap();
-        let error = gather(dir.path(), RepoKind::Model).unwrap_err().to_string();
-        assert!(error.starts_with("`model.safetensors` of "), "{error}");
-    }
-
-    #[test]
-    fn hashes_and_what_goes_inline() {
-        let uploads = vec![
-            Upload::text("b.json", "hello\n".into()),
-            Upload::text("a.safetensors", "hello\n".into()),
-            Upload::text("empty.safetensors", String::new()),
-        ];
-        let files = prepare(uploads, &[], &Silent).unwrap();
-        let facts: Vec<_> = files
-            .iter()
-            .map(|f| (f.path.as_str(), f.bytes, f.is_large()))
-            .collect();
-        assert_eq!(
-            facts,
-            [
-                ("a.safetensors", 6, true),
-                ("b.json", 6, false),
-                ("empty.safetensors", 0, false)
-            ]
-        );
-        // printf 'hello\n' | git hash-object --stdin; printf 'hello\n' | sha256sum
-        assert_eq!(
-            files[1].git_sha1.as_deref(),
-            Some("ce013625030ba8dba906f756967f9e9ca394464a")
-        );
-        assert_eq!(
-            files[1].sha256,
-            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
-        );
-        assert_eq!(files[1].sample, b"hello\n");
-    }
-
-    #[test]
-    fn tokens_are_found_across_chunks_and_never_shown() {
-        let token = format!("hf_{}", "aB3".repeat(11));
-        for before in [0, 5, (1 << 20) - 10, (1 << 20) + 1] {
-            let text = format!("{}{token}\"", " ".repeat(before));
-            let upload = Upload::text("tokenizer_config.json", text);
-            let error = prepare(vec![upload], &[], &Silent).unwrap_err().to_string();
-            assert_eq!(
-                error,
-                format!("`tokenizer_config.json` holds an access token near byte {before}")
-            );
-        }
-        assert_eq!(find_token(b"the hf_hub crate, hf_ and hf_short", &[]), None);
-        let known = ["marker-token-1".to_string()];
-        assert_eq!(find_token(b"x marker-token-1", &known), Some(2));
-        assert_eq!(find_token(b"x marker-token-2", &known), None);
-    }
-
-    #[test]
-    fn shards_of_an_earlier_version_are_told_from_other_files() {
-        for path in [
-            "model.safetensors",
-            "model-00001-of-00002.safetensors",
-            "adapter_config.json",
-        ] {
-            assert!(RepoKind::Model.replaces(path), "{path}");
-        }
-        for path in [
-            "README.md",
-            "model.gguf",
-            "x/model.safetensors",
-            "mymodel-1-of-2.safetensors",
-        ] {
-            assert!(!RepoKind::Model.replaces(path), "{path}");
-        }
-        assert!(RepoKind::Dataset.replaces("data/train-00000-of-00002.parquet"));
-        assert!(!RepoKind::Dataset.replaces("other/train-00000-of-00002.parquet"));
-    }
-}
+#[path = "publish_files_tests.rs"]
+mod tests;

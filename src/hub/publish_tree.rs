@@ -261,6 +261,10 @@ pub fn refs(api: &Api, place: &Place) -> Result<Refs> {
 /// # Errors
 /// As [`refs`] and [`tree`].
 pub fn pull_request_with(api: &Api, place: &Place, files: &[&Prepared]) -> Result<Option<Ref>> {
+    // every one holds nothing
+    if files.is_empty() {
+        return Ok(None);
+    }
     let number = |found: &Ref| {
         let last = found.name.rsplit('/').next();
         last.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)

@@ -22,6 +22,9 @@ pub const INDEX: &str = "model.safetensors.index.json";
 /// Weights in one file.
 pub const SINGLE: &str = "model.safetensors";
 
+/// What an adapter in PEFT's layout is made of. Not among the files of a model: a repository that has both is a model.
+pub const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
 const MODEL_FILES: &[&str] = &[
     "config.json",
     "generation_config.json",

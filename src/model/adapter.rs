@@ -72,6 +72,8 @@ struct Magnitude {
 #[derive(Clone, Debug)]
 pub(super) struct Adapters {
     pub config: AdapterConfig,
+    /// Where the frozen weights are, a folder or `org/name`, and their revision.
+    pub base: (String, Option<String>),
     of_weight: BTreeMap<ParamId, Adapter>,
 }
 
@@ -266,7 +268,12 @@ impl CausalLm {
             let scale = config.scale();
             of_weight.insert(id, Adapter { a, b, dora, scale });
         }
-        self.adapters = Some(Adapters { config, of_weight });
+        let base = (String::new(), None);
+        self.adapters = Some(Adapters {
+            config,
+            base,
+            of_weight,
+        });
         self.refresh()?;
         Ok(self)
     }
@@ -292,6 +299,14 @@ impl CausalLm {
             }
             None => Ok(()),
         }
+    }
+
+    /// The same with the place of the frozen weights, a folder or `org/name`, for the files of the adapters.
+    pub fn beside(mut self, base: &str, revision: Option<&str>) -> Self {
+        if let Some(adapters) = &mut self.adapters {
+            adapters.base = (base.to_string(), revision.map(str::to_string));
+        }
+        self
     }
 
     /// What its adapters are made of, where it has some: then they are trained and everything else is frozen.

@@ -104,14 +104,15 @@ fn read_config(folder: &Path) -> Result<PeftConfig> {
 }
 
 impl CausalLm {
-    /// Writes the adapters; `base` is where the frozen weights are, a path or `org/name`, at `revision`.
+    /// Writes the adapters.
     ///
     /// # Errors
     /// A model without adapters; the folder cannot be written.
-    pub fn save_adapters(&self, folder: &Path, base: &str, revision: Option<&str>) -> Result<()> {
-        let Some(config) = self.adapter_config() else {
+    pub fn save_adapters(&self, folder: &Path) -> Result<()> {
+        let Some(adapters) = &self.adapters else {
             return Err(Error::input("the model has no adapters to save"));
         };
+        let (config, (base, revision)) = (&adapters.config, &adapters.base);
         fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
         let trained = self.trained().1.iter();
         let tensors = trained
@@ -159,6 +160,8 @@ impl CausalLm {
     /// A kind of adapter that is not supported; a missing, unexpected or wrong-shaped tensor.
     pub fn with_saved_adapters(self, folder: &Path) -> Result<Self> {
         let config = read_config(folder)?;
+        let base = config.base_model_name_or_path.clone().unwrap_or_default();
+        let revision = config.revision.clone();
         let path = folder.join(WEIGHTS);
         if !path.is_file() {
             return Err(Error::input(format!("there is no `{}`", path.display()))
@@ -200,7 +203,7 @@ impl CausalLm {
             })
             .map_err(|e| e.at(format!("adapter `{}`", folder.display())))?;
         match saved.keys().min() {
-            None => Ok(model),
+            None => Ok(model.beside(&base, revision.as_deref())),
             Some(name) => Err(Error::input(format!(
                 "`{}` holds {} tensors that are no adapter of this model, such as `{name}`",
                 path.display(),

@@ -13,7 +13,7 @@ use super::folder::{RunFolder, key_of, write_atomic, write_json};
 use super::open::contents_with_chat;
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
-use super::stages::{Base, Place, earlier_inputs, files, first_difference};
+use super::stages::{Place, earlier_inputs, files, first_difference};
 use super::student::Student;
 use super::{
     stage_eval, stage_generate, stage_grpo, stage_preference, stage_reward_model, stage_select,
@@ -75,13 +75,12 @@ impl StageContext<'_> {
         }
     }
 
-    /// The same as it is trained, and where its frozen weights are if it has adapters.
-    pub fn model_to_train(&self) -> Result<(CausalLm, Base)> {
+    /// The same as it is trained, with adapters where the method asks for them.
+    pub fn model_to_train(&self) -> Result<CausalLm> {
         let student = self.student()?;
         let earlier = self.stage.model.as_ref();
         let earlier = earlier.map(|name| self.root.join(name).join("model"));
-        let model = student.to_train(earlier.as_deref(), self.stage.seed)?;
-        Ok((model, student.base(earlier.as_deref())))
+        student.to_train(earlier.as_deref(), self.stage.seed)
     }
 
     /// The files of a source, of the commit that the stage was begun with.

@@ -19,6 +19,7 @@ impl Scene<'_> {
             true => RepoKind::Dataset,
             false => RepoKind::Model,
         };
+        check_adapter(folder)?;
         let Gathered {
             mut uploads,
             left_out,
@@ -68,6 +69,29 @@ impl Scene<'_> {
             left_out,
         })
     }
+}
+
+/// Refuses an adapter whose base others cannot load: a path of this machine, or none at all.
+///
+/// # Errors
+/// Says what it names.
+pub(super) fn check_adapter(folder: &Path) -> Result<()> {
+    let path = folder.join("adapter_config.json");
+    let Ok(bytes) = fs::read(&path) else {
+        return Ok(());
+    };
+    let config: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let base = config["base_model_name_or_path"]
+        .as_str()
+        .unwrap_or_default();
+    if super::publish_card::is_hub(base) && !Path::new(base).exists() {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "the adapter in `{}` is for `{base}`, which nobody else can load",
+        folder.display()
+    ))
+    .with_hint("push the merged model, without `--adapter`; or push the base first and put its `owner/name` into `base_model_name_or_path` of `adapter_config.json`"))
 }
 
 fn has_gguf(uploads: &[Upload]) -> bool {

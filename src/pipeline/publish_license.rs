@@ -179,15 +179,31 @@ fn id_of(base: &Base, hub: &Licenses) -> Option<String> {
     }
     match &base.source {
         StudentSource::Hub { repo, .. } => {
-            let said = hub.id(RepoKind::Model, repo, base.revision());
-            said.or_else(|| by_name(repo))
+            // what is Meta's stays under Meta's licence, whatever its card calls it
+            by_name(repo).or_else(|| hub.id(RepoKind::Model, repo, base.revision()))
         }
-        StudentSource::Folder(folder) => {
-            let readme = fs::read_to_string(Path::new(folder).join("README.md")).ok()?;
-            front_matter(&readme, "license")
-        }
+        StudentSource::Folder(folder) => of_folder(folder),
         StudentSource::Random(_) => None,
     }
+}
+
+/// The licence of a local model: what its agreement or its place in the cache says, else its card.
+fn of_folder(folder: &str) -> Option<String> {
+    let read = |name: &str| fs::read_to_string(Path::new(folder).join(name)).ok();
+    let texts = ["LICENSE", "LICENSE.txt", "LICENSE.md"];
+    let agreement = texts.iter().find_map(|name| read(name)).map(|text| {
+        let text = text.to_uppercase();
+        let is_of = |llama: &&Llama| {
+            text.contains(&format!("{} COMMUNITY LICENSE", llama.name.to_uppercase()))
+        };
+        LLAMAS.iter().rev().find(is_of).map(|l| l.id.to_string())
+    });
+    let cached = folder
+        .split('/')
+        .find_map(|part| part.strip_prefix("models--meta-llama--"))
+        .and_then(|name| by_name(&format!("meta-llama/{name}")));
+    let card = || front_matter(&read("README.md")?, "license");
+    agreement.flatten().or(cached).or_else(card)
 }
 
 /// Of Meta's own repositories, whose names tell.

@@ -268,7 +268,8 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
             if stage.model.is_none() {
                 let base = base(student, commit)?;
                 from = Some(in_words(&base));
-                if !bases.iter().any(|other| in_words(other) == in_words(&base)) {
+                let is_known = |other: &Base| json!(other.source) == json!(base.source);
+                if !bases.iter().any(is_known) {
                     bases.push(base);
                 }
             }
@@ -336,8 +337,8 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
     }
     if let Some(student) = trained {
         // the model itself goes before teachers and reward models
-        let own = in_words(&base(student, None)?);
-        bases.sort_by_key(|base| !in_words(base).starts_with(&own));
+        let own = json!(student.source);
+        bases.sort_by_key(|base| json!(base.source) != own);
     }
     let evals = plan.stages.iter().filter_map(|stage| {
         let Job::Eval(eval) = &stage.job else {

@@ -2,6 +2,7 @@
 
 use super::publish::{CARD, Part, Pending, Scene};
 use super::publish_card::{About, model_card};
+use super::publish_folder::check_adapter;
 use super::publish_language::of_samples;
 use super::publish_license::{Duties, Wishes, check_folder, duties};
 use super::publish_lineage::Lineage;
@@ -65,14 +66,9 @@ impl Model<'_> {
             ))
             .with_hint("run the recipe to its end first"));
         }
+        check_adapter(&folder)?;
         let mut gathered = gather(&folder, RepoKind::Model)?;
-        if let Some(step) = checkpoint {
-            if folder.join("adapter_config.json").is_file() {
-                return Err(Error::input(format!(
-                    "checkpoint {step} of stage `{stage}` holds an adapter that does not name its base model"
-                ))
-                .with_hint("`--adapter` pushes the adapter of the result, which does"));
-            }
+        if checkpoint.is_some() {
             // a checkpoint has weights and config: how to talk to it is said beside the result
             for upload in gather(&result, RepoKind::Model)?.uploads {
                 let is_there = gathered.uploads.iter().any(|u| u.path == upload.path);

@@ -69,7 +69,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
     };
     let rewards = open_rewards(rewards, context.root, grpo.separator(), context.stop)?;
     let student = context.student()?;
-    let (model, base) = context.model_to_train()?;
+    let model = context.model_to_train()?;
     let num_positions = model.config().max_position_embeddings;
     let prompts: Vec<GrpoPrompt> = read_prompts(context, sources)?
         .into_iter()
@@ -146,7 +146,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
             outcome.num_unrewarded
         ));
     }
-    save_model(&model, student, &base, &context.dir)?;
+    save_model(&model, student, &context.dir)?;
     Ok(json!(outcome))
 }
 

@@ -64,7 +64,7 @@ pub fn run(context: &StageContext) -> Result<Value> {
     let (rows, held_out) =
         pair_rows::read(context, sources, &table.build, &options, table.held_out)?;
     let student = context.student()?;
-    let (model, base) = context.model_to_train()?;
+    let model = context.model_to_train()?;
     let settings = SftSettings::from_plan(&table.training(), context.stage.seed, context.key);
     let job = JudgedJob {
         rows: &rows,
@@ -78,6 +78,6 @@ pub fn run(context: &StageContext) -> Result<Value> {
     let outcome = train_preference(&model, objective, &job, &mut log)?;
     log.sync()?;
     drop(log);
-    stages::save_model(&model, student, &base, &context.dir)?;
+    stages::save_model(&model, student, &context.dir)?;
     Ok(json!(outcome))
 }

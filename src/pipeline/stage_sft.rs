@@ -61,8 +61,8 @@ pub fn run(context: &StageContext) -> Result<Value> {
     };
     let student = context.student()?;
     let store = stages::data(&job, student)?;
-    let (model, base) = context.model_to_train()?;
-    stages::train_rows(&job, student, (&model, &base), &store, context.key)
+    let model = context.model_to_train()?;
+    stages::train_rows(&job, student, &model, &store, context.key)
 }
 
 /// The stage as a plan of its own, with the files that earlier stages left in place of their names, and weights as numbers.

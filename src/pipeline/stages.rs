@@ -185,19 +185,17 @@ pub fn sft(
 ) -> Result<Value> {
     claim_training(&context.dir, inputs)?;
     let model = student.to_train(None, context.plan.seed)?;
-    let base = student.base(None);
-    train_rows(context, student, (&model, &base), store, key)
+    train_rows(context, student, &model, store, key)
 }
 
-/// Trains `model`, whose frozen weights are at `base`, on the store and leaves `model/`; returns the stage's result.
-/// Checkpoints of another key are refused.
+/// Trains `model` on the store and leaves `model/`; returns the stage's result. Checkpoints of another key are refused.
 ///
 /// # Errors
 /// As [`train::train_sft`].
 pub fn train_rows(
     context: &Context,
     student: &Student,
-    (model, base): (&CausalLm, &Base),
+    model: &CausalLm,
     store: &Store,
     key: &str,
 ) -> Result<Value> {
@@ -223,21 +221,18 @@ pub fn train_rows(
     )?;
     log.sync()?;
     drop(log);
-    save_model(model, student, base, &context.dir)?;
+    save_model(model, student, &context.dir)?;
     Ok(json!(outcome))
 }
-
-/// Where the frozen weights beside an adapter are, and their commit.
-pub type Base = (String, Option<String>);
 
 /// Writes `model/` whole or not at all; before it `adapter/`, in PEFT's layout, where there is one.
 ///
 /// # Errors
 /// The disk refuses.
-pub fn save_model(model: &CausalLm, student: &Student, base: &Base, dir: &Path) -> Result<()> {
+pub fn save_model(model: &CausalLm, student: &Student, dir: &Path) -> Result<()> {
     if model.adapter_config().is_some() {
         publish_folder(dir, "adapter", |beside| {
-            model.save_adapters(beside, &base.0, base.1.as_deref())?;
+            model.save_adapters(beside)?;
             student.chat().save(beside)
         })?;
     }

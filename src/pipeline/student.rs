@@ -34,8 +34,12 @@ pub struct Student {
 /// Where the first weights come from.
 enum Weights {
     Folder(PathBuf),
-    /// An adapter, and its base.
-    Adapter(PathBuf, PathBuf),
+    /// An adapter, its base, and where it is on the Hub.
+    Adapter {
+        folder: PathBuf,
+        base: PathBuf,
+        repo: Option<(String, String)>,
+    },
     /// Not fetched yet: repository and commit.
     Hub(String, String),
     Random(u64),
@@ -78,10 +82,16 @@ impl Student {
                 let place = with_tokenizer(&folder, base.as_deref());
                 let chat = Chat::load(place, template.as_deref())?;
                 let (weights, identity) = match (source, revision) {
-                    (StudentSource::Folder(_), _) if base.is_some() => (
-                        Weights::Adapter(folder, base.unwrap_or_default()),
-                        json!({}),
-                    ),
+                    (source, commit) if base.is_some() => {
+                        let repo = match (source, commit) {
+                            (StudentSource::Hub { repo, .. }, Some(commit)) => {
+                                Some((repo.clone(), commit))
+                            }
+                            _ => None,
+                        };
+                        let base = base.unwrap_or_default();
+                        (Weights::Adapter { folder, base, repo }, json!({}))
+                    }
                     (StudentSource::Hub { repo, .. }, Some(commit)) => {
                         let identity = json!({"source": source, "commit": commit});
                         (Weights::Hub(repo.clone(), commit), identity)
@@ -92,7 +102,7 @@ impl Student {
             }
         };
         apply_rope(&mut config, student);
-        if student.adapter.is_some() && matches!(weights, Weights::Adapter(..)) {
+        if student.adapter.is_some() && matches!(weights, Weights::Adapter { .. }) {
             return Err(
                 Error::input("an adapter cannot be trained beside another adapter's weights")
                     .with_hint("give the folder in which that one is merged, `model/` of its stage, or set `student.method = \"full\"`"),
@@ -132,13 +142,19 @@ impl Student {
                 self.weights = Weights::Folder(resolved.folder);
             }
             Weights::Folder(folder) => self.identity["weights"] = contents(folder)?,
-            Weights::Adapter(folder, _) => {
-                let folder = folder.clone();
+            Weights::Adapter { folder, repo, .. } => {
+                let (folder, repo) = match repo {
+                    None => (folder.clone(), None),
+                    Some((id, commit)) => {
+                        let resolved = hub::resolve_model(id, Some(commit), reporter)?;
+                        (resolved.folder, repo.clone())
+                    }
+                };
                 let base =
                     base_folder(&folder, hub::Part::Everything, reporter)?.unwrap_or_default();
                 self.identity["weights"] =
                     json!({"adapter": contents(&folder)?, "base": contents(&base)?});
-                self.weights = Weights::Adapter(folder, base);
+                self.weights = Weights::Adapter { folder, base, repo };
             }
             Weights::Random(_) => {}
         }
@@ -201,7 +217,14 @@ impl Student {
         };
         match &self.adapter {
             None => Ok(model),
-            Some(adapter) => model.with_adapters(adapter_config(adapter), seed),
+            Some(adapter) => {
+                let (base, revision) = match earlier {
+                    Some(folder) => (absolute(folder), None),
+                    None => self.base.clone(),
+                };
+                let model = model.with_adapters(adapter_config(adapter), seed)?;
+                Ok(model.beside(&base, revision.as_deref()))
+            }
         }
     }
 
@@ -214,7 +237,7 @@ impl Student {
             Weights::Folder(folder) => {
                 CausalLm::load_as(folder, self.config.clone(), &self.options())
             }
-            Weights::Adapter(folder, base) => merged(
+            Weights::Adapter { folder, base, .. } => merged(
                 CausalLm::load_as(base, self.config.clone(), &self.options())?,
                 folder,
             ),
@@ -232,14 +255,6 @@ impl Student {
     /// The weights in `folder` in this student's own shape, RoPE changes applied.
     pub fn with_weights_in(&self, folder: &Path) -> Result<CausalLm> {
         CausalLm::load_as(folder, self.config.clone(), &self.options())
-    }
-
-    /// Where the frozen weights beside an adapter are: `earlier`, the model of an earlier stage, or the student's own.
-    pub fn base(&self, earlier: Option<&Path>) -> (String, Option<String>) {
-        match earlier {
-            Some(folder) => (absolute(folder), None),
-            None => self.base.clone(),
-        }
     }
 
     fn options(&self) -> LoadOptions {

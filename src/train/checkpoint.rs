@@ -175,7 +175,7 @@ impl Checkpoints {
         fs::create_dir(&partial).map_err(|e| Error::io("creating", &partial, e))?;
         match model.adapter_config() {
             None => model.save(&partial, MAX_SHARD_BYTES)?,
-            Some(_) => model.save_adapters(&partial, "", None)?,
+            Some(_) => model.save_adapters(&partial)?,
         }
         optimizer.save(&partial.join(OPTIMIZER))?;
         if let Some(reference) = reference {
