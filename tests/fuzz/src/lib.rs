@@ -1,5 +1,7 @@
 //! The verifiers of `distill` under a fuzzer: `src/verify` as it is, over an error type without the rest of the program.
 
+#[path = "../../../src/random.rs"]
+pub mod random;
 #[path = "../../../src/verify/mod.rs"]
 pub mod verify;
 
