@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{Error, Result};
 
@@ -94,7 +95,10 @@ impl RepoCache {
         let path = self.folder.join("refs").join(revision);
         let folder = path.parent().unwrap_or(&self.folder);
         std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
-        let beside = path.with_file_name(format!(".{}.{}", commit, std::process::id()));
+        // a name of its own for every thread of every process
+        static NUM: AtomicUsize = AtomicUsize::new(0);
+        let num = NUM.fetch_add(1, Ordering::Relaxed);
+        let beside = path.with_file_name(format!(".{commit}.{}.{num}", std::process::id()));
         std::fs::write(&beside, commit)
             .and_then(|()| std::fs::rename(&beside, &path))
             .map_err(|e| Error::io("writing", &path, e))
