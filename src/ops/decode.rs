@@ -4,6 +4,7 @@
 //! here, composed of candle's operations.
 
 use super::decode_attention_cpu::{self, CacheShape};
+use super::gpu::Gpu;
 use super::{Projection, cpu, decode_cpu, plain};
 use crate::Result;
 use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
@@ -12,6 +13,8 @@ use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
 pub fn linears(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
     match fast_linears(x, weights)? {
         Some(ys) => Ok(ys),
+        // a row's last bits may depend on the others there, in exchange for one product instead of many
+        None if Gpu::of(x).is_some() => super::linears(x, weights),
         None => weights
             .iter()
             .map(|&(w, b)| linear_portable(x, w, b))
