@@ -143,8 +143,8 @@ impl Gpu {
         }
         if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
             return Err(Error::input(format!(
-                "`{}` over {:?} blocks: more than a device takes",
-                kernel.1, launch.grid
+                "`{}` of {:?} over {:?} blocks: more than a device takes",
+                kernel.1, kernel.0, launch.grid
             )));
         }
         let held: Vec<_> = args

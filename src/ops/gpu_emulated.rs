@@ -58,7 +58,7 @@ pub(super) fn is_on() -> bool {
 }
 
 pub(super) fn launch(kernel: Kernel, launch: Launch, words: &[u64]) -> Result<()> {
-    let Kernel(_, name) = kernel;
+    let Kernel(module, name) = kernel;
     let Some(run) = RUN.get() else {
         return Err(Error::input("the emulator was not loaded"));
     };
@@ -83,7 +83,9 @@ pub(super) fn launch(kernel: Kernel, launch: Launch, words: &[u64]) -> Result<()
     };
     match code {
         0 => Ok(()),
-        _ => Err(Error::input(format!("the emulator has no kernel `{name}`"))),
+        _ => Err(Error::input(format!(
+            "the emulator has no kernel `{name}` of {module:?}"
+        ))),
     }
 }
 

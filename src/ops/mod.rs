@@ -13,6 +13,7 @@ mod cpu;
 pub mod decode;
 mod decode_attention_cpu;
 mod decode_cpu;
+pub mod device;
 pub mod dispatch;
 mod gpu;
 pub mod gradients;

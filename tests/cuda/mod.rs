@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 /// The device whose tensors go through the kernels.
 #[cfg(feature = "cuda")]
 pub fn device() -> Device {
-    Device::new_cuda_with_stream(0).expect("a CUDA device")
+    distill::ops::device::cuda(0).expect("a CUDA device")
 }
 
 /// The device whose tensors go through the kernels.
