@@ -6,7 +6,7 @@ mod cuda;
 
 use candle_core::{DType, Device, Tensor};
 use cuda::{both, device, noise, off, reference, tolerance};
-use distill::ops::{self, AdamWStep, Gradients, Nf4, ParamId, RopeTable, plain};
+use distill::ops::{self, AdamWStep, Filters, Gradients, Nf4, ParamId, RopeTable, plain};
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
@@ -278,4 +278,118 @@ fn nf4_is_the_same_values() {
             near("nf4", &got, &want, dtype);
         }
     }
+}
+
+/// The token by sorting: what is in play in falling order of weight, equal ones by id, then drawn in the order of ids.
+fn sorted_draw(row: &[f32], filters: &Filters, u: f64) -> (u32, f64, f64) {
+    let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+    let weigh = |x: f32, t: f64| (f64::from(x - max) / t).exp();
+    let of_one: f64 = row.iter().map(|&x| weigh(x, 1.0)).sum();
+    let logprob = |token: usize, t: f64, sum: f64| f64::from(row[token] - max) / t - sum.ln();
+    if filters.temperature == 0.0 {
+        let best = row.iter().position(|&x| x == max).unwrap();
+        return (best as u32, logprob(best, 1.0, of_one), 0.0);
+    }
+    let t = filters.temperature;
+    let weights: Vec<f64> = row.iter().map(|&x| weigh(x, t)).collect();
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+    if filters.top_k > 0 {
+        order.truncate(filters.top_k);
+    }
+    let total: f64 = order.iter().map(|&i| weights[i]).sum();
+    let mut sum = 0.0;
+    let mut kept: Vec<usize> = Vec::new();
+    for i in order {
+        if filters.top_p < 1.0 && sum >= filters.top_p * total {
+            break;
+        }
+        sum += weights[i];
+        if weights[i] >= filters.min_p {
+            kept.push(i);
+        }
+    }
+    kept.sort_unstable();
+    let total: f64 = kept.iter().map(|&i| weights[i]).sum();
+    let mut running = 0.0;
+    let token = kept.iter().copied().find(|&i| {
+        running += weights[i];
+        running > u * total
+    });
+    let token = token.unwrap_or(*kept.last().unwrap());
+    let of_t: f64 = weights.iter().sum();
+    (
+        token as u32,
+        logprob(token, 1.0, of_one),
+        logprob(token, t, of_t),
+    )
+}
+
+#[test]
+fn draws_are_those_of_a_sorted_row() {
+    let filters = |temperature, top_k, top_p, min_p| Filters {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+    };
+    let all = [
+        filters(0.0, 0, 1.0, 0.0),
+        filters(1.0, 0, 1.0, 0.0),
+        filters(0.6, 0, 0.95, 0.0),
+        filters(1.0, 20, 1.0, 0.0),
+        filters(1.5, 50, 0.8, 0.0),
+        filters(0.7, 0, 1.0, 0.05),
+        filters(1.0, 1, 0.5, 0.3),
+    ];
+    let (mut num, mut num_other) = (0, 0);
+    for vocab in [5, 1000, 3001] {
+        for (round, filters) in all.iter().enumerate() {
+            let rows = 24;
+            let mut logits = (noise(&[rows, vocab], 100 + round as u32) * 8.0).unwrap();
+            if round % 2 == 1 {
+                // many equal ones
+                logits = logits.round().unwrap();
+            }
+            let us: Vec<f64> = (0..rows).map(|i| (i as f64 * 0.618_034).fract()).collect();
+            let drawn = ops::sample(&logits.to_device(&device()).unwrap(), filters, &us).unwrap();
+            let drawn = drawn.expect("logits of a GPU are drawn from there");
+            let logits = logits.to_vec2::<f32>().unwrap();
+            for ((row, &u), drawn) in logits.iter().zip(&us).zip(drawn) {
+                let drawn = drawn.expect("a distribution");
+                let (token, logprob, sampled_logprob) = sorted_draw(row, filters, u);
+                num += 1;
+                if drawn.token != token {
+                    num_other += 1;
+                    continue;
+                }
+                assert!((f64::from(drawn.logprob) - logprob).abs() < 1e-4);
+                assert!((f64::from(drawn.sampled_logprob) - sampled_logprob).abs() < 1e-4);
+            }
+        }
+    }
+    // a number may fall so near the end of a token that the last bits of the weights decide
+    assert!(num_other * 200 <= num, "{num_other} of {num} draws differ");
+}
+
+#[test]
+fn no_distribution_is_told() {
+    let rows = [
+        [0.0, f32::NAN, 1.0],
+        [f32::NEG_INFINITY; 3],
+        [0.0, f32::INFINITY, 0.0],
+        [f32::NEG_INFINITY, 2.0, f32::NEG_INFINITY],
+    ];
+    let logits = Tensor::new(&rows, &Device::Cpu).unwrap();
+    let filters = Filters {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 0.9,
+        min_p: 0.0,
+    };
+    let logits = logits.to_device(&device()).unwrap();
+    let drawn = ops::sample(&logits, &filters, &[0.5; 4]).unwrap().unwrap();
+    assert_eq!(drawn[..3], [None; 3]);
+    let only = drawn[3].unwrap();
+    assert_eq!((only.token, only.logprob), (1, 0.0));
 }

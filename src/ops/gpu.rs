@@ -6,6 +6,8 @@
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Layout, Shape, Storage, Tensor, WithDType};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 
 /// Where kernels run.
 pub(super) struct Gpu(Device);
@@ -21,6 +23,7 @@ pub(super) enum Arg<'a> {
     /// C's `size_t`.
     Size(usize),
     F32(f32),
+    F64(f64),
 }
 
 /// A kernel: the `.cu` file it stands in and its name.
@@ -33,6 +36,7 @@ pub(super) enum Module {
     Head,
     Optim,
     Nf4,
+    Sample,
 }
 
 /// Blocks, threads a block, and bytes of shared memory beside the static ones.
@@ -121,6 +125,29 @@ impl Gpu {
         Ok(Tensor::new(values, &self.0)?)
     }
 
+    /// The same of indices, which come again and again (the positions of a batch go to every layer): what was uploaded lately
+    /// is not uploaded again. Nobody writes into it.
+    pub(super) fn upload_indices(&self, values: &[u32]) -> Result<Tensor> {
+        thread_local! {
+            static LATELY: RefCell<VecDeque<(Vec<u32>, Tensor)>> = const { RefCell::new(VecDeque::new()) };
+        }
+        const NUM_KEPT: usize = 8;
+        LATELY.with_borrow_mut(|lately| {
+            let known = lately
+                .iter()
+                .find(|(v, t)| v == values && t.device().same_device(&self.0));
+            if let Some((_, t)) = known {
+                return Ok(t.clone());
+            }
+            let t = self.upload(values)?;
+            if lately.len() == NUM_KEPT {
+                lately.pop_front();
+            }
+            lately.push_back((values.to_vec(), t.clone()));
+            Ok(t)
+        })
+    }
+
     /// Whether `t` lies as kernels take it: row by row, beginning at a multiple of 16 bytes.
     pub(super) fn is_readable(&self, t: &Tensor) -> bool {
         let start = t.layout().start_offset() * t.dtype().size_in_bytes();
@@ -164,6 +191,7 @@ impl Gpu {
                     (Arg::U32(v), _) => u64::from(*v),
                     (Arg::Size(v), _) => *v as u64,
                     (Arg::F32(v), _) => u64::from(v.to_bits()),
+                    (Arg::F64(v), _) => v.to_bits(),
                     (Arg::Tensor(_) | Arg::Nothing, _) => 0,
                 })
             })

@@ -21,6 +21,7 @@ impl Module {
             Self::Head => ("distill-head", ptx::HEAD),
             Self::Optim => ("distill-optim", ptx::OPTIM),
             Self::Nf4 => ("distill-nf4", ptx::NF4),
+            Self::Sample => ("distill-sample", ptx::SAMPLE),
         }
     }
 }

@@ -24,6 +24,7 @@ mod optim_gpu;
 pub mod plain;
 mod rows_cpu;
 mod rows_gpu;
+mod sample_gpu;
 pub mod seq_lens;
 pub mod update;
 pub(crate) mod vector;
@@ -38,6 +39,7 @@ pub use gpu::{pause_emulator, use_emulator};
 pub use gradients::{Gradients, ParamId};
 pub use nf4::Nf4;
 pub use plain::embedding;
+pub use sample_gpu::{Drawn, Filters, sample};
 pub use seq_lens::SeqLens;
 pub use update::{AdamWStep, adamw_inplace, add_inplace, sum_rows};
 

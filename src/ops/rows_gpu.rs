@@ -137,7 +137,7 @@ pub(super) fn rotate(
     let table = [&table.cos, &table.sin].map(|t| gpu.readable(&t.to_dtype(DType::F32)?));
     let [cos, sin] = table;
     let (cos, sin) = (cos?, sin?);
-    let positions = gpu.upload(positions)?;
+    let positions = gpu.upload_indices(positions)?;
     let y = gpu.empty(x.shape(), x.dtype())?;
     gpu.launch(
         rows(&named("rope", x.dtype())),

@@ -237,6 +237,11 @@ template <class T> T __shfl_sync(unsigned, T value, int from) {
     return emulator::among_warp(value, [&](auto lane) { return lane(from & 31); });
 }
 
+template <class T> T __shfl_up_sync(unsigned, T value, int distance) {
+    const int from = emulator::current->lane - distance;
+    return emulator::among_warp(value, [&](auto lane) { return from < 0 ? value : lane(from); });
+}
+
 template <class T> T atomicAdd(T* at, T value) {
     T old = *at;
     *at += value;

@@ -1,6 +1,8 @@
 //! Where the tests of the kernels run: on the first CUDA device with the feature `cuda`, else in the emulator beside this
 //! file, which is compiled here with the C++ compiler `CXX`, g++ where that is not set.
 
+#![allow(dead_code)] // each test program uses a part
+
 use candle_core::{DType, Device, Tensor};
 
 /// The device whose tensors go through the kernels.
