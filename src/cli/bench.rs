@@ -22,7 +22,7 @@ Examples:
   distill bench --shape qwen2-42m
   distill bench --shape qwen2.5-1.5b --device cuda --dtype bf16 --length 4096 --recompute --json
 
-Weights are random. Utilisation is against the largest of three square matrix products in the same dtype on the same
+Weights are random. Utilisation is of the operations that the model needs (not of those computed again) against the largest of three square matrix products in the same dtype on the same
 device, measured in the same run. Peak memory is that of the process, or of the tensors on a CUDA device; on Metal it is not measured.")]
 pub struct Args {
     /// Name of a shape, such as `qwen2-42m` or `qwen2.5-1.5b`, or a folder with a `config.json`
@@ -78,7 +78,7 @@ struct Measured {
     backward_s: f64,
     optimizer_s: f64,
     train_tokens_per_s: f64,
-    /// Of the training step, as counted by weights and attention.
+    /// Of the training step, as counted by weights and attention; what is computed again counts once.
     flops_per_step: f64,
     /// Of the largest product.
     peak_flops_per_s: f64,
@@ -139,10 +139,8 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     reporter.note("sampling");
     let (prefill_tokens_per_s, decode_tokens_per_s) = sample(args, &model)?;
     let peak_flops_per_s = product(&device, dtype)?;
-    let recompute = match args.recompute {
-        true => recipe::Recompute::Block,
-        false => recipe::Recompute::None,
-    };
+    // of the model: what is computed twice counts once
+    let recompute = recipe::Recompute::None;
     let lengths = vec![args.length; args.num_sequences];
     let flops = step_flops(model.config(), &lengths, recompute);
     let flops = match args.lora {

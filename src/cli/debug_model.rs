@@ -58,10 +58,7 @@ pub fn run(args: &Args, _: &Session) -> Result<()> {
         model = model.with_saved_adapters(adapter)?;
         model.save_adapters(&args.output.join("adapter"))?;
     }
-    let recompute = match job.recompute {
-        recipe::Recompute::None => Recompute::None,
-        recipe::Recompute::Block => Recompute::Block,
-    };
+    let recompute = job.recompute.into();
     let logits = model.logits(&job.tokens, &job.seq_lens)?;
     let batch = Batch {
         tokens: job.tokens,

@@ -168,10 +168,12 @@ impl Gpu {
         if x * y * z == 0 {
             return Ok(());
         }
-        if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
+        // 227 KiB are the most that a block gets on today's devices
+        let fits = launch.threads <= 1024 && launch.shared_bytes <= 227 * 1024;
+        if !fits || x > i32::MAX as usize || y > 65_535 || z > 65_535 {
             return Err(Error::input(format!(
-                "`{}` of {:?} over {:?} blocks: more than a device takes",
-                kernel.1, kernel.0, launch.grid
+                "`{}` of {:?} as {launch:?}: more than a device takes",
+                kernel.1, kernel.0
             )));
         }
         let held: Vec<_> = args
@@ -202,7 +204,10 @@ impl Gpu {
             #[cfg(feature = "cuda-emulator")]
             _ => emulated::launch(kernel, launch, &words),
             #[cfg(not(feature = "cuda-emulator"))]
-            _ => Err(Error::input(format!("`{}` runs on CUDA only", kernel.1))),
+            _ => Err(Error::input(format!(
+                "`{}` runs on CUDA only, not with {words:?}",
+                kernel.1
+            ))),
         }
     }
 
@@ -216,7 +221,9 @@ impl Gpu {
             (Device::Cuda(device), Storage::Cuda(storage)) => cuda::address(device, storage, start),
             #[cfg(feature = "cuda-emulator")]
             (_, Storage::Cpu(storage)) => emulated::address(storage, start),
-            _ => Err(Error::input("a tensor for a kernel is on another device")),
+            _ => Err(Error::input(format!(
+                "a tensor for a kernel, from {start} on, is on another device"
+            ))),
         }
     }
 

@@ -116,6 +116,25 @@ impl Nf4 {
         })
     }
 
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        self.codes.device()
+    }
+
+    /// The same on another device; as cheap as a clone where it is there already.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            shape: self.shape,
+            codes: self.codes.to_device(device)?,
+            scale_codes: self.scale_codes.to_device(device)?,
+            scales: self.scales.to_device(device)?,
+            offset: self.offset,
+        })
+    }
+
     /// Rows and columns.
     pub fn shape(&self) -> (usize, usize) {
         self.shape

@@ -402,10 +402,7 @@ fn passed(before: usize, now: usize, every: usize) -> bool {
 }
 
 fn recompute(settings: &Grpo) -> Recompute {
-    match settings.recompute {
-        recipe::Recompute::None => Recompute::None,
-        recipe::Recompute::Block => Recompute::Block,
-    }
+    settings.recompute.into()
 }
 
 /// Completions to learn from, and which answer of which group each is.
