@@ -254,6 +254,7 @@ inline unsigned __float_as_uint(float f) {
     return bits;
 }
 inline float __expf(float x) { return std::exp(x); }
+inline float exp2_fast(float x) { return std::exp2(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 template <class T> T min(T a, T b) { return a < b ? a : b; }
