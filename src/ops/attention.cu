@@ -15,116 +15,9 @@
 // each of its blocks holds either the sums of dk and dv or that of dq, and would have to add the other to device memory in
 // f32: by atomics, in an order, and so with a result, that changes from run to run, and with `T D` floats of traffic for each
 // 128 keys. Here every sum has one owner and one order: the same bits each run.
-#include "kernel.cuh"
+#include "tiles.cuh"
 
 constexpr int BLOCK = 128; // tokens of a work item
-constexpr float LOG2_E = 1.4426950408889634f;
-
-// Tiles: rows of D values in shared memory, in chunks of 16 bytes, at a multiple of 256 bytes. Chunk `c` of row `r` lies at
-// `c ^ r % 8`: the same chunk of eight rows that follow each other, which ldmatrix reads at once, lies in different banks.
-// Places in tiles are bytes from the start of shared memory.
-template <int D> constexpr int ROW = 2 * D; // bytes
-
-template <int D> __device__ __forceinline__ int place_of(int tile, int row, int chunk) {
-    return tile + row * ROW<D> + (chunk ^ row % 8) * 16;
-}
-
-// The place that a lane names in `ldmatrix` for fragments in the layout of mma_bf16, at a step of 16 columns; those of other
-// steps differ by `^ 32 step`, those of rows further down by so many rows.
-// Left side, rows `row..row + 16` of a tile; also right side, whose rows `row..row + 16` are summed over.
-template <int D> __device__ __forceinline__ int lane_place(int tile, int row) {
-    const int lane = threadIdx.x % 32;
-    return place_of<D>(tile, row + lane % 16, lane / 16);
-}
-// Right side, whose rows `row..row + 16` are the columns of the result.
-template <int D> __device__ __forceinline__ int lane_place_transposed(int tile, int row) {
-    const int lane = threadIdx.x % 32;
-    return place_of<D>(tile, row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
-}
-
-// ROWS rows, `stride` values apart, to a tile; zeros after the first `num_rows`, of which there is one at least.
-template <int D, int ROWS, int THREADS>
-__device__ __forceinline__ void copy_tile(unsigned char* shared, int tile, const bf16* from, size_t stride, int num_rows) {
-    constexpr int CHUNKS = D / 8, STEP = THREADS / CHUNKS;
-    static_assert(ROWS % STEP == 0 && STEP % 8 == 0);
-    const int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-    const int to = place_of<D>(tile, row, chunk);
-    from += chunk * 8;
-    const bf16* at = from + row * stride;
-#pragma unroll
-    for (int i = 0; i < ROWS / STEP; i++) {
-        const bool valid = row + i * STEP < num_rows;
-        copy_async_16(shared + to + i * STEP * ROW<D>, valid ? at : from, valid);
-        at += STEP * stride;
-    }
-}
-
-// Products of a warp's M x 16 rows. Sums: `s[m][n]` is 16 x 8 of them; a lane's four lie in rows `lane / 4` and that + 8,
-// in columns `lane % 4 * 2` and that + 1.
-
-template <int M, int N> __device__ __forceinline__ void clear(float (&sum)[M][N][4]) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                sum[m][n][i] = 0.0f;
-}
-
-// s = left right^T, over D; `left` is a lane_place, `right` a lane_place_transposed.
-template <int D, int M, int N>
-__device__ __forceinline__ void scores(float (&s)[M][N][4], const unsigned char* shared, int left, int right) {
-    clear(s);
-#pragma unroll
-    for (int k = 0; k < D / 16; k++) {
-        unsigned a[M][4];
-#pragma unroll
-        for (int m = 0; m < M; m++)
-            ldmatrix_x4(a[m], shared + (left ^ 32 * k) + 16 * m * ROW<D>);
-#pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            unsigned b[4];
-            ldmatrix_x4(b, shared + (right ^ 32 * k) + 8 * n * ROW<D>);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                mma_bf16(s[m][n], a[m], {b[0], b[1]});
-                mma_bf16(s[m][n + 1], a[m], {b[2], b[3]});
-            }
-        }
-    }
-}
-
-// The sums `p` as the left side of the next product.
-template <int M, int N> __device__ __forceinline__ void round_to_left(unsigned (&a)[M][N / 2][4], const float (&p)[M][N][4]) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int k = 0; k < N / 2; k++) {
-            a[m][k][0] = pack_bf16(p[m][2 * k][0], p[m][2 * k][1]);
-            a[m][k][1] = pack_bf16(p[m][2 * k][2], p[m][2 * k][3]);
-            a[m][k][2] = pack_bf16(p[m][2 * k + 1][0], p[m][2 * k + 1][1]);
-            a[m][k][3] = pack_bf16(p[m][2 * k + 1][2], p[m][2 * k + 1][3]);
-        }
-}
-
-// sum += p right, over 16 K rows of `right`, a lane_place.
-template <int D, int M, int K>
-__device__ __forceinline__ void add_product(float (&sum)[M][D / 8][4], const unsigned (&p)[M][K][4], const unsigned char* shared,
-                                            int right) {
-#pragma unroll
-    for (int k = 0; k < K; k++)
-#pragma unroll
-        for (int n = 0; n < D / 16; n++) {
-            unsigned b[4];
-            ldmatrix_x4_transposed(b, shared + (right ^ 32 * n) + 16 * k * ROW<D>);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                mma_bf16(sum[m][2 * n], p[m][k], {b[0], b[1]});
-                mma_bf16(sum[m][2 * n + 1], p[m][k], {b[2], b[3]});
-            }
-        }
-}
 
 // Writes a warp's sums to rows `row..` of `to`, `stride` values apart, each times its scale (one for `lane / 4`, one for that
 // + 8); only the first `num_rows` of the block. They go through a tile whose rows of these numbers nobody else reads, so that
@@ -155,19 +48,19 @@ __device__ __forceinline__ void write_rows(const float (&sum)[M][D / 8][4], cons
 }
 
 // o = softmax(scale q k^T) v and lse = ln of the sum of exp of the scores, with a running maximum (section 3.1). `scale` is
-// positive. 128 threads, `items * H` blocks; shared memory: Q, two stages of K and V.
+// positive. 128 threads, `H x items` blocks; shared memory: Q, two stages of K and V.
 template <int D, int KEYS>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, const unsigned* items, bf16* o, float* lse,
                                         unsigned num_heads, unsigned num_kv, float scale) {
     constexpr int M = 2, THREADS = BLOCK / M / 16 * 32, N = KEYS / 8;
     DYNAMIC_SHARED(shared);
     constexpr int STAGE = KEYS * ROW<D>, TILE_Q = 0, TILES_K = BLOCK * ROW<D>, TILES_V = TILES_K + 2 * STAGE;
-    const unsigned* item = items + 3 * static_cast<size_t>(blockIdx.x / num_heads);
+    const unsigned* item = items + 3 * blockIdx.y;
     const unsigned start = item[0], end = item[1], first = item[2];
-    const unsigned head = blockIdx.x % num_heads, kv_head = head / (num_heads / num_kv);
+    const unsigned head = blockIdx.x, kv_head = head / (num_heads / num_kv);
     const size_t q_stride = static_cast<size_t>(num_heads) * D, kv_stride = static_cast<size_t>(num_kv) * D;
     const size_t q_at = first * q_stride + head * D, kv_at = start * kv_stride + kv_head * D;
-    const unsigned num_rows = min(end - first, static_cast<unsigned>(BLOCK)), num_keys = first - start + num_rows;
+    const int num_rows = min(end - first, static_cast<unsigned>(BLOCK)), num_keys = first - start + num_rows;
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 * M;
     // the warp's first query, counted from the start of the sequence as keys are
     const int first_query = first - start + row;
@@ -184,67 +77,83 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     for (int m = 0; m < M; m++)
         largest[m][0] = largest[m][1] = -INFINITY, total[m][0] = total[m][1] = 0.0f;
 
-    const int num_tiles = (num_keys + KEYS - 1) / KEYS;
-    for (int tile = 0; tile < num_tiles; tile++) {
+    for (int tile = 0; tile < num_keys; tile += KEYS) {
         copy_async_wait<0>();
         __syncthreads();
-        if (tile + 1 < num_tiles) {
-            const int next = (tile + 1) % 2 * STAGE, key = (tile + 1) * KEYS;
-            copy_tile<D, KEYS, THREADS>(shared, TILES_K + next, k + kv_at + key * kv_stride, kv_stride, num_keys - key);
-            copy_tile<D, KEYS, THREADS>(shared, TILES_V + next, v + kv_at + key * kv_stride, kv_stride, num_keys - key);
+        const int next = tile + KEYS, stage = tile / KEYS % 2 * STAGE;
+        if (next < num_keys) {
+            const size_t at = kv_at + next * kv_stride;
+            copy_tile<D, KEYS, THREADS>(shared, TILES_K + STAGE - stage, k + at, kv_stride, num_keys - next);
+            copy_tile<D, KEYS, THREADS>(shared, TILES_V + STAGE - stage, v + at, kv_stride, num_keys - next);
             copy_async_commit();
         }
-        const int key = tile * KEYS;
-        if (key > first_query + 16 * M - 1)
+        if (tile > first_query + 16 * M - 1)
             continue; // all of it comes after this warp's queries
-        const int stage = tile % 2 * STAGE;
-
         float s[M][N][4];
         scores<D>(s, shared, lane_place<D>(TILE_Q, row), lane_place_transposed<D>(TILES_K + stage, 0));
         // what comes after a query, which keys after the end of the sequence do too
-        if (key + KEYS - 1 > first_query) {
+        if (tile + KEYS - 1 > first_query) {
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int n = 0; n < N; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        if (key + 8 * n + lane % 4 * 2 + i % 2 > first_query + 16 * m + lane / 4 + i / 2 * 8)
+                        if (tile + 8 * n + lane % 4 * 2 + i % 2 > first_query + 16 * m + lane / 4 + i / 2 * 8)
                             s[m][n][i] = -INFINITY;
         }
-        // every query sees key 0, which the first tile holds: the maximum is finite from there on
+        // Every query sees key 0, which the first tile holds: the maximum is finite from there on. What was summed is
+        // scaled only where the maximum has grown by more than 2^8: sums of values up to that lose nothing in f32.
+        float most[M][2];
+        bool grown = false;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                float most = largest[m][half];
+                float x = largest[m][half];
 #pragma unroll
                 for (int n = 0; n < N; n++)
-                    most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-                most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));
-                most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
-                const float shrink = exp2_fast((largest[m][half] - most) * scale_log2), shift = most * scale_log2;
-                largest[m][half] = most;
-                float part = 0.0f;
-#pragma unroll
-                for (int n = 0; n < N; n++)
-#pragma unroll
-                    for (int i = 2 * half; i < 2 * half + 2; i++) {
-                        s[m][n][i] = exp2_fast(s[m][n][i] * scale_log2 - shift);
-                        part += s[m][n][i];
-                    }
-                total[m][half] = total[m][half] * shrink + part;
-#pragma unroll
-                for (int n = 0; n < D / 8; n++) {
-                    sum[m][n][2 * half] *= shrink;
-                    sum[m][n][2 * half + 1] *= shrink;
-                }
+                    x = fmaxf(x, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+                x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
+                x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
+                most[m][half] = x;
+                grown |= (x - largest[m][half]) * scale_log2 > 8.0f;
             }
-        unsigned p[M][N / 2][4];
-        round_to_left(p, s);
-        add_product<D>(sum, p, shared, lane_place<D>(TILES_V + stage, 0));
+        if (__any_sync(0xffffffff, grown)) {
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const float shrink = exp2_fast((largest[m][half] - most[m][half]) * scale_log2);
+                    largest[m][half] = most[m][half];
+                    total[m][half] *= shrink;
+#pragma unroll
+                    for (int n = 0; n < D / 8; n++) {
+                        sum[m][n][2 * half] *= shrink;
+                        sum[m][n][2 * half + 1] *= shrink;
+                    }
+                }
+        }
+        // exponentials of the next 16 keys are made while the tensor cores work on these
+#pragma unroll
+        for (int step = 0; step < N / 2; step++) {
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 2 * step; n < 2 * step + 2; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        s[m][n][i] = exp2_fast((s[m][n][i] - largest[m][i / 2]) * scale_log2);
+                        total[m][i / 2] += s[m][n][i];
+                    }
+            unsigned p[M][4];
+            round_to_left(p, s, step);
+            add_product<D>(sum, p, shared, lane_place<D>(TILES_V + stage, 16 * step));
+        }
     }
 
+    // what is needed here only is read again: the loop leaves no register free
+    const unsigned first_row = item[2], rows_left = min(item[1] - first_row, static_cast<unsigned>(BLOCK));
     float scales[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -255,10 +164,10 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             all += __shfl_xor_sync(0xffffffff, all, 2);
             scales[m][half] = 1.0f / all;
             const unsigned r = row + 16 * m + 8 * half + lane / 4;
-            if (lane % 4 == 0 && r < num_rows)
-                lse[static_cast<size_t>(first + r) * num_heads + head] = largest[m][half] * scale + logf(all);
+            if (lane % 4 == 0 && r < rows_left)
+                lse[static_cast<size_t>(first_row + r) * num_heads + head] = largest[m][half] * scale + logf(all);
         }
-    write_rows<D>(sum, scales, shared, TILE_Q, row, o + q_at, q_stride, num_rows);
+    write_rows<D>(sum, scales, shared, TILE_Q, row, o + first_row * q_stride + head * D, q_stride, rows_left);
 }
 
 // delta = sum(do * o) of each row of D values. 256 threads, 256 / (D / 8) rows a block.
@@ -279,7 +188,7 @@ template <int D> __device__ __forceinline__ void row_delta(const bf16* o, const 
         delta[row] = sum;
 }
 
-// dq = scale dS k with P = exp(scale q k^T - lse), dP = do v^T, dS = P (dP - delta). 128 threads, `items * H` blocks; shared
+// dq = scale dS k with P = exp(scale q k^T - lse), dP = do v^T, dS = P (dP - delta). 128 threads, `H x items` blocks; shared
 // memory: Q, dO, two stages of K and V.
 template <int D, int KEYS>
 __device__ __forceinline__ void backward_q(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse,
@@ -290,12 +199,12 @@ __device__ __forceinline__ void backward_q(const bf16* q, const bf16* k, const b
     DYNAMIC_SHARED(shared);
     constexpr int STAGE = KEYS * ROW<D>, TILE_Q = 0, TILE_DO = BLOCK * ROW<D>, TILES_K = 2 * TILE_DO;
     constexpr int TILES_V = TILES_K + 2 * STAGE;
-    const unsigned* item = items + 3 * static_cast<size_t>(blockIdx.x / num_heads);
+    const unsigned* item = items + 3 * blockIdx.y;
     const unsigned start = item[0], end = item[1], first = item[2];
-    const unsigned head = blockIdx.x % num_heads, kv_head = head / (num_heads / num_kv);
+    const unsigned head = blockIdx.x, kv_head = head / (num_heads / num_kv);
     const size_t q_stride = static_cast<size_t>(num_heads) * D, kv_stride = static_cast<size_t>(num_kv) * D;
     const size_t q_at = first * q_stride + head * D, kv_at = start * kv_stride + kv_head * D;
-    const unsigned num_rows = min(end - first, static_cast<unsigned>(BLOCK)), num_keys = first - start + num_rows;
+    const int num_rows = min(end - first, static_cast<unsigned>(BLOCK)), num_keys = first - start + num_rows;
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 * M;
     const int first_query = first - start + row;
 
@@ -312,26 +221,25 @@ __device__ __forceinline__ void backward_q(const bf16* q, const bf16* k, const b
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const unsigned r = row + 16 * m + 8 * half + lane / 4;
+            const int r = row + 16 * m + 8 * half + lane / 4;
             const size_t at = static_cast<size_t>(first + min(r, num_rows - 1)) * num_heads + head;
             lse_log2[m][half] = lse[at] * LOG2_E;
             deltas[m][half] = delta[at];
         }
 
-    const int num_tiles = (num_keys + KEYS - 1) / KEYS;
-    for (int tile = 0; tile < num_tiles; tile++) {
+    for (int tile = 0; tile < num_keys; tile += KEYS) {
         copy_async_wait<0>();
         __syncthreads();
-        if (tile + 1 < num_tiles) {
-            const int next = (tile + 1) % 2 * STAGE, key = (tile + 1) * KEYS;
-            copy_tile<D, KEYS, THREADS>(shared, TILES_K + next, k + kv_at + key * kv_stride, kv_stride, num_keys - key);
-            copy_tile<D, KEYS, THREADS>(shared, TILES_V + next, v + kv_at + key * kv_stride, kv_stride, num_keys - key);
+        const int next = tile + KEYS, stage = tile / KEYS % 2 * STAGE;
+        if (next < num_keys) {
+            const size_t at = kv_at + next * kv_stride;
+            copy_tile<D, KEYS, THREADS>(shared, TILES_K + STAGE - stage, k + at, kv_stride, num_keys - next);
+            copy_tile<D, KEYS, THREADS>(shared, TILES_V + STAGE - stage, v + at, kv_stride, num_keys - next);
             copy_async_commit();
         }
-        const int stage = tile % 2 * STAGE;
 #pragma unroll
         for (int held = 0; held < KEYS; held += HELD) {
-            const int key = tile * KEYS + held;
+            const int key = tile + held;
             if (key > first_query + 16 * M - 1)
                 continue;
             float p[M][N][4], dp[M][N][4];
@@ -349,9 +257,12 @@ __device__ __forceinline__ void backward_q(const bf16* q, const bf16* k, const b
                             prob = 0.0f;
                         p[m][n][i] = prob * (dp[m][n][i] - deltas[m][i / 2]);
                     }
-            unsigned ds[M][N / 2][4];
-            round_to_left(ds, p);
-            add_product<D>(sum, ds, shared, lane_place<D>(TILES_K + stage, held));
+#pragma unroll
+            for (int step = 0; step < N / 2; step++) {
+                unsigned ds[M][4];
+                round_to_left(ds, p, step);
+                add_product<D>(sum, ds, shared, lane_place<D>(TILES_K + stage, held + 16 * step));
+            }
         }
     }
     float scales[M][2];
@@ -362,19 +273,19 @@ __device__ __forceinline__ void backward_q(const bf16* q, const bf16* k, const b
 }
 
 // dv = P^T do and dk = scale dS^T q of a block of keys, over the queries of all heads that read them. A warp holds P^T and
-// dS^T: rows are keys. `BLOCK / M / 16` warps, `items * K` blocks; shared memory: K, V, two stages of Q, dO, lse and delta.
-template <int D, int M, int HELD>
+// dS^T: rows are keys. `BLOCK / M / 16` warps, `K x items` blocks; shared memory: K, V, two stages of Q, dO, lse and delta.
+template <int D, int M, int QUERIES, int HELD>
 __device__ __forceinline__ void backward_kv(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse,
                                             const float* delta, const unsigned* items, bf16* dk, bf16* dv, unsigned num_heads,
                                             unsigned num_kv, float scale) {
-    constexpr int THREADS = BLOCK / M / 16 * 32, QUERIES = 64, N = HELD / 8;
+    constexpr int THREADS = BLOCK / M / 16 * 32, N = HELD / 8;
     DYNAMIC_SHARED(shared);
     constexpr int STAGE = QUERIES * ROW<D>, TILE_K = 0, TILE_V = BLOCK * ROW<D>, TILES_Q = 2 * TILE_V;
     constexpr int TILES_DO = TILES_Q + 2 * STAGE;
     float* rows_of = reinterpret_cast<float*>(shared + TILES_DO + 2 * STAGE); // [2, (lse / ln 2, delta), QUERIES]
-    const unsigned* item = items + 3 * static_cast<size_t>(blockIdx.x / num_kv);
+    const unsigned* item = items + 3 * blockIdx.y;
     const unsigned end = item[1], first = item[2];
-    const unsigned group = num_heads / num_kv, kv_head = blockIdx.x % num_kv;
+    const unsigned group = num_heads / num_kv, kv_head = blockIdx.x;
     const size_t q_stride = static_cast<size_t>(num_heads) * D, kv_stride = static_cast<size_t>(num_kv) * D;
     const size_t kv_at = first * kv_stride + kv_head * D;
     // keys of the block, and queries that see any of them, both counted from the block's first token
@@ -440,9 +351,12 @@ __device__ __forceinline__ void backward_kv(const bf16* q, const bf16* k, const 
                     }
             }
             scores<D>(dp, shared, lane_place<D>(TILE_V, row), lane_place_transposed<D>(TILES_DO + stage, held));
-            unsigned a[M][N / 2][4];
-            round_to_left(a, p);
-            add_product<D>(sum_v, a, shared, lane_place<D>(TILES_DO + stage, held));
+            unsigned a[M][4];
+#pragma unroll
+            for (int step = 0; step < N / 2; step++) {
+                round_to_left(a, p, step);
+                add_product<D>(sum_v, a, shared, lane_place<D>(TILES_DO + stage, held + 16 * step));
+            }
 #pragma unroll
             for (int n = 0; n < N; n++) {
                 const float2 d = *reinterpret_cast<const float2*>(deltas + held + 8 * n + lane % 4 * 2);
@@ -452,8 +366,11 @@ __device__ __forceinline__ void backward_kv(const bf16* q, const bf16* k, const 
                     for (int i = 0; i < 4; i++)
                         p[m][n][i] *= dp[m][n][i] - (i % 2 ? d.y : d.x);
             }
-            round_to_left(a, p);
-            add_product<D>(sum_k, a, shared, lane_place<D>(TILES_Q + stage, held));
+#pragma unroll
+            for (int step = 0; step < N / 2; step++) {
+                round_to_left(a, p, step);
+                add_product<D>(sum_k, a, shared, lane_place<D>(TILES_Q + stage, held + 16 * step));
+            }
         }
         if (tile + 1 < num_tiles)
             store_rows(tile + 1);
@@ -464,11 +381,14 @@ __device__ __forceinline__ void backward_kv(const bf16* q, const bf16* k, const 
         scales[m][0] = scales[m][1] = scale;
         ones[m][0] = ones[m][1] = 1.0f;
     }
-    write_rows<D>(sum_k, scales, shared, TILE_K, row, dk + kv_at, kv_stride, num_rows);
-    write_rows<D>(sum_v, ones, shared, TILE_V, row, dv + kv_at, kv_stride, num_rows);
+    // read again: the loop leaves no register free
+    const unsigned first_row = item[2], rows_left = min(item[1] - first_row, static_cast<unsigned>(BLOCK));
+    const size_t at = first_row * kv_stride + kv_head * D;
+    write_rows<D>(sum_k, scales, shared, TILE_K, row, dk + at, kv_stride, rows_left);
+    write_rows<D>(sum_v, ones, shared, TILE_V, row, dv + at, kv_stride, rows_left);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 3)
+extern "C" __global__ void __launch_bounds__(128, 2)
     attention_forward_bf16_d64(const bf16* q, const bf16* k, const bf16* v, const unsigned* items, bf16* o, float* lse,
                                unsigned num_heads, unsigned num_kv, float scale) {
     forward<64, 64>(q, k, v, items, o, lse, num_heads, num_kv, scale);
@@ -505,11 +425,18 @@ extern "C" __global__ void __launch_bounds__(128, 2)
     attention_backward_kv_bf16_d64(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse,
                                    const float* delta, const unsigned* items, bf16* dk, bf16* dv, unsigned num_heads,
                                    unsigned num_kv, float scale) {
-    backward_kv<64, 2, 32>(q, k, v, d_o, lse, delta, items, dk, dv, num_heads, num_kv, scale);
+    backward_kv<64, 2, 64, 32>(q, k, v, d_o, lse, delta, items, dk, dv, num_heads, num_kv, scale);
 }
 extern "C" __global__ void __launch_bounds__(256, 1)
     attention_backward_kv_bf16_d128(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse,
                                     const float* delta, const unsigned* items, bf16* dk, bf16* dv, unsigned num_heads,
                                     unsigned num_kv, float scale) {
-    backward_kv<128, 1, 64>(q, k, v, d_o, lse, delta, items, dk, dv, num_heads, num_kv, scale);
+    backward_kv<128, 1, 64, 64>(q, k, v, d_o, lse, delta, items, dk, dv, num_heads, num_kv, scale);
+}
+// for devices with less than 130 KiB of shared memory a block
+extern "C" __global__ void __launch_bounds__(256, 1)
+    attention_backward_kv_small_bf16_d128(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse,
+                                          const float* delta, const unsigned* items, bf16* dk, bf16* dv, unsigned num_heads,
+                                          unsigned num_kv, float scale) {
+    backward_kv<128, 1, 32, 32>(q, k, v, d_o, lse, delta, items, dk, dv, num_heads, num_kv, scale);
 }

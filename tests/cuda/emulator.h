@@ -237,6 +237,15 @@ template <class T> T __shfl_sync(unsigned, T value, int from) {
     return emulator::among_warp(value, [&](auto lane) { return lane(from & 31); });
 }
 
+inline int __any_sync(unsigned, bool value) {
+    return emulator::among_warp(value, [&](auto lane) {
+        bool any = false;
+        for (int i = 0; i < emulator::WARP; i++)
+            any |= lane(i);
+        return any;
+    });
+}
+
 template <class T> T atomicAdd(T* at, T value) {
     T old = *at;
     *at += value;
