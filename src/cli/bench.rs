@@ -85,7 +85,7 @@ struct Measured {
     utilisation: f64,
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
-    /// Of the process; none where it cannot be told.
+    /// Of the process, or of the tensors on a CUDA device; none where it cannot be told.
     peak_memory: Option<u64>,
 }
 
@@ -169,7 +169,10 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         utilisation: flops / step_s / peak_flops_per_s,
         prefill_tokens_per_s,
         decode_tokens_per_s,
-        peak_memory: peak_memory().filter(|_| device.is_cpu()),
+        peak_memory: match device.is_cpu() {
+            true => peak_memory(),
+            false => ops::device::peak_memory(&device),
+        },
     };
     match args.json {
         true => stdout::json(&measured),
@@ -278,7 +281,11 @@ fn sample(args: &Args, model: &CausalLm) -> Result<(f64, f64)> {
 /// Floating-point operations a second of the largest of three products, each the best of three.
 fn product(device: &Device, dtype: DType) -> Result<f64> {
     let mut most = 0.0f64;
-    for n in [512usize, 1024, 2048] {
+    let sizes: &[usize] = match device.is_cpu() {
+        true => &[512, 1024, 2048],
+        false => &[2048, 4096, 8192],
+    };
+    for &n in sizes {
         let a = Tensor::randn(0f32, 1.0, (n, n), device)?.to_dtype(dtype)?;
         let b = Tensor::randn(0f32, 1.0, (n, n), device)?.to_dtype(dtype)?;
         for _ in 0..3 {

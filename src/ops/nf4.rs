@@ -9,6 +9,8 @@
 //! Nothing is computed in 4 bits: a product dequantises its weight first, and so does its backward.
 
 use super::cpu::{self, unwritten};
+use super::gpu::Gpu;
+use super::rows_gpu;
 use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use rayon::prelude::*;
@@ -135,6 +137,14 @@ impl Nf4 {
     /// The device refuses.
     pub fn dequantise(&self, dtype: DType) -> Result<Tensor> {
         let (rows, columns) = self.shape;
+        // its scales are f32 wherever they are
+        if let Some(gpu) = Gpu::of(&self.scales)
+            && matches!(dtype, DType::F32 | DType::BF16)
+        {
+            let maps = (&VALUES[..], &SCALE_MAP[..]);
+            let w = rows_gpu::dequantise_nf4(&gpu, self.parts(), maps, rows * columns, dtype)?;
+            return Ok(w.reshape(self.shape)?);
+        }
         if let Some(values) = self.on_cpu(rows * columns)? {
             return Ok(cpu::tensor(values, self.shape)?.to_dtype(dtype)?);
         }

@@ -245,6 +245,10 @@ inline int __any_sync(unsigned, bool value) {
         return any;
     });
 }
+template <class T> T __shfl_up_sync(unsigned, T value, int distance) {
+    const int from = emulator::current->lane - distance;
+    return emulator::among_warp(value, [&](auto lane) { return from < 0 ? value : lane(from); });
+}
 
 template <class T> T atomicAdd(T* at, T value) {
     T old = *at;
