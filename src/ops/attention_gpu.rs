@@ -99,7 +99,8 @@ pub(super) fn backward(
         gpu.empty(k.shape(), DType::BF16)?,
     );
     // keys and values of a block, two stages of queries, their gradients, and two numbers of each
-    let shared_bytes = |num_queries| (2 * BLOCK + 4 * num_queries) * d * 2 + 16 * num_queries;
+    let shared_bytes =
+        |num_queries: usize| (2 * BLOCK + 4 * num_queries) * d * 2 + 16 * num_queries;
     let (name, shared_bytes) = match shared_bytes(64) {
         bytes if d == 64 || bytes <= gpu.shared_bytes_a_block()? => ("backward_kv", bytes),
         _ => ("backward_kv_small", shared_bytes(32)),

@@ -4,8 +4,8 @@
 use super::cpu::{self, Dst, Matrix, gemm, tensor, unwritten};
 use super::gpu::Gpu;
 use super::{
-    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, attention_gpu, head_cpu, head_gpu,
-    plain, rows_cpu, rows_gpu,
+    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, attention_gpu,
+    head_cpu, head_gpu, plain, rows_cpu, rows_gpu,
 };
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
