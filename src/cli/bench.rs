@@ -23,7 +23,7 @@ Examples:
   distill bench --shape qwen2.5-1.5b --device cuda --dtype bf16 --length 4096 --recompute --json
 
 Weights are random. Utilisation is against the largest of three square matrix products in the same dtype on the same
-device, measured in the same run. Peak memory is that of the process; on a GPU it is not measured.")]
+device, measured in the same run. Peak memory is that of the process, or of the tensors on a CUDA device; on Metal it is not measured.")]
 pub struct Args {
     /// Name of a shape, such as `qwen2-42m` or `qwen2.5-1.5b`, or a folder with a `config.json`
     #[arg(long, value_name = "NAME")]
@@ -262,12 +262,21 @@ fn sample(args: &Args, model: &CausalLm) -> Result<(f64, f64)> {
         Ok(())
     })?;
     let next = tokens(args.batch_size, model);
+    let us = vec![0.5; args.batch_size];
+    let draw_of_all = ops::Filters {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+    };
     let mut written = 0.0;
     for _ in 0..args.new_tokens {
         written += timed(model.device(), || {
             let logits = model.decode(&mut cache, &slots, &next)?;
-            // sampling needs them on the host
-            logits.to_device(&Device::Cpu)?;
+            if ops::sample(&logits, &draw_of_all, &us)?.is_none() {
+                // the draw needs them on the host
+                logits.to_device(&Device::Cpu)?;
+            }
             Ok(())
         })?;
     }

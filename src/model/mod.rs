@@ -42,6 +42,7 @@ use adapter::Adapters;
 use block::{Block, Places, Saved};
 use candle_core::{DType, Device, Tensor};
 use quantised::Quantised;
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -481,6 +482,7 @@ fn unit(seed: u64, stream: u64, i: u64) -> f64 {
 /// n numbers of a stream between `-most` and `most`.
 fn uniform(seed: u64, stream: u64, n: usize, most: f64) -> Vec<f32> {
     (0..n as u64)
+        .into_par_iter()
         .map(|i| (most * (2.0 * unit(seed, stream, i) - 1.0)) as f32)
         .collect()
 }
@@ -488,6 +490,7 @@ fn uniform(seed: u64, stream: u64, n: usize, most: f64) -> Vec<f32> {
 /// n normal numbers of a stream, by Box-Muller.
 fn normal(seed: u64, stream: u64, n: usize, std: f64) -> Vec<f32> {
     (0..n as u64)
+        .into_par_iter()
         .map(|i| {
             let (a, b) = (unit(seed, stream, 2 * i), unit(seed, stream, 2 * i + 1));
             let radius = (-2.0 * (1.0 - a).ln()).sqrt();
