@@ -12,7 +12,7 @@ fn kernels() {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     let built = cudaforge::KernelBuilder::new()
         .source_glob("src/ops/*.cu")
-        .watch(["src/ops/kernel.cuh"])
+        .watch(["src/ops/kernel.cuh", "src/ops/tiles.cuh"])
         .arg("-std=c++17")
         .arg("-O3")
         .build_ptx()

@@ -4,11 +4,11 @@
 use super::cpu::{self, Dst, Matrix, gemm, tensor, unwritten};
 use super::gpu::Gpu;
 use super::{
-    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, head_cpu, head_gpu,
-    plain, rows_cpu, rows_gpu,
+    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, attention_gpu,
+    head_cpu, head_gpu, plain, rows_cpu, rows_gpu,
 };
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// See [`plain::rms_norm`].
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
@@ -196,6 +196,11 @@ pub fn attention(
     scale: f64,
 ) -> Result<(Tensor, Tensor)> {
     let shape = attention_shape(q, k, v, seqs, scale)?;
+    if let Some(gpu) = Gpu::of(q)
+        && attention_gpu::fits(q, &[k, v], scale)
+    {
+        return attention_gpu::forward(&gpu, q, k, v, seqs, scale);
+    }
     match (cpu::values(q), cpu::values(k), cpu::values(v)) {
         (Some(qs), Some(ks), Some(vs)) => {
             let (o, lse) = attention_cpu::forward(&qs, &ks, &vs, seqs, shape);
@@ -221,13 +226,19 @@ pub fn attention_backward(
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let shape = attention_shape(q, k, v, seqs, scale)?;
+    let saved_fits = o.dims() == q.dims()
+        && d_o.dims() == q.dims()
+        && lse.dims() == [seqs.total(), shape.num_heads];
+    if let Some(gpu) = Gpu::of(q)
+        && saved_fits
+        && lse.dtype() == DType::F32
+        && attention_gpu::fits(q, &[k, v, o, d_o], scale)
+    {
+        return attention_gpu::backward(&gpu, q, k, v, o, lse, d_o, seqs, scale);
+    }
     let saved = (cpu::values(o), cpu::values(lse), cpu::values(d_o));
     match (cpu::values(q), cpu::values(k), cpu::values(v), saved) {
-        (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos)))
-            if o.dims() == q.dims()
-                && d_o.dims() == q.dims()
-                && lse.dims() == [seqs.total(), shape.num_heads] =>
-        {
+        (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos))) if saved_fits => {
             let (dq, dk, dv) =
                 attention_cpu::backward(&qs, &ks, &vs, &os, &lses, &dos, seqs, shape);
             Ok((

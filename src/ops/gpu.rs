@@ -37,6 +37,8 @@ pub(super) enum Module {
     Optim,
     Nf4,
     Sample,
+    Attention,
+    Decode,
 }
 
 /// Blocks, threads a block, and bytes of shared memory beside the static ones.
@@ -160,6 +162,15 @@ impl Gpu {
             true => t.clone(),
             false => t.force_contiguous()?,
         })
+    }
+
+    /// Shared memory that a block may ask for.
+    pub(super) fn shared_bytes_a_block(&self) -> Result<usize> {
+        match &self.0 {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => cuda::shared_bytes_a_block(device),
+            _ => Ok(usize::MAX),
+        }
     }
 
     /// Runs `kernel`.

@@ -22,6 +22,8 @@ impl Module {
             Self::Optim => ("distill-optim", ptx::OPTIM),
             Self::Nf4 => ("distill-nf4", ptx::NF4),
             Self::Sample => ("distill-sample", ptx::SAMPLE),
+            Self::Attention => ("distill-attention", ptx::ATTENTION),
+            Self::Decode => ("distill-decode", ptx::DECODE),
         }
     }
 }
@@ -46,6 +48,12 @@ pub(super) fn address(device: &CudaDevice, storage: &CudaStorage, start: usize) 
         }
     };
     Ok(base + (start * storage.dtype().size_in_bytes()) as u64)
+}
+
+pub(super) fn shared_bytes_a_block(device: &CudaDevice) -> Result<usize> {
+    let limit = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let bytes = device.cuda_stream().context().attribute(limit);
+    Ok(bytes.map_err(|e| failed("reading the size of shared memory", e))? as usize)
 }
 
 pub(super) fn launch(

@@ -22,6 +22,13 @@ __device__ __forceinline__ uint16_t bf16_bits(float f) {
     return static_cast<uint16_t>(pack_bf16(f, 0.0f));
 }
 
+// 2^x to 2 units in the last place; results below the normal numbers are 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // d += a b, 16 x 8 from 16 x 16 and 16 x 8: in tensor cores, sums in f32.
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -9,10 +9,12 @@
 //! device.
 
 mod attention_cpu;
+mod attention_gpu;
 mod cpu;
 pub mod decode;
 mod decode_attention_cpu;
 mod decode_cpu;
+mod decode_gpu;
 pub mod device;
 pub mod dispatch;
 mod gpu;

@@ -237,6 +237,14 @@ template <class T> T __shfl_sync(unsigned, T value, int from) {
     return emulator::among_warp(value, [&](auto lane) { return lane(from & 31); });
 }
 
+inline int __any_sync(unsigned, bool value) {
+    return emulator::among_warp(value, [&](auto lane) {
+        bool any = false;
+        for (int i = 0; i < emulator::WARP; i++)
+            any |= lane(i);
+        return any;
+    });
+}
 template <class T> T __shfl_up_sync(unsigned, T value, int distance) {
     const int from = emulator::current->lane - distance;
     return emulator::among_warp(value, [&](auto lane) { return from < 0 ? value : lane(from); });
@@ -259,6 +267,7 @@ inline unsigned __float_as_uint(float f) {
     return bits;
 }
 inline float __expf(float x) { return std::exp(x); }
+inline float exp2_fast(float x) { return std::exp2(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 template <class T> T min(T a, T b) { return a < b ? a : b; }

@@ -43,7 +43,7 @@ mod emulator {
             .filter(|path| path.extension().is_some_and(|e| e == "cu"))
             .collect();
         files.sort();
-        let mut source = String::from("#include \"kernel.cuh\"\n");
+        let mut source = String::from("#include \"kernel.cuh\"\n#include \"tiles.cuh\"\n");
         let mut entries = String::new();
         for file in &files {
             let (room, text) = (
@@ -55,6 +55,10 @@ mod emulator {
                 file.display()
             );
             for rest in text.split("extern \"C\" __global__ void ").skip(1) {
+                let rest = match rest.strip_prefix("__launch_bounds__(") {
+                    Some(bounds) => bounds.split_once(')').unwrap().1,
+                    None => rest,
+                };
                 let name = rest.split('(').next().unwrap().trim();
                 entries +=
                     &format!("    {{\"{name}\", &emulator::Call<&cu_{room}::{name}>::call}},\n");
