@@ -2,7 +2,7 @@
 //! with other programs number by number (`tests/peers/model_live.py`).
 
 use super::Session;
-use crate::model::{Batch, CausalLm, LoadOptions, Recompute};
+use crate::model::{Batch, CausalLm, LoadOptions};
 use crate::ops::ParamId;
 use crate::recipe;
 use crate::{Error, Result};

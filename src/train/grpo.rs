@@ -23,7 +23,7 @@ use crate::progress::Stop;
 use crate::recipe::grpo::Grpo;
 use crate::reward::Rewards;
 use crate::tokenize::TextTokenizer;
-use crate::{Error, Result, recipe};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::Path;

@@ -12,7 +12,7 @@ use crate::ops::{self, Gradients};
 use crate::optim::{AdamW, clip_scale};
 use crate::progress::Stop;
 use crate::tokenize::pack;
-use crate::{Error, Result, recipe};
+use crate::{Error, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};

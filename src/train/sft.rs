@@ -7,11 +7,11 @@
 use super::checkpoint::{Checkpoints, Cursor};
 use super::micro_batch::{self, MicroBatch};
 use super::{Examples, SftSettings, non_finite, order};
-use crate::model::{CausalLm, Recompute};
+use crate::model::CausalLm;
 use crate::ops;
 use crate::optim::{AdamW, clip_scale};
 use crate::progress::Stop;
-use crate::{Error, Result, recipe};
+use crate::{Error, Result};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
