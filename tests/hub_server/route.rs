@@ -52,6 +52,14 @@ pub async fn answer(shared: Arc<Shared>, request: Request) -> Response {
         user: user.clone().flatten(),
     };
     shared.asked.lock().unwrap().push(asked.line());
+    let late = shared.faults.take(|fault| match fault {
+        Fault::Silent { on } if asked.line().contains(on) => Some(3_600_000),
+        Fault::Late { on, millis } if asked.line().contains(on) => Some(*millis),
+        _ => None,
+    });
+    if let Some(millis) = late {
+        tokio::time::sleep(std::time::Duration::from_millis(millis)).await;
+    }
     let refusal = shared.faults.take(|fault| match fault {
         Fault::Refuse { on, .. } if asked.line().contains(on) => Some(fault.clone()),
         _ => None,
@@ -149,6 +157,7 @@ async fn call(shared: &Arc<Shared>, asked: &Asked, segments: &[&str], body: &[u8
             };
             api::paths_info(shared, key, revision, &paths)
         }
+        ("GET", ["discussions"]) => api::discussions(shared, asked, key),
         ("GET", ["refs"]) => api::refs(shared, asked, key),
         ("GET", ["commits", revision]) => api::commits(shared, key, revision),
         ("POST" | "DELETE", [kind @ ("branch" | "tag"), name]) => {
