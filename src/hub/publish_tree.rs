@@ -525,6 +525,24 @@ mod tests {
     use crate::hub::publish_files::Source;
 
     #[test]
+    fn results_of_our_cards_are_known() {
+        use crate::hub::card::{EvalRow, ModelCard};
+        let card = ModelCard {
+            results: vec![EvalRow {
+                suite: "aime-2024".into(),
+                dataset: Some("a/b".into()),
+                ..EvalRow::default()
+            }],
+            ..ModelCard::default()
+        };
+        let [(_, ours)] = card.eval_results().try_into().unwrap();
+        assert!(is_our_result(&ours), "{ours}");
+        for other in ["", "- value: 1\n  notes: by hand\n", "- notes: not pass@1"] {
+            assert!(!is_our_result(other), "{other}");
+        }
+    }
+
+    #[test]
     fn both_kinds_of_entries_are_compared_by_their_own_hash() {
         let entry = json!({"type": "file", "oid": "p", "size": 6, "path": "a", "lfs": {"oid": "s", "size": 6, "pointerSize": 130}});
         let (path, large) = listed(&entry).unwrap();

@@ -3,7 +3,6 @@
 use std::io::{self, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
@@ -189,14 +188,6 @@ pub async fn upload(shared: &Shared, asked: &Asked, body: Body, oid: &str, part:
     if asked.headers.contains_key(header::AUTHORIZATION) {
         return error(400, "", "Only one auth mechanism allowed");
     }
-    let (now, most) = &shared.uploads;
-    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-    let answer = receive(shared, body, oid, part).await;
-    now.fetch_sub(1, Ordering::SeqCst);
-    answer
-}
-
-async fn receive(shared: &Shared, body: Body, oid: &str, part: u64) -> Response {
     let slow = shared.faults.take(|f| match f {
         Fault::Slow { on, bytes_per_s } if on == "PUT" => Some(*bytes_per_s),
         _ => None,

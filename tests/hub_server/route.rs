@@ -1,6 +1,7 @@
 //! Which call of the stand-in a request means, and who may make it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::to_bytes;
 use axum::extract::Request;
@@ -39,6 +40,23 @@ impl Asked {
     }
 }
 
+/// An upload over LFS, from its first byte to its answer.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let (now, most) = &shared.uploads;
+        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        Self(now)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 pub async fn answer(shared: Arc<Shared>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let token = parts.headers.get(header::AUTHORIZATION);
@@ -52,6 +70,10 @@ pub async fn answer(shared: Arc<Shared>, request: Request) -> Response {
         user: user.clone().flatten(),
     };
     shared.asked.lock().unwrap().push(asked.line());
+    let _counted = asked
+        .path
+        .starts_with("/-/upload/")
+        .then(|| Counted::new(&shared));
     let late = shared.faults.take(|fault| match fault {
         Fault::Silent { on } if asked.line().contains(on) => Some(3_600_000),
         Fault::Late { on, millis } if asked.line().contains(on) => Some(*millis),
