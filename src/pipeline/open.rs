@@ -115,7 +115,7 @@ pub(super) fn base_folder(
         return Ok(None);
     };
     let at = |e: Error| e.at(format!("base of the adapter `{}`", folder.display()));
-    let base = hub::resolve_model_part(&base, revision.as_deref(), part, reporter).map_err(at)?;
+    let base = hub::resolve_base(folder, &base, revision.as_deref(), part, reporter).map_err(at)?;
     if adapter_files::base_of(&base.folder).map_err(at)?.is_some() {
         return Err(at(
             Error::input("it is an adapter itself").with_hint("merge the inner one first")
