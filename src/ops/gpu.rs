@@ -153,7 +153,7 @@ impl Gpu {
     /// Whether `t` lies as kernels take it: row by row, beginning at a multiple of 16 bytes.
     pub(super) fn is_readable(&self, t: &Tensor) -> bool {
         let start = t.layout().start_offset() * t.dtype().size_in_bytes();
-        t.is_contiguous() && start % 16 == 0
+        t.is_contiguous() && start.is_multiple_of(16)
     }
 
     /// `t` as kernels take it.

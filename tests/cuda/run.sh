@@ -21,5 +21,5 @@ for kernels in src/ops/*.cu; do
   printf '%s: %s kernels\n' "$kernels" "$(grep -c '^\.visible \.entry' target/kernels.ptx)"
 done
 
-cargo test --release --locked --features cuda-emulator --test cuda_kernels --test cuda_model
-EMULATOR_REVERSE=1 cargo test --release --locked --features cuda-emulator --test cuda_kernels --test cuda_model
+cargo test --release --locked --features cuda-emulator --test cuda_kernels --test cuda_attention --test cuda_model
+EMULATOR_REVERSE=1 cargo test --release --locked --features cuda-emulator --test cuda_kernels --test cuda_attention --test cuda_model
