@@ -5,7 +5,7 @@
 //! F feed-forward width, V vocabulary, S cache slots, P cache positions.
 //!
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here, which
-//! [`dispatch`] holds, take a fast kernel where the tensors are f32, contiguous and on the CPU.
+//! [`dispatch`] holds, take a fast kernel where the tensors are f32 or bf16, contiguous and on the CPU.
 
 mod attention_cpu;
 mod cpu;
@@ -13,10 +13,14 @@ pub mod decode;
 mod decode_attention_cpu;
 mod decode_cpu;
 pub mod dispatch;
+#[cfg(target_arch = "x86_64")]
+mod dpbf16;
+mod element;
 pub mod gradients;
 mod head_cpu;
 pub mod nf4;
 pub mod plain;
+mod product;
 mod rows_cpu;
 pub mod seq_lens;
 pub mod update;
