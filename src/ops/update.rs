@@ -1,7 +1,8 @@
 //! Operations that change a tensor in place.
 
 use super::element::with_element;
-use super::{cpu, rows_cpu};
+use super::gpu::Gpu;
+use super::{cpu, optim_gpu, rows_cpu, rows_gpu};
 use crate::Result;
 use candle_core::{DType, Tensor};
 
@@ -21,6 +22,11 @@ pub struct AdamWStep {
 
 /// `dst += x`; they may share their memory.
 pub fn add_inplace(dst: &Tensor, x: &Tensor) -> Result<()> {
+    if let Some(gpu) = Gpu::of(dst)
+        && rows_gpu::add(&gpu, dst, x)?
+    {
+        return Ok(());
+    }
     if !cpu::share_memory(dst, x) && dst.dims() == x.dims() {
         with_element!(x, E => if let Some(values) = cpu::values::<E>(x)
             && cpu::modify(dst, |dst| rows_cpu::add(dst, &values))?
@@ -44,6 +50,11 @@ pub fn adamw_inplace(
     c: &AdamWStep,
 ) -> Result<()> {
     let w = master.unwrap_or(value);
+    if let Some(gpu) = Gpu::of(w)
+        && optim_gpu::adamw(&gpu, value, master, (m, v), grad, c)?
+    {
+        return Ok(());
+    }
     if adamw_cpu(w, m, v, grad, c)? {
         return match master {
             Some(master) => round_into(value, master),
@@ -108,6 +119,9 @@ fn adamw_cpu(w: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor, c: &AdamWStep) -
 /// Sum over the rows of x `[T, C]`, in f32 (f64 for f64). -> `[C]`
 pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
     let (_, c) = x.dims2()?;
+    if let Some(gpu) = Gpu::of(x) {
+        return rows_gpu::sum_rows(&gpu, x);
+    }
     with_element!(x, E => if let Some(values) = cpu::values::<E>(x) {
         return cpu::tensor(rows_cpu::sum_rows(&values, c), c);
     });
