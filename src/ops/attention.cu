@@ -15,6 +15,9 @@
 // each of its blocks holds either the sums of dk and dv or that of dq, and would have to add the other to device memory in
 // f32: by atomics, in an order, and so with a result, that changes from run to run, and with `T D` floats of traffic for each
 // 128 keys. Here every sum has one owner and one order: the same bits each run.
+//
+// cuDNN has such an operation too: a library of hundreds of megabytes to install beside the binary, of which nothing can run
+// where there is no GPU. These kernels are tested everywhere (tests/cuda).
 #include "tiles.cuh"
 
 constexpr int BLOCK = 128; // tokens of a work item
@@ -71,7 +74,8 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     copy_async_commit();
 
     const float scale_log2 = scale * LOG2_E;
-    float sum[M][D / 8][4], largest[M][2], total[M][2]; // a lane's part of each row's total
+    // of each row the largest score, times log2(e), and a lane's part of the sum of 2^(score - largest)
+    float sum[M][D / 8][4], largest[M][2], total[M][2];
     clear(sum);
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -110,21 +114,21 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                float x = largest[m][half];
+                float x = s[m][0][2 * half];
 #pragma unroll
                 for (int n = 0; n < N; n++)
                     x = fmaxf(x, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
                 x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
                 x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
-                most[m][half] = x;
-                grown |= (x - largest[m][half]) * scale_log2 > 8.0f;
+                most[m][half] = fmaxf(largest[m][half], x * scale_log2);
+                grown |= most[m][half] - largest[m][half] > 8.0f;
             }
         if (__any_sync(0xffffffff, grown)) {
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const float shrink = exp2_fast((largest[m][half] - most[m][half]) * scale_log2);
+                    const float shrink = exp2_fast(largest[m][half] - most[m][half]);
                     largest[m][half] = most[m][half];
                     total[m][half] *= shrink;
 #pragma unroll
@@ -143,7 +147,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
                 for (int n = 2 * step; n < 2 * step + 2; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        s[m][n][i] = exp2_fast((s[m][n][i] - largest[m][i / 2]) * scale_log2);
+                        s[m][n][i] = exp2_fast(s[m][n][i] * scale_log2 - largest[m][i / 2]);
                         total[m][i / 2] += s[m][n][i];
                     }
             unsigned p[M][4];
@@ -165,7 +169,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             scales[m][half] = 1.0f / all;
             const unsigned r = row + 16 * m + 8 * half + lane / 4;
             if (lane % 4 == 0 && r < rows_left)
-                lse[static_cast<size_t>(first_row + r) * num_heads + head] = largest[m][half] * scale + logf(all);
+                lse[static_cast<size_t>(first_row + r) * num_heads + head] = (largest[m][half] + log2f(all)) * LN_2;
         }
     write_rows<D>(sum, scales, shared, TILE_Q, row, o + first_row * q_stride + head * D, q_stride, rows_left);
 }

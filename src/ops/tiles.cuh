@@ -3,7 +3,7 @@
 
 #include "kernel.cuh"
 
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 // Tiles: rows of D values in shared memory, in chunks of 16 bytes, at a multiple of 256 bytes. Chunk `c` of row `r` lies at
 // `c ^ r % 8`: the same chunk of eight rows that follow each other, which ldmatrix reads at once, lies in different banks.
