@@ -499,13 +499,14 @@ fn an_adapter_goes_up_by_itself_with_what_it_learnt_from() {
         "license: cc-by-4.0\n",
         "library_name: peft\n",
         "base_model: tester/base\nbase_model_relation: adapter\n",
-        "datasets:\n- tester/rows\nlanguage:",
+        "datasets:\n- tester/rows\n",
         "| data/traces |  | train |  |  |",
         "The data set tester/rows is under `cc-by-nc-4.0`, which allows no commercial use.",
         "AutoPeftModelForCausalLM.from_pretrained(\"tester/a\")",
     ] {
         assert!(card.contains(line), "{line}:\n{card}");
     }
+    assert!(!card.contains("- data/traces"), "{card}");
     // and is one again where it is pulled
     place.file("p.jsonl", "{\"prompt\": \"What is 3 + 1?\"}\n");
     let mut answers = Vec::new();

@@ -3,10 +3,9 @@
 
 use crate::{Error, Result};
 use ::parquet::basic::{Encoding, Type as Physical};
-use ::parquet::column::page::PageReader;
 use ::parquet::column::reader::ColumnReader;
 use ::parquet::errors::ParquetError;
-use ::parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;

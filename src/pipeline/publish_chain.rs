@@ -9,7 +9,6 @@ use crate::hub::card::License;
 use crate::hub::card_read::CardFacts;
 use crate::hub::publish_files::RepoKind;
 use crate::hub::publish_license::{Licenses, texts_of};
-use crate::model::adapter_files;
 use crate::recipe::plan::StudentSource;
 use crate::recipe::shipped;
 use crate::recipe::terms::{Terms, made_of};
@@ -46,6 +45,8 @@ pub struct Ancestor {
     pub made_into: Option<String>,
     /// Nothing can be said about its licence.
     pub is_unknown: bool,
+    /// It is what is pushed, a folder that no run made.
+    pub is_itself: bool,
 }
 
 /// Where an ancestor is.
@@ -123,6 +124,7 @@ impl Chain {
         // of the folder itself the push says so
         if let Some(own) = walk.chain.ancestors.iter_mut().find(|one| one.is_base) {
             own.is_unknown = false;
+            own.is_itself = true;
         }
         walk.chain
     }
@@ -238,6 +240,7 @@ impl Walk<'_> {
                     terms: Some(terms),
                     made_into: None,
                     is_unknown: false,
+                    is_itself: false,
                 });
             }
         }
@@ -317,6 +320,7 @@ impl Walk<'_> {
                 license: found.license,
                 terms: found.terms,
                 made_into,
+                is_itself: false,
             });
         }
     }
@@ -378,9 +382,10 @@ impl Walk<'_> {
         let before = json("config.json")["_name_or_path"]
             .as_str()
             .map(String::from);
-        let adapted = adapter_files::base_of(folder).ok().flatten();
-        let adapted = adapted.map(|(base, _)| base);
-        let named = [cached.clone(), before, adapted];
+        let adapted = json("adapter_config.json")["base_model_name_or_path"]
+            .as_str()
+            .map(String::from);
+        let named = [cached, before, adapted];
         bases.extend(
             named
                 .into_iter()

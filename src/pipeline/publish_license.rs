@@ -293,11 +293,14 @@ fn notes(chain: &Chain, bound: &[(&Ancestor, &'static Terms)], duties: &mut Duti
             Part::Weights => "was used to make this model",
             Part::Outputs => "wrote or judged what this model learnt from",
         };
-        let mut note = format!(
-            "{} {used}. It is licensed under the {}",
-            called(ancestor),
-            terms.name
-        );
+        let mut note = match ancestor.is_itself {
+            true => format!("This model is licensed under the {}", terms.name),
+            false => format!(
+                "{} {used}. It is licensed under the {}",
+                called(ancestor),
+                terms.name
+            ),
+        };
         let file = terms.file();
         let ships = ancestor.part == Part::Weights || terms.ships_with_outputs;
         note += &match (ships, has(duties, &file)) {
@@ -332,7 +335,7 @@ fn notes(chain: &Chain, bound: &[(&Ancestor, &'static Terms)], duties: &mut Duti
                     .link
                     .clone()
                     .unwrap_or(page.replace("/blob/", "/tree/"));
-                format!("; its text: <{page}>.")
+                format!("; its text: `{page}`.")
             }
             (true, _) => ", whose text is in `LICENSE`.".to_string(),
             (false, None) => ".".to_string(),

@@ -176,7 +176,10 @@ fn a_card_that_says_less_than_its_weights_owe_is_not_believed() {
     let one = lineage(&[distill], &[]);
     let done = with("you/Llama-x", &one, &Wishes::default(), cache.path()).unwrap();
     assert_eq!(done.license.as_ref().unwrap().id, "llama3.1");
-    assert_eq!(paths(&done), ["LICENSE", "LICENSE-LLAMA-3.1", "NOTICE"]);
+    assert_eq!(
+        paths(&done),
+        ["LICENSE", "LICENSE-LLAMA-3.1", "USE_POLICY.md", "NOTICE"]
+    );
     assert_eq!(text(&done, "LICENSE"), "MIT License");
     assert_eq!(
         done.notes[0],
@@ -223,7 +226,7 @@ fn a_link_that_cannot_be_followed_is_said() {
         "The licence of b/unknown (of which a/tuned was made) could not be read: see there."
     );
     assert_eq!(done.warnings.len(), 1);
-    assert!(done.notes[0].contains("; its text: <https://huggingface.co/a/tuned/tree/main>."));
+    assert!(done.notes[0].contains("; its text: `https://huggingface.co/a/tuned/tree/main`."));
 }
 
 #[test]

@@ -167,9 +167,9 @@ impl Model<'_> {
         };
         // where there is a base, the warnings name it
         if duties.license.is_none() && duties.warnings.is_empty() {
-            self.scene.reporter.warn(
-                "the card names no licence: the base model's is not known; give `--license`, or `license` in `[publish]`",
-            );
+            self.scene
+                .reporter
+                .warn("the card names no licence: give `--license`, or `license` in `[publish]`");
         }
         let none = Vec::new();
         let about = About {
