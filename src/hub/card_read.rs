@@ -1,157 +1,205 @@
-//! What a card says of licences and origins, read back from a README.md or from the Hub's answer. Only that: it is no YAML
-//! reader, and a card that says it in another way says nothing.
+//! `configs` of a data set's card, which say what files belong to which config and split, read from a cached README.md: the
+//! Hub gives them as JSON, and without network nobody does. Of YAML as much as such a list takes; what is beyond it is no
+//! list at all, and the files are chosen by their names.
 
-use super::card::License;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
-/// What a card says of where its model or data set comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CardFacts {
-    pub licenses: Vec<License>,
-    /// `base_model`
-    pub bases: Vec<String>,
+/// Deeper nesting is no card.
+const MAX_DEPTH: usize = 16;
+
+/// `{"configs": [...]}` as the Hub has it; `None` where the card has none that can be read.
+pub fn configs(card: &str) -> Option<Value> {
+    let text = card.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+    let rest = text.strip_prefix("---\n")?;
+    let metadata = &rest[..rest.find("\n---")? + 1];
+    // only these lines: what the others hold need not be understood
+    let mut lines = metadata.lines().skip_while(|line| {
+        let key = line.strip_prefix("configs:");
+        !key.is_some_and(|rest| without_comment(rest).trim().is_empty())
+    });
+    lines.next()?;
+    let is_inside = |line: &&str| {
+        line.starts_with([' ', '-', '#']) && !line.starts_with("---") || line.trim().is_empty()
+    };
+    let lines = lines.take_while(is_inside).map(without_comment);
+    let lines = lines
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| Line {
+            indent: line.len() - line.trim_start_matches(' ').len(),
+            text: line.trim(),
+        });
+    let mut reader = Reader {
+        lines: lines.collect(),
+        at: 0,
+    };
+    let first = reader.peek()?;
+    let list = reader.list(first.indent, 0)?;
+    (reader.peek().is_none() && list.is_array()).then(|| json!({ "configs": list }))
 }
 
-impl CardFacts {
-    /// Of the text of a README.md.
-    pub fn of_text(text: &str) -> Self {
-        let all = |key: &str| front_matter_list(text, key);
-        Self::new(
-            all("license"),
-            all("license_name").pop(),
-            all("license_link").pop(),
-            all("base_model"),
-        )
+/// A comment begins with ` #` or stands alone; within quotes there is none in any card.
+fn without_comment(line: &str) -> &str {
+    match line.find(" #") {
+        _ if line.starts_with('#') => "",
+        Some(at) => &line[..at],
+        None => line,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    indent: usize,
+    text: &'a str,
+}
+
+struct Reader<'a> {
+    lines: Vec<Line<'a>>,
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn peek(&self) -> Option<Line<'a>> {
+        self.lines.get(self.at).copied()
     }
 
-    /// Of `cardData` in the Hub's answer.
-    pub fn of_json(card: &Value) -> Self {
-        let all = |key: &str| match &card[key] {
-            Value::String(one) => vec![one.clone()],
-            Value::Array(several) => several
-                .iter()
-                .filter_map(|value| value.as_str().map(String::from))
-                .collect(),
-            _ => Vec::new(),
-        };
-        Self::new(
-            all("license"),
-            all("license_name").pop(),
-            all("license_link").pop(),
-            all("base_model"),
-        )
-    }
-
-    fn new(
-        ids: Vec<String>,
-        name: Option<String>,
-        link: Option<String>,
-        bases: Vec<String>,
-    ) -> Self {
-        let license = |id: String| {
-            let is_other = id == "other";
-            License {
-                id,
-                name: name.clone().filter(|_| is_other),
-                link: link.clone().filter(|_| is_other),
-            }
-        };
-        let ids = ids.into_iter().map(|id| id.trim().to_ascii_lowercase());
-        Self {
-            licenses: ids.filter(|id| !id.is_empty()).map(license).collect(),
-            bases,
+    /// What begins on the next line.
+    fn block(&mut self, depth: usize) -> Option<Value> {
+        let line = self.peek()?;
+        if depth > MAX_DEPTH {
+            return None;
+        }
+        if is_item(line.text) {
+            self.list(line.indent, depth)
+        } else if entry(line.text).is_some() {
+            self.map(line.indent, depth)
+        } else {
+            self.at += 1;
+            scalar(line.text)
         }
     }
+
+    fn list(&mut self, indent: usize, depth: usize) -> Option<Value> {
+        let mut items = Vec::new();
+        while let Some(line) = self.peek() {
+            if line.indent != indent || !is_item(line.text) {
+                break;
+            }
+            let rest = line.text[1..].trim_start();
+            if rest.is_empty() {
+                self.at += 1;
+            } else {
+                // what follows the dash is a block of its own, as deep as it begins
+                let indent = indent + line.text.len() - rest.len();
+                self.lines[self.at] = Line { indent, text: rest };
+            }
+            items.push(self.block(depth + 1)?);
+        }
+        Some(items.into())
+    }
+
+    fn map(&mut self, indent: usize, depth: usize) -> Option<Value> {
+        let mut map = Map::new();
+        while let Some(line) = self.peek() {
+            if line.indent < indent || is_item(line.text) && line.indent == indent {
+                break;
+            }
+            let (key, rest) = entry(line.text).filter(|_| line.indent == indent)?;
+            self.at += 1;
+            let value = match (rest, self.peek()) {
+                // a list may begin as far left as its key
+                ("", Some(next)) if next.indent > indent => self.block(depth + 1)?,
+                ("", Some(next)) if next.indent == indent && is_item(next.text) => {
+                    self.list(indent, depth + 1)?
+                }
+                (rest, _) => scalar(rest)?,
+            };
+            map.insert(key, value);
+        }
+        Some(map.into())
+    }
 }
 
-/// A text of the YAML at the beginning of a card.
-pub fn front_matter(card: &str, key: &str) -> Option<String> {
-    front_matter_list(card, key).into_iter().next()
+fn is_item(text: &str) -> bool {
+    text == "-" || text.starts_with("- ")
 }
 
-/// The texts of a key of the YAML at the beginning of a card: one, or a list in either of its forms.
-fn front_matter_list(card: &str, key: &str) -> Vec<String> {
-    let start = card.trim_start_matches('\u{feff}').trim_start();
-    let Some(rest) = start.strip_prefix("---") else {
-        return Vec::new();
-    };
-    let yaml = rest.split("\n---").next().unwrap_or_default();
-    let mut lines = yaml.lines();
-    let inline = lines.by_ref().find_map(|line| {
-        let rest = line.strip_prefix(key)?.trim_start().strip_prefix(':')?;
-        Some(without_comment(rest).to_string())
-    });
-    let Some(inline) = inline else {
-        return Vec::new();
-    };
-    let found: Vec<String> = match inline.as_str() {
-        // a list stands on the next lines, with or without indentation
-        "" => lines
-            .map_while(|line| line.trim_start().strip_prefix('-'))
-            .map(|item| without_comment(item).to_string())
-            .collect(),
-        list if list.starts_with('[') => list
-            .trim_matches(['[', ']'])
-            .split(',')
-            .map(str::to_string)
-            .collect(),
-        one => vec![one.to_string()],
-    };
-    let bare = found
-        .iter()
-        .map(|text| text.trim().trim_matches(['"', '\'']));
-    bare.filter(|text| !text.is_empty() && *text != "null")
-        .map(String::from)
-        .collect()
+/// `key: rest` or `key:`.
+fn entry(text: &str) -> Option<(String, &str)> {
+    let at = text.find(": ").or(text.strip_suffix(':').map(str::len))?;
+    let key = text[..at].trim_matches(['"', '\'']);
+    let is_key = key
+        .chars()
+        .all(|c| c.is_alphanumeric() || "_-. ".contains(c));
+    is_key.then(|| (key.to_string(), text[at + 1..].trim()))
 }
 
-fn without_comment(text: &str) -> &str {
-    let end = text.find(" #").unwrap_or(text.len());
-    let text = text[..end].trim();
-    if text.starts_with('#') { "" } else { text }
+fn scalar(text: &str) -> Option<Value> {
+    if let Some(inner) = text.strip_prefix('[') {
+        let items = inner.strip_suffix(']')?.split(',').map(str::trim);
+        return items.filter(|item| !item.is_empty()).map(scalar).collect();
+    }
+    if text.starts_with('"') {
+        return serde_json::from_str(text).ok();
+    }
+    if let Some(inner) = text.strip_prefix('\'') {
+        return Some(inner.strip_suffix('\'')?.replace("''", "'").into());
+    }
+    // anchors, references, maps in one line, texts over several
+    if text.starts_with(['&', '*', '!', '{', '|', '>', '@', '`', '%']) && !text.starts_with("**") {
+        return (text.starts_with('*') && text.contains(['.', '/'])).then(|| text.into());
+    }
+    Some(match text {
+        "true" | "True" => true.into(),
+        "false" | "False" => false.into(),
+        "null" | "~" | "" => Value::Null,
+        text => text.into(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
-    fn one_or_several_in_every_form() {
-        let card = "---\nlicense: [mit, 'apache-2.0'] # both\nbase_model:\n- a/b\n  # no item\nlanguage:\n  - en\n  - zh\nempty:\ntags: null\n---\nlicense: not this\n";
-        let all = |key: &str| front_matter_list(card, key);
-        assert_eq!(all("license"), ["mit", "apache-2.0"]);
-        assert_eq!(all("base_model"), ["a/b"]);
-        assert_eq!(all("language"), ["en", "zh"]);
-        for key in ["empty", "tags", "base", "other"] {
-            assert!(all(key).is_empty(), "{key}");
-        }
-        assert_eq!(front_matter(card, "license").as_deref(), Some("mit"));
-        assert_eq!(front_matter("no card", "license"), None);
-        assert_eq!(front_matter("---", "license"), None);
+    fn configs_as_cards_write_them() {
+        let card = "---\nlicense: &x\n  - {a: b}\nconfigs:  # of files\n- config_name: all\n  default: true\n  data_files:\n  - split: train\n    path: all/train-*\n  - split: test\n    path:\n    - \"all/a b-*\"\n    - 'it''s'\n- config_name: v1.0\n  data_files: [a.jsonl, b/**]\n  data_dir: x # here\ntags:\n- a\n---\ntext";
+        let want = json!({"configs": [
+            {"config_name": "all", "default": true, "data_files": [
+                {"split": "train", "path": "all/train-*"},
+                {"split": "test", "path": ["all/a b-*", "it's"]},
+            ]},
+            {"config_name": "v1.0", "data_files": ["a.jsonl", "b/**"], "data_dir": "x"},
+        ]});
+        assert_eq!(configs(card).unwrap(), want);
+        assert_eq!(configs(&card.replace('\n', "\r\n")).unwrap(), want);
+        let indented = "---\nconfigs:\n  - config_name: a\n    data_files:\n      - split: train\n        path: \"*.parquet\"\n---\n";
+        assert_eq!(
+            configs(indented).unwrap()["configs"][0]["data_files"][0]["path"],
+            "*.parquet"
+        );
     }
 
     #[test]
-    fn a_licence_of_its_own_has_a_name_and_a_place() {
-        let text = "---\nlicense: other\nlicense_name: qwen-research\nlicense_link: https://x/LICENSE\nbase_model: Qwen/Qwen2.5-3B\n---\n";
-        let json = json!({"license": "other", "license_name": "qwen-research", "license_link": "https://x/LICENSE",
-            "base_model": ["Qwen/Qwen2.5-3B"]});
-        let want = CardFacts {
-            licenses: vec![License {
-                id: "other".into(),
-                name: Some("qwen-research".into()),
-                link: Some("https://x/LICENSE".into()),
-            }],
-            bases: vec!["Qwen/Qwen2.5-3B".into()],
-        };
-        assert_eq!(CardFacts::of_text(text), want);
-        assert_eq!(CardFacts::of_json(&json), want);
-        assert_eq!(CardFacts::of_json(&Value::Null), CardFacts::default());
-        // a name without `other` says nothing
-        let known = CardFacts::of_text("---\nlicense: MIT\nlicense_name: x\n---");
-        assert_eq!(
-            (known.licenses[0].id.as_str(), &known.licenses[0].name),
-            ("mit", &None)
-        );
+    fn what_is_no_list_of_configs_is_none() {
+        for card in [
+            "",
+            "# no metadata",
+            "---\nlicense: mit\n---\n",
+            "---\nconfigs: all\n---\n",
+            "---\nconfigs:\n---\n",
+            "---\nconfigs:\n- config_name: a\n",
+            "---\nconfigs:\n- config_name: |\n    a\n---\n",
+            "---\nconfigs:\n  a: b\n---\n",
+            "---\nconfigs:\n- a: [\n---\n",
+        ] {
+            let found = configs(card);
+            assert!(
+                found.is_none() || found == Some(json!({"configs": []})),
+                "{card:?}: {found:?}"
+            );
+        }
+        // nested beyond any card
+        let deep = format!("---\nconfigs:\n{}x\n---\n", "- ".repeat(5000));
+        assert_eq!(configs(&deep), None);
     }
 }

@@ -2,7 +2,7 @@
 //! the Hub, else from whatever commit of the repository the cache has.
 
 use super::cache::{RepoCache, is_commit};
-use super::card_read::CardFacts;
+use super::card_facts::CardFacts;
 use super::publish_api::{Account, Api, ApiError, Place, quoted};
 use super::publish_files::RepoKind;
 use super::wire::cache_folder;
@@ -112,7 +112,10 @@ impl Licenses {
     }
 
     fn note(&self, error: &ApiError) {
-        if matches!(error, ApiError::NoAnswer(_) | ApiError::Stopped) {
+        if matches!(
+            error,
+            ApiError::NoAnswer(_) | ApiError::Silent(_) | ApiError::Stopped
+        ) {
             self.is_silent.store(true, Ordering::Relaxed);
         }
     }

@@ -6,7 +6,7 @@
 
 use super::publish_lineage::{Base, Lineage, RunPlan, SourceUse};
 use crate::hub::card::License;
-use crate::hub::card_read::CardFacts;
+use crate::hub::card_facts::CardFacts;
 use crate::hub::publish_files::RepoKind;
 use crate::hub::publish_license::{Licenses, texts_of};
 use crate::recipe::plan::StudentSource;

@@ -7,7 +7,7 @@ use super::publish_chain::Chain;
 use super::publish_license::{Duties, Wishes, duties};
 use super::publish_weights::{check_weights, is_reward};
 use crate::hub::card::{DataCard, License, ModelCard, Relation};
-use crate::hub::card_read::{CardFacts, front_matter};
+use crate::hub::card_facts::{CardFacts, front_matter};
 use crate::hub::publish_files::{Gathered, RepoKind, Upload, gather};
 use crate::{Error, Result};
 use serde_json::Value;
