@@ -58,7 +58,7 @@ pub fn duties(repo: &str, chain: &Chain, wishes: &Wishes, hub: &Licenses) -> Res
     };
     if let (Some((ancestor, terms)), Some(wish)) = (weights, wishes.license)
         && wish != terms.id
-        && !(wish == "other" && !terms.is_hub_id)
+        && (wish != "other" || terms.is_hub_id)
     {
         return Err(Error::input(format!(
             "`publish.license = \"{wish}\"`: what is trained from {} stays under `{}`",

@@ -98,13 +98,12 @@ pub fn check_weights(folder: &Path, uploads: &[Upload], reporter: &dyn Reporter)
     for upload in uploads {
         if let Source::File(path) = &upload.source
             && upload.path.ends_with(".safetensors")
+            && header(path)?.is_none()
         {
-            if header(path)?.is_none() {
-                reporter.warn(&format!(
-                    "`{}` has no header of a safetensors file: nobody can load it",
-                    upload.path
-                ));
-            }
+            reporter.warn(&format!(
+                "`{}` has no header of a safetensors file: nobody can load it",
+                upload.path
+            ));
         }
     }
     Ok(())
