@@ -159,7 +159,7 @@ fn of_sampling(
         dora: false,
         pack_length: 0,
         max_length: 0,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         num_slots,
         slot_length,
         rollouts: None,
@@ -246,7 +246,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
             plan.sft.max_length
         },
         max_length: plan.sft.max_length,
-        fast_cpu: is_cpu(&plan.device) && plan.student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && plan.student.dtype != Dtype::F16,
         num_slots: eval.map_or(0, |e| e.batch_size),
         slot_length,
         rollouts: None,
@@ -278,7 +278,7 @@ fn of_pairs(
             false => 2 * training.max_length,
         },
         max_length: training.max_length,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         num_slots: 0,
         slot_length: 0,
         rollouts: None,
@@ -315,7 +315,7 @@ fn of_grpo(
         dora: is_dora(student),
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         // a remote engine has memory of its own
         num_slots: match grpo.remote {
             Some(_) => 0,
