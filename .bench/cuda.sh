@@ -2,7 +2,7 @@
 # What a machine with a GPU is asked, in one go and with both sides on it: the kernels' tests, then training and sampling of two
 # students beside transformers. Takes the programs that were built elsewhere with
 #   cargo build --release --features cuda; cargo test --release --features cuda --test cuda_kernels --test cuda_attention --test cuda_model --no-run
-# .bench/cuda.sh FOLDER      with distill, cuda_kernels and cuda_model in it; python3 there has torch and transformers
+# .bench/cuda.sh FOLDER      with distill, cuda_kernels, cuda_attention and cuda_model in it; python3 there has torch and transformers
 set -uo pipefail
 cd "$(dirname "$0")/.."
 bin=$1

@@ -3,7 +3,7 @@
 //!
 //! The loop is written against the few things a language model does for it ([`Lm`]), so that it can be tested without
 //! weights. What it hands out does not depend on the batch: a row of logits depends on its own sequence only
-//! (`ops::decode`), and a draw on (seed, request id, position) only.
+//! (`ops::decode`; on a GPU but for the last bits), and a draw on (seed, request id, position) only.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 

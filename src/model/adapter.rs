@@ -231,6 +231,7 @@ impl CausalLm {
         }
         self.check_targets(&config)?;
         self.num_frozen = self.parameters.len();
+        let shapes = self.config.weight_shapes();
         let mut of_weight = BTreeMap::new();
         for id in (0..self.num_frozen).map(ParamId) {
             let name = self.parameters[id.0].name.clone();
@@ -240,13 +241,14 @@ impl CausalLm {
             if !config.targets.iter().any(|target| target == layer) {
                 continue;
             }
-            let w = self.weight(id)?;
-            let (o, i) = w.dims2()?;
+            let &[o, i] = shapes[id.0].1.as_slice() else {
+                return Err(Error::input(format!("`{name}` is no matrix")));
+            };
             let mut add = |part: &str, shape: &[usize]| -> Result<ParamId> {
                 let name = format!("{module}.{part}");
                 let value = match find(&name, shape)? {
                     Some(value) => value,
-                    None => row_norms(&w.to_dtype(DType::F32)?)?,
+                    None => row_norms(&self.weight(id)?.to_dtype(DType::F32)?)?,
                 };
                 let dtype = match part {
                     "lora_magnitude_vector" => DType::F32,
@@ -262,7 +264,7 @@ impl CausalLm {
                 false => None,
                 true => Some(Magnitude {
                     m: add("lora_magnitude_vector", &[o])?,
-                    norm: row_norms(&w.to_dtype(DType::F32)?)?,
+                    norm: row_norms(&self.weight(id)?.to_dtype(DType::F32)?)?,
                 }),
             };
             let scale = config.scale();

@@ -1,5 +1,6 @@
 //! Keys and values of sequences being sampled, and the two forwards that use them: a prompt at once, then one token a
-//! sequence. A sequence's logits never depend, to the bit, on which others are sampled beside it.
+//! sequence. A sequence's logits never depend, to the bit, on which others are sampled beside it (on a GPU: but for the last
+//! bits).
 
 use super::CausalLm;
 use super::block::Places;

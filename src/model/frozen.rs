@@ -2,7 +2,7 @@
 //! In 4 bits, or in the file they were loaded from, read again whenever they are used.
 
 use super::weights::InFile;
-use super::{CausalLm, LoadOptions, ModelConfig, weights};
+use super::{CausalLm, Head, LoadOptions, ModelConfig, weights};
 use crate::ops::{Nf4, ParamId};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -32,7 +32,7 @@ enum Frozen {
 #[derive(Clone, Default)]
 pub(super) struct FrozenWeights {
     of: BTreeMap<ParamId, Arc<Frozen>>,
-    /// The one used last: a forward goes up, a backward down.
+    /// The place among them of the one used last, and in the lowest bit whether the pass goes down, as a backward does.
     last: Arc<AtomicUsize>,
 }
 
@@ -40,6 +40,20 @@ pub(super) struct FrozenWeights {
 const AHEAD: usize = 7;
 
 impl FrozenWeights {
+    /// The direction of the pass: within a block its weights come in any order, from block to block they do not.
+    fn goes_up(&self, id: ParamId) -> bool {
+        let place = self.of.range(..id).count();
+        let last = self.last.load(Ordering::Relaxed);
+        let (last, was_down) = (last / 2, last % 2);
+        let down = match (place / AHEAD).cmp(&(last / AHEAD)) {
+            std::cmp::Ordering::Greater => 0,
+            std::cmp::Ordering::Equal => was_down,
+            std::cmp::Ordering::Less => 1,
+        };
+        self.last.store(2 * place + down, Ordering::Relaxed);
+        down == 0
+    }
+
     pub(super) fn remove(&mut self, id: ParamId) {
         self.of.remove(&id);
     }
@@ -48,7 +62,7 @@ impl FrozenWeights {
     fn take(&self, id: ParamId) -> Option<&Frozen> {
         let frozen = self.of.get(&id)?;
         if let Frozen::InFile(_) = **frozen {
-            let upwards = self.last.swap(id.0, Ordering::Relaxed) <= id.0;
+            let upwards = self.goes_up(id);
             let next: Vec<&Arc<Frozen>> = match upwards {
                 true => {
                     let after = self.of.range((Excluded(id), Unbounded));
@@ -88,6 +102,9 @@ impl CausalLm {
         options: &LoadOptions,
         how: FrozenAs,
     ) -> Result<Self> {
+        if config.head == Head::Score {
+            return Self::load_as(folder, config, options);
+        }
         let mut frozen = FrozenWeights::default();
         let names: Vec<String> = config.weight_shapes().into_iter().map(|(n, _)| n).collect();
         let host = match how.stream {

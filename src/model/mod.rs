@@ -403,7 +403,10 @@ impl CausalLm {
     pub fn logits(&self, tokens: &[u32], seq_lens: &[usize]) -> Result<Tensor> {
         let x = ops::in_pool(|| self.residual(tokens, seq_lens))?;
         let h = ops::rms_norm(&x, self.w(self.norm), self.config.rms_norm_eps)?;
-        Ok(ops::linear(&h, self.w(self.head), None)?.to_dtype(DType::F32)?)
+        match ops::logits_on_gpu(&h, self.w(self.head))? {
+            Some(logits) => Ok(logits),
+            None => Ok(ops::linear(&h, self.w(self.head), None)?.to_dtype(DType::F32)?),
+        }
     }
 
     /// The residual stream after the last block. -> `[T, C]`

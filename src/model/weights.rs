@@ -102,9 +102,9 @@ impl InFile {
     /// Its values on a device; the pages of the file are let go again.
     pub fn read(&self, device: &Device, dtype: DType) -> Result<Tensor> {
         let data = &self.mmap[self.bytes.clone()];
-        let tensor = Tensor::from_raw_buffer(data, self.stored, &self.shape, &Device::Cpu)?;
+        let tensor = Tensor::from_raw_buffer(data, self.stored, &self.shape, device)?;
         forget(&self.mmap, data);
-        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+        Ok(tensor.to_dtype(dtype)?)
     }
 
     /// It will be read soon.

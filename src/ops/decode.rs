@@ -75,6 +75,9 @@ fn linears_on_cpu<E: Element, Y: Element>(
 
 /// `y = x w^T` in f32, not rounded to the type of the weights. x: `[B, C]`, w: `[V, C]` -> `[B, V]`
 pub fn logits(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if let Some(logits) = super::logits_on_gpu(x, w)? {
+        return Ok(logits);
+    }
     with_element!(x, E => if let Some(ys) = linears_on_cpu::<E, f32>(x, &[(w, None)])? {
         return Ok(Tensor::cat(&ys, 0)?);
     });

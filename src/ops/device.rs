@@ -13,12 +13,21 @@ use candle_core::Device;
 pub fn cuda(ordinal: usize) -> Result<Device> {
     #[cfg(feature = "cuda")]
     {
+        use std::collections::BTreeMap;
+        use std::sync::{Mutex, PoisonError};
+        // opened once: tensors of two openings would be on two streams, which do not wait for each other
+        static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = open.get(&ordinal) {
+            return Ok(device.clone());
+        }
         let device = Device::new_cuda_with_stream(ordinal)?;
         if let Device::Cuda(cuda) = &device {
             // SAFETY: all tensors of this device live on its one stream
             unsafe { cuda.disable_event_tracking() };
-            pool::keep_freed(cuda)?;
+            pool::keep_freed(cuda);
         }
+        open.insert(ordinal, device.clone());
         Ok(device)
     }
     #[cfg(not(feature = "cuda"))]
@@ -49,26 +58,24 @@ pub fn memory(device: &Device) -> Option<(u64, u64)> {
 
 #[cfg(feature = "cuda")]
 mod pool {
-    use crate::{Error, Result};
     use candle_core::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
 
-    fn of(device: &CudaDevice) -> Result<sys::CUmemoryPool, result::DriverError> {
+    fn of(device: &CudaDevice) -> std::result::Result<sys::CUmemoryPool, result::DriverError> {
         let stream = device.cuda_stream();
         stream.context().bind_to_thread()?;
         // SAFETY: the context, and so its device, is there
         unsafe { result::device::get_default_mem_pool(stream.context().cu_device()) }
     }
 
-    pub(super) fn keep_freed(device: &CudaDevice) -> Result<()> {
+    pub(super) fn keep_freed(device: &CudaDevice) {
         let mut all = u64::MAX;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // a device without pools works too, more slowly
         // SAFETY: this attribute is a u64
-        of(device)
-            .and_then(|pool| unsafe {
-                result::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast())
-            })
-            .map_err(|e| Error::input(format!("the memory of the CUDA device: {e}")))
+        let _ = of(device).and_then(|pool| unsafe {
+            result::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast())
+        });
     }
 
     pub(super) fn peak(device: &CudaDevice) -> Option<u64> {

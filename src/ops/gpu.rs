@@ -247,7 +247,10 @@ impl Gpu {
         c: (&Tensor, usize),
         add: bool,
     ) -> Result<()> {
-        if m == 0 || n == 0 || k == 0 {
+        if k == 0 {
+            return Err(Error::input("a product over no tokens"));
+        }
+        if m == 0 || n == 0 {
             return Ok(());
         }
         match &self.0 {

@@ -32,6 +32,13 @@ fn failed(what: &str, error: impl std::fmt::Display) -> Error {
     Error::input(format!("{what} on the CUDA device: {error}"))
 }
 
+/// Makes the device that of the calling thread, which may be any of a pool.
+fn bind(device: &CudaDevice) -> Result<()> {
+    let stream = device.cuda_stream();
+    let bound = stream.context().bind_to_thread();
+    bound.map_err(|e| failed("work", e))
+}
+
 pub(super) fn address(device: &CudaDevice, storage: &CudaStorage, start: usize) -> Result<u64> {
     let stream = device.cuda_stream();
     let base = match &storage.slice {
@@ -64,6 +71,7 @@ pub(super) fn launch(
 ) -> Result<()> {
     let Kernel(module, name) = kernel;
     let (module, code) = module.code();
+    bind(device)?;
     let function = device.get_or_load_custom_func(name, module, code)?;
     // what a kernel gets without asking
     if launch.shared_bytes > 48 * 1024 {
@@ -109,6 +117,7 @@ pub(super) fn gemm(
     };
     let (alpha, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
     let handle = device.cublas_handle();
+    bind(device)?;
     // SAFETY: the wrappers hand over operands of these sizes, all on this device and alive
     unsafe {
         cublas::gemm_ex(

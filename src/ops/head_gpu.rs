@@ -11,6 +11,27 @@ use candle_core::{DType, Tensor};
 pub const ROWS: usize = 1024;
 const THREADS: usize = 512;
 
+/// Logits in f32, as training computes them; none where h is not on a GPU. h `[T, C]`, w `[V, C]` -> `[T, V]`
+pub fn logits_on_gpu(h: &Tensor, w: &Tensor) -> Result<Option<Tensor>> {
+    let Some(gpu) = Gpu::of(h) else {
+        return Ok(None);
+    };
+    let ((rows, c), (vocab, w_c)) = (h.dims2()?, w.dims2()?);
+    if c != w_c {
+        return Ok(None);
+    }
+    let (h, w) = (gpu.readable(h)?, gpu.readable(&w.to_dtype(h.dtype())?)?);
+    product(&gpu, (&h, &w), (rows, vocab, c)).map(Some)
+}
+
+fn product(gpu: &Gpu, (h, w): (&Tensor, &Tensor), sizes: (usize, usize, usize)) -> Result<Tensor> {
+    let (rows, vocab, c) = sizes;
+    let logits = gpu.empty((rows, vocab), DType::F32)?;
+    let (h, w) = (Operand::rows(h, c), Operand::rows(w, c).t());
+    gpu.gemm(sizes, h, w, (&logits, vocab), false)?;
+    Ok(logits)
+}
+
 /// Logits of some rows, with what is known of them.
 struct Chunk<'a> {
     gpu: &'a Gpu,
@@ -28,14 +49,7 @@ impl<'a> Chunk<'a> {
     fn new(gpu: &'a Gpu, h: &Tensor, w: &'a Tensor, targets: &[u32]) -> Result<Self> {
         let h = gpu.readable(h)?;
         let ((rows, c), vocab) = (h.dims2()?, w.dim(0)?);
-        let logits = gpu.empty((rows, vocab), DType::F32)?;
-        gpu.gemm(
-            (rows, vocab, c),
-            Operand::rows(&h, c),
-            Operand::rows(w, c).t(),
-            (&logits, vocab),
-            false,
-        )?;
+        let logits = product(gpu, (&h, w), (rows, vocab, c))?;
         let stats = gpu.empty((rows, 3), DType::F32)?;
         let targets = gpu.upload(targets)?;
         gpu.launch(

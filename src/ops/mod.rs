@@ -42,6 +42,7 @@ pub use dispatch::{
 #[cfg(feature = "cuda-emulator")]
 pub use gpu::{pause_emulator, use_emulator};
 pub use gradients::{Gradients, ParamId};
+pub use head_gpu::logits_on_gpu;
 pub use nf4::Nf4;
 pub use plain::embedding;
 pub use sample_gpu::{Drawn, Filters, sample};

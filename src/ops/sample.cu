@@ -147,7 +147,8 @@ __device__ __forceinline__ Cut narrower(Cut a, Cut b) {
 // out[row] = {token, bits of its log-probability, bits of that at the temperature of the draw, 1}, or a 0 at the end where the
 // row is no distribution. `scale` is 1 / temperature, 0 for the most probable token; `top_k` 0, `top_p` 1 and `min_p` 0 leave
 // all in play; `us` are the uniform numbers of the draws.
-extern "C" __global__ void sample_f32(const float* logits, unsigned vocab, float scale, unsigned top_k, double top_p, float min_p,
+extern "C" __global__ void __launch_bounds__(1024)
+    sample_f32(const float* logits, unsigned vocab, float scale, unsigned top_k, double top_p, float min_p,
                                       const double* us, unsigned* out) {
     __shared__ Histogram histogram;
     __shared__ u64 of_warps[THREADS / 32];

@@ -17,8 +17,12 @@ if [[ -z $nvcc ]]; then
   nvcc=$tools/nvidia/cu13/bin/nvcc
 fi
 for kernels in src/ops/*.cu; do
-  "$nvcc" -ptx -arch=compute_80 -std=c++17 -O3 -Werror all-warnings "$kernels" -o target/kernels.ptx
-  printf '%s: %s kernels\n' "$kernels" "$(grep -c '^\.visible \.entry' target/kernels.ptx)"
+  for arch in sm_80 sm_90; do
+    "$nvcc" -cubin -arch=$arch -std=c++17 -O3 -Werror all-warnings -Xptxas -v,-warn-spills "$kernels" -o target/kernels.cubin 2> target/kernels.log ||
+      { cat target/kernels.log; exit 1; }
+    if grep -q -i "spill.*warning\|warning.*spill\|[1-9][0-9]* bytes spill" target/kernels.log; then cat target/kernels.log; exit 1; fi
+    printf '%s, %s: %s kernels\n' "$kernels" "$arch" "$(grep -c 'Compiling entry' target/kernels.log)"
+  done
 done
 
 cargo test --release --locked --features cuda-emulator --test cuda_kernels --test cuda_attention --test cuda_model
