@@ -7,12 +7,14 @@
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here, which
 //! [`dispatch`] holds, take a fast kernel where the tensors are f32, contiguous and on the CPU.
 
+pub mod adam8;
 mod attention_cpu;
 mod cpu;
 pub mod decode;
 mod decode_attention_cpu;
 mod decode_cpu;
 pub mod dispatch;
+mod dynamic_map;
 pub mod gradients;
 mod head_cpu;
 pub mod nf4;
@@ -22,6 +24,7 @@ pub mod seq_lens;
 pub mod update;
 pub(crate) mod vector;
 
+pub use adam8::{Adam8State, adamw8_inplace};
 pub use dispatch::{
     attention, attention_backward, linear, linear_backward_input, linear_logprobs,
     linear_logprobs_backward, linear_policy_backward, linear_token_stats, rms_norm,

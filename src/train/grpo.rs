@@ -171,6 +171,7 @@ pub fn train_grpo(
         betas: settings.betas,
         eps: settings.adam_epsilon,
         weight_decay: settings.weight_decay,
+        eight_bit: settings.optimizer == recipe::Optimizer::AdamW8bit,
     };
     let mut optimizer = super::optimizer(policy, adamw)?;
     let mut gradients = policy.new_gradients();

@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use distill::Result;
 use distill::model::{CausalLm, ModelConfig};
 use distill::progress::Stop;
-use distill::recipe::{Recompute, ScheduleKind};
+use distill::recipe::{Optimizer, Recompute, ScheduleKind};
 use distill::train::{Examples, Observer, SftSettings, StepRecord};
 use std::path::Path;
 
@@ -78,6 +78,7 @@ pub fn settings() -> SftSettings {
         schedule: ScheduleKind::Cosine,
         min_learning_rate_ratio: 0.1,
         warmup_ratio: 0.0,
+        optimizer: Optimizer::AdamW,
         batch_size: 3,
         packing: true,
         pack_length: 32,
