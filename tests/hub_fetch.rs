@@ -48,9 +48,8 @@ impl Site {
         )
     }
 
-    /// The stand-in closes a connection now and then before it has answered: that is tried again.
     fn hub(&self) -> Hub {
-        self.hub_with(READ_TOKEN, 2)
+        self.hub_with(READ_TOKEN, 0)
     }
 
     fn offline(&self) -> Hub {
@@ -59,12 +58,6 @@ impl Site {
 
     fn model(&self) -> distill::Result<Resolved> {
         self.hub()
-            .model("org/name", None, Part::Everything, &Silent)
-    }
-
-    /// The same after an attempt that was broken off: the server may be closing a connection that is taken again.
-    fn model_again(&self) -> distill::Result<Resolved> {
-        self.hub_with(READ_TOKEN, 2)
             .model("org/name", None, Part::Everything, &Silent)
     }
 
@@ -311,7 +304,7 @@ fn an_error_page_is_not_taken_for_the_file() {
     assert!(hint.contains("ask for access"));
     // and nothing of it stays: once the server is well again, so are we
     site.server.clear_faults();
-    assert_whole(&site.model_again().unwrap());
+    assert_whole(&site.model().unwrap());
 }
 
 #[test]
@@ -340,7 +333,7 @@ fn other_bytes_than_listed_are_refused() {
             "config.json"
         };
         site.server.fault(Fault::Corrupt { on: on.into() });
-        let (text, hint) = message(site.model_again().unwrap_err());
+        let (text, hint) = message(site.model().unwrap_err());
         let start = format!("`{on}` of model `org/name` arrived damaged: hash ");
         assert!(text.starts_with(&start), "{text}");
         assert!(hint.contains("error page"));
@@ -348,14 +341,14 @@ fn other_bytes_than_listed_are_refused() {
         let hash = text[start.len()..].split(' ').next().unwrap();
         assert!(!site.leftovers().contains(&format!("{hash}.incomplete")));
         site.server.clear_faults();
-        assert_whole(&site.model_again().unwrap());
+        assert_whole(&site.model().unwrap());
         assert!(site.leftovers().is_empty());
     }
     // once is forgiven
     let site = Site::new(Kept::Lfs);
     site.server
         .fault_times(Fault::Corrupt { on: SHARD.into() }, 1);
-    assert_whole(&site.model_again().unwrap());
+    assert_whole(&site.model().unwrap());
 }
 
 #[test]
@@ -366,11 +359,7 @@ fn a_cut_body_is_gone_on_with_where_it_broke() {
         after: 1_000_000,
     });
     // without attempts, by the next call
-    let (text, hint) = message(
-        site.hub_with(READ_TOKEN, 0)
-            .model("org/name", None, Part::Everything, &Silent)
-            .unwrap_err(),
-    );
+    let (text, hint) = message(site.model().unwrap_err());
     let start = format!("`{SHARD}` of model `org/name` did not arrive whole: ");
     assert!(text.starts_with(&start), "{text}");
     assert_eq!(
@@ -386,7 +375,7 @@ fn a_cut_body_is_gone_on_with_where_it_broke() {
     let len = partial.metadata().unwrap().len();
     assert!((1..=1_000_000).contains(&len), "{len}");
     site.server.clear_faults();
-    assert_whole(&site.model_again().unwrap());
+    assert_whole(&site.model().unwrap());
     assert!(site.leftovers().is_empty());
     // with attempts, by the same call
     let site = Site::new(Kept::Lfs);

@@ -47,6 +47,10 @@ impl Pool {
                         break;
                     };
                     let answer = server.ask(question, &failed);
+                    if answer.is_err() {
+                        // here, not where it is heard: else one more question goes out
+                        failed.store(true, Ordering::SeqCst);
+                    }
                     // nobody listens any more after a failure
                     if sender.send((at, answer)).is_err() {
                         break;

@@ -83,7 +83,7 @@ impl Wire {
     /// Sends what `request` makes until there is an answer that trying again would not change. Only for requests that may
     /// be made twice.
     pub fn send(&self, request: impl Fn() -> RequestBuilder) -> Result<Response, Failure> {
-        let (mut attempt, mut num_closed) = (0, 0);
+        let mut attempt = 0;
         loop {
             let (failure, wait) = match request().send() {
                 Ok(response) if response.status().is_success() => return Ok(response),
@@ -93,11 +93,6 @@ impl Wire {
                 }
                 Err(error) => (Failure::of_request(&error), None),
             };
-            // a connection that was kept, and that the server closed in the same moment, says nothing of the server
-            if matches!(failure, Failure::Broken(_)) && num_closed < MAX_CLOSED {
-                num_closed += 1;
-                continue;
-            }
             if attempt >= self.num_retries || !failure.may_pass() {
                 return Err(failure);
             }
@@ -116,9 +111,6 @@ impl Wire {
         Ok((value, next))
     }
 }
-
-/// Connections closed before an answer that are not counted as attempts.
-const MAX_CLOSED: usize = 3;
 
 /// How long to wait after so many failed attempts.
 pub fn backoff(attempt: usize) -> Duration {

@@ -281,7 +281,11 @@ impl Server {
     /// Puts content into the Xet store; its hash there and its sha256.
     fn put_xet(&self, contents: Vec<Vec<u8>>) -> Vec<(HexMerkleHash, String)> {
         use ::xet::xet_session::{Sha256Policy, XetSessionBuilder};
-        let session = XetSessionBuilder::new().build().unwrap();
+        // of its own: the user's cache remembers what another server on this port once had, and would leave that out
+        let session = XetSessionBuilder::new()
+            .with_cache_dir(self.shared.folder.join("xet-cache"))
+            .build()
+            .unwrap();
         let far = 4_000_000_000;
         let commit = session
             .new_upload_commit()
