@@ -109,7 +109,7 @@ fn on_cpu(w: &Tensor, s: &Adam8State, grad: &Tensor, c: &AdamWStep) -> Result<bo
             modify_f32(&s.m_absmax, |m_absmax| {
                 modify_codes(&s.v, |v| {
                     modify_f32(&s.v_absmax, |v_absmax| {
-                        step((w, &g), (m, m_absmax), (v, v_absmax), c);
+                        step((w, &g[..]), (m, m_absmax), (v, v_absmax), c);
                         Ok(())
                     })
                 })

@@ -133,31 +133,47 @@ impl AdamW {
             )));
         }
         self.step += 1;
-        for (i, slot) in self.slots.iter().enumerate() {
-            let Some(gradient) = gradient(i) else {
-                continue;
-            };
-            let step = AdamWStep {
-                lr,
-                beta1: self.config.betas[0],
-                beta2: self.config.betas[1],
-                eps: self.config.eps,
-                weight_decay: if slot.decays {
-                    self.config.weight_decay
-                } else {
-                    0.0
-                },
-                step: self.step,
-                grad_scale,
-            };
-            let (value, master) = (&slot.value, slot.master.as_ref());
-            match &slot.states {
-                States::F32 { m, v } => ops::adamw_inplace(value, master, m, v, gradient, &step),
-                States::Bits8(state) => ops::adamw8_inplace(value, master, state, gradient, &step),
+        for i in 0..self.slots.len() {
+            if let Some(gradient) = gradient(i) {
+                self.update(i, gradient, lr, grad_scale)?;
             }
-            .map_err(|e| e.at(format!("updating `{}`", slot.name)))?;
         }
         Ok(())
+    }
+
+    /// One update whose gradients are applied as they come; as [`AdamW::step`] with all of them, to the bit.
+    pub fn begin(&mut self, lr: f64, grad_scale: f64) -> Piecewise<'_> {
+        self.step += 1;
+        Piecewise {
+            squares: vec![None; self.slots.len()],
+            optimizer: self,
+            lr,
+            grad_scale,
+        }
+    }
+
+    /// The update of one parameter.
+    fn update(&self, i: usize, gradient: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
+        let slot = &self.slots[i];
+        let step = AdamWStep {
+            lr,
+            beta1: self.config.betas[0],
+            beta2: self.config.betas[1],
+            eps: self.config.eps,
+            weight_decay: if slot.decays {
+                self.config.weight_decay
+            } else {
+                0.0
+            },
+            step: self.step,
+            grad_scale,
+        };
+        let (value, master) = (&slot.value, slot.master.as_ref());
+        match &slot.states {
+            States::F32 { m, v } => ops::adamw_inplace(value, master, m, v, gradient, &step),
+            States::Bits8(state) => ops::adamw8_inplace(value, master, state, gradient, &step),
+        }
+        .map_err(|e| e.at(format!("updating `{}`", slot.name)))
     }
 
     /// Writes the states as safetensors: `m.NAME`, `v.NAME`, `master.NAME` and `step`; of states in 8 bits the codes, and
@@ -218,6 +234,65 @@ impl AdamW {
             }
         };
         Ok(())
+    }
+}
+
+/// An update under way, see [`AdamW::begin`].
+pub struct Piecewise<'a> {
+    optimizer: &'a mut AdamW,
+    lr: f64,
+    grad_scale: f64,
+    /// Of each gradient that was applied.
+    squares: Vec<Option<f64>>,
+}
+
+impl Piecewise<'_> {
+    /// Applies all gradients that are there, but that of `held`, and lets them go.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] before a gradient that is no number is applied; those before it have been.
+    pub fn apply(&mut self, gradients: &mut Gradients, held: Option<ParamId>) -> Result<()> {
+        let first = self.optimizer.first.0;
+        for i in 0..self.optimizer.slots.len() {
+            let id = ParamId(first + i);
+            if held == Some(id) {
+                continue;
+            }
+            let Some(gradient) = gradients.take(id) else {
+                continue;
+            };
+            let name = &self.optimizer.slots[i].name;
+            if self.squares[i].is_some() {
+                return Err(Error::input(format!(
+                    "parameter `{name}` has two gradients"
+                )));
+            }
+            let squares = ops::gradients::sum_squares(&gradient)?;
+            if !squares.is_finite() {
+                return Err(Error::NonFinite {
+                    message: format!("the gradient of `{name}` is not finite"),
+                    hint: None,
+                });
+            }
+            self.squares[i] = Some(squares);
+            self.optimizer
+                .update(i, &gradient, self.lr, self.grad_scale)?;
+        }
+        Ok(())
+    }
+
+    /// The sum of the squares of all gradients, once each parameter has had one.
+    ///
+    /// # Errors
+    /// One that had none would silently not be trained.
+    pub fn finish(self) -> Result<f64> {
+        let mut sum = 0.0;
+        for (squares, slot) in self.squares.iter().zip(&self.optimizer.slots) {
+            sum += squares.ok_or_else(|| {
+                Error::input(format!("parameter `{}` has no gradient", slot.name))
+            })?;
+        }
+        Ok(sum)
     }
 }
 

@@ -208,6 +208,7 @@ fn of_sampling(
         nf4: false,
         dora: false,
         optimizer: Optimizer::AdamW,
+        at_once: false,
         pack_length: 0,
         max_length: 0,
         fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
@@ -284,6 +285,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         nf4: is_nf4(&plan.student),
         dora: is_dora(&plan.student),
         optimizer: plan.sft.optimizer,
+        at_once: is_at_once(&plan.sft),
         pack_length: if plan.sft.packing {
             plan.sft.pack_length
         } else {
@@ -295,6 +297,15 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         slot_length,
         rollouts: None,
     }
+}
+
+/// Whether every step is one micro-batch, and nothing is clipped.
+fn is_at_once(sft: &SftPlan) -> bool {
+    let is_one = match sft.packing {
+        true => sft.batch_size.saturating_mul(sft.max_length) <= sft.pack_length,
+        false => sft.batch_size == 1,
+    };
+    is_one && sft.max_grad_norm == 0.0
 }
 
 /// The memory of a model of some shape under some load.
@@ -316,6 +327,7 @@ fn of_pairs(
         nf4: is_nf4(student),
         dora: is_dora(student),
         optimizer: training.optimizer,
+        at_once: false,
         // a pack holds whole pairs
         pack_length: match training.packing {
             true => training.pack_length,
@@ -357,6 +369,7 @@ fn of_grpo(
         nf4: is_nf4(student),
         dora: is_dora(student),
         optimizer: grpo.optimizer,
+        at_once: false,
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
         fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,

@@ -32,6 +32,8 @@ pub struct Load {
     /// Adapters with magnitudes apart.
     pub dora: bool,
     pub optimizer: Optimizer,
+    /// Each gradient is applied and let go as it comes: one micro-batch makes a step, and nothing is clipped.
+    pub at_once: bool,
     /// Tokens of a micro-batch.
     pub pack_length: usize,
     /// Tokens of the longest sequence.
@@ -86,6 +88,9 @@ pub struct Footprint {
     pub rollout: u64,
     /// Keys and values of what is sampled, and a row of logits for each sequence.
     pub kv_cache: u64,
+    /// Gradients in memory at the loss, in the blocks, and after them.
+    #[serde(skip)]
+    gradients_at: [u64; 3],
     /// Sampling comes between updates, not after them.
     #[serde(skip)]
     samples_between: bool,
@@ -144,6 +149,10 @@ impl Footprint {
             .map(|(_, shape)| shape.iter().product::<usize>() as u64)
             .max()
             .unwrap_or(0);
+        let gradients = match load.at_once {
+            true => gradients_at_once(config, load),
+            false => [trained * F32; 3],
+        };
         let all = Self {
             // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales
             weights: (parameters - projections) * element
@@ -151,7 +160,7 @@ impl Footprint {
                 + projections / 64
                 + projections / 4096,
             master: if element < F32 { trained * F32 } else { 0 },
-            gradients: trained * F32,
+            gradients: gradients.iter().copied().max().unwrap_or(0),
             optimizer: states(config, load),
             activations,
             // gradients: of the product, gate and up; of x2, h2, x1, h1 and a part of it; of o, q and k, each also before
@@ -188,6 +197,7 @@ impl Footprint {
             },
             kv_cache: load.num_slots as u64
                 * (load.slot_length as u64 * layers * 2 * kv * element + vocab * F32),
+            gradients_at: gradients,
             samples_between: load.rollouts.is_some(),
             weights_after: base * element,
         };
@@ -211,6 +221,7 @@ impl Footprint {
         let held = Self {
             master: 0,
             gradients: 0,
+            gradients_at: [0; 3],
             optimizer: 0,
             activations: 0,
             block: 0,
@@ -286,7 +297,11 @@ impl Footprint {
         // the loss is over before the first block's backward begins
         let moving = (self.block + self.attention).max(self.loss);
         // of the embedding when the blocks are done, of AdamW after that: the activations are gone
-        let training = held + self.gradients + (self.activations + moving).max(self.temporaries);
+        let [at_loss, in_blocks, after] = self.gradients_at;
+        let training = held
+            + (at_loss + self.activations + self.loss)
+                .max(in_blocks + self.activations + self.block + self.attention)
+                .max(after + self.temporaries);
         let beside_cache = match self.samples_between {
             true => held,
             false => self.weights_after,
@@ -294,6 +309,27 @@ impl Footprint {
         let asked = held + self.reference + moving;
         training.max(beside_cache + self.kv_cache).max(asked) + self.process
     }
+}
+
+/// The gradients that are in memory where each is let go as it is complete: that of the head, those of a block beside that of
+/// a tied embedding, and that of the embedding.
+fn gradients_at_once(config: &ModelConfig, load: &Load) -> [u64; 3] {
+    let layers = config.num_hidden_layers.max(1) as u64;
+    if let Some(adapters) = load.num_adapter_weights {
+        return [0, adapters.div_ceil(layers) * F32, 0];
+    }
+    let table = (config.vocab_size * config.hidden_size) as u64;
+    let (kept, tables) = match (config.head, config.tie_word_embeddings) {
+        (Head::Vocabulary, true) => (table, table),
+        (Head::Vocabulary, false) => (0, 2 * table),
+        (Head::Score, _) => (0, table),
+    };
+    let block = (config.num_parameters() as u64).saturating_sub(tables) / layers;
+    let at_loss = match config.head {
+        Head::Vocabulary => table,
+        Head::Score => 0,
+    };
+    [at_loss, kept + block, table].map(|n| n * F32)
 }
 
 /// AdamW's m and v.

@@ -10,6 +10,7 @@ const LOAD: Load = Load {
     nf4: false,
     dora: false,
     optimizer: Optimizer::AdamW,
+    at_once: false,
     pack_length: 2048,
     max_length: 1024,
     fast_cpu: true,
@@ -81,6 +82,26 @@ fn states_in_8_bits() {
     };
     let f = Footprint::new(&model(), &adapters);
     assert_eq!(f.optimizer, 2 * (1024 + 4 * 4));
+}
+
+#[test]
+fn gradients_that_are_let_go() {
+    let at_once = |config: &ModelConfig| {
+        let load = Load {
+            at_once: true,
+            ..LOAD
+        };
+        Footprint::new(config, &load).gradients
+    };
+    let table = 16_384 * 512;
+    let block = 2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1408 + 2 * 512 + 512 + 2 * 128;
+    // norms at the end count with the blocks
+    assert_eq!(at_once(&model()), 4 * (table + block + 512 / 12));
+    let mut untied = model();
+    untied.tie_word_embeddings = false;
+    assert_eq!(at_once(&untied), 4 * table);
+    untied.vocab_size = 1024;
+    assert_eq!(at_once(&untied), 4 * (block + 512 / 12));
 }
 
 #[test]

@@ -17,9 +17,14 @@ pub const VOCAB: usize = 24;
 
 /// A Qwen3 of two layers with random weights.
 pub fn tiny(seed: u64) -> CausalLm {
+    tiny_of(seed, 24)
+}
+
+/// The same whose feed-forward matrices have `16 * width` values.
+pub fn tiny_of(seed: u64, width: usize) -> CausalLm {
     let json = serde_json::json!({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": VOCAB, "hidden_size": 16,
-        "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 4, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
         "tie_word_embeddings": true, "initializer_range": 0.2,
     });
