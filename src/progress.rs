@@ -16,6 +16,10 @@ pub trait Reporter: Send + Sync {
     fn note(&self, text: &str);
     /// Something the user should know that is no error.
     fn warn(&self, text: &str);
+    /// Whether the user asked to stop, for work that is handed no [`Stop`]: transfers ask it while they wait.
+    fn stop_requested(&self) -> bool {
+        false
+    }
 }
 
 /// One running task; dropping it ends it.

@@ -486,13 +486,13 @@ fn a_pipeline_is_shown_planned_and_previewed() {
 #[test]
 fn a_stage_that_does_not_fit_is_refused_before_anything_runs() {
     let place = place();
-    let small = ["--recipe", "small.toml", "--device-memory", "100MiB"];
+    let small = ["--recipe", "small.toml", "--device-memory", "16MiB"];
     let (error, hint) = place.fails(&small);
     assert!(
-        error.starts_with("stage `cold` takes 1") && error.contains(" MiB of memory may be used: "),
+        error.starts_with("stage `cold` takes ") && error.contains(" MiB of memory may be used: "),
         "{error}"
     );
-    assert!(error.contains("program and allocator 1"), "{error}");
+    assert!(error.contains("program and allocator "), "{error}");
     assert!(hint.ends_with("or run it anyway with `--force`"), "{hint}");
     assert!(!place.path().join("runs/small").exists());
 }

@@ -6,7 +6,7 @@ mod hub_server;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cli_support::{Place, Run};
 use hub_server::{Fault, READ_TOKEN, STRANGER_TOKEN, Server};
@@ -321,4 +321,130 @@ fn a_kill_at_any_moment_leaves_a_cache_that_the_next_call_completes() {
         assert_eq!(blobs.count(), model().len(), "nothing is left over");
         println!("{num_killed} of {num_kills} kills met a pull (Xet: {with_xet})");
     }
+}
+
+/// Ctrl-C, and what is left of the time until it ends.
+fn interrupted(mut command: Command, server: &Server, once_asked: &str) -> Run {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !server.asked().iter().any(|line| line.contains(once_asked)) {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        assert!(child.try_wait().unwrap().is_none(), "it ends too soon");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    let asked = Instant::now();
+    assert_eq!(
+        unsafe { libc::kill(child.id() as i32, libc::SIGINT) },
+        0,
+        "the signal is sent"
+    );
+    let output = child.wait_with_output().unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(10));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Run {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+#[test]
+fn the_first_ctrl_c_ends_a_pull_within_a_run() {
+    let (server, place) = (Server::start(), Place::new());
+    let rows = noise(5, 4_000_000);
+    server.put("datasets/org/rows", &[("rows.jsonl.gz", &rows)]);
+    server.fault(Fault::Slow {
+        on: "/-/large/".into(),
+        bytes_per_s: 300_000,
+    });
+    let recipe = concat!(
+        "name = \"small\"\n",
+        small_student!(),
+        "[[traces]]\nsource = \"org/rows\"\n[sft]\nlearning_rate = 1e-3\n"
+    );
+    place.file("r.toml", recipe);
+    let mut run = place.command(&["--recipe", "r.toml", "--run-dir", "run"]);
+    run.env("HF_ENDPOINT", server.url())
+        .env_remove("HF_HUB_OFFLINE");
+    let run = interrupted(run, &server, "/-/large/");
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(run.stderr.contains("\nstopped: "), "{}", run.stderr);
+    // what has arrived is gone on with
+    let blobs = place.path().join("hf/hub/datasets--org--rows/blobs");
+    let [partial] = std::fs::read_dir(&blobs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap();
+    let len = partial.metadata().unwrap().len();
+    assert!((1..4_000_000).contains(&len), "{len}");
+    server.clear_faults();
+    server.forget_asked();
+    let args = ["org/rows", "--dataset"];
+    let run = output(pull(&place, &server, READ_TOKEN, &args));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(std::fs::read(run.stdout.trim()).unwrap() == rows);
+}
+
+#[test]
+fn a_server_that_says_nothing_is_told_after_the_time_that_was_set() {
+    let (server, place) = (Server::start(), Place::new());
+    put(&server, false);
+    server.fault(Fault::Silent { on: String::new() });
+    let mut command = pull(&place, &server, READ_TOKEN, &["org/name"]);
+    command.env("HF_HUB_ETAG_TIMEOUT", "1");
+    let begun = Instant::now();
+    let run = output(command);
+    assert_eq!(run.code, Some(1));
+    assert!(
+        run.stderr
+            .contains("says nothing about model `org/name` for 1 s\nhint: "),
+        "{}",
+        run.stderr
+    );
+    assert!(begun.elapsed() < Duration::from_secs(8));
+}
+
+#[test]
+fn the_base_of_an_adapter_from_the_hub_is_on_the_hub() {
+    let (server, place) = (Server::start(), Place::new());
+    let config =
+        br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/base"}"#;
+    server.put(
+        "org/adapter",
+        &[
+            ("adapter_config.json", &config[..]),
+            ("adapter_model.safetensors", b"x"),
+        ],
+    );
+    // a folder of that name is somebody else's
+    place.file("org/base/config.json", "{}");
+    place.file("rows.jsonl", "{\"text\": \"a\"}\n");
+    let args = [
+        "score",
+        "--model",
+        "org/adapter",
+        "--input",
+        "rows.jsonl",
+        "--output",
+        "o.jsonl",
+    ];
+    let mut command = place.command(&args);
+    command
+        .env("HF_ENDPOINT", server.url())
+        .env("HF_TOKEN", READ_TOKEN)
+        .env_remove("HF_HUB_OFFLINE");
+    let run = output(command);
+    assert_eq!(run.code, Some(1));
+    assert!(
+        run.stderr.contains("there is no model `org/base` at "),
+        "{}",
+        run.stderr
+    );
 }

@@ -373,7 +373,11 @@ fn what_stays_wrong_is_told_with_what_to_do() {
         error.starts_with("the server refuses the card of model `tester/n`"),
         "{error}"
     );
-    assert_eq!(num_commits(&server, "tester/n", "main"), 0);
+    assert_eq!(
+        server.is_private("tester/n"),
+        None,
+        "it was not even created"
+    );
 }
 
 #[test]
@@ -541,4 +545,242 @@ fn a_push_that_is_killed_anywhere_goes_on() {
             "round {round}"
         );
     }
+}
+
+#[test]
+fn a_dry_run_says_what_goes_up_and_what_goes() {
+    let (place, server) = (Place::new(), Server::start());
+    folder(&place, "m");
+    let args = ["m", "--repo", "tester/m", "--dry-run"];
+    let dry = || {
+        let found = &pushed(&place, &server, &args)[0];
+        found["on_server"].clone()
+    };
+    let names = |value: &Value| -> Vec<String> {
+        let all = value.as_array().unwrap().iter();
+        all.map(|name| name.as_str().unwrap().to_string()).collect()
+    };
+    let all: Vec<String> = on_disk(&place.path().join("m")).into_keys().collect();
+    let found = dry();
+    assert_eq!(found["exists"], false);
+    let mut changed = names(&found["changed"]);
+    changed.sort();
+    assert_eq!(changed, all);
+    assert_eq!(server.is_private("tester/m"), None);
+    server.put(
+        "tester/m",
+        &[
+            (
+                "config.json",
+                &std::fs::read(place.path().join("m/config.json")).unwrap(),
+            ),
+            ("model-00001-of-00001.safetensors", b"a"),
+            ("model.safetensors.index.json", b"{}"),
+            ("notes.md", b"mine"),
+        ],
+    );
+    let found = dry();
+    assert!(!names(&found["changed"]).contains(&"config.json".to_string()));
+    assert_eq!(names(&found["changed"]).len(), all.len() - 1);
+    let gone = [
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+    ];
+    assert_eq!(names(&found["removed"]), gone);
+    let text = push(&place, &server, &args).stdout;
+    assert!(
+        text.contains(&format!(
+            "  {} go up, 1 are there already, 2 of an earlier version are removed\n  removed: {}\n  removed: {}\n",
+            all.len() - 1,
+            gone[0],
+            gone[1]
+        )),
+        "{text}"
+    );
+    // and that is what happens
+    pushed(&place, &server, &["m", "--repo", "tester/m"]);
+    let left = on_server(&server, "tester/m", "main");
+    assert!(left.keys().all(|path| !gone.contains(&path.as_str())));
+    let found = dry();
+    assert_eq!(
+        (
+            names(&found["changed"]).len(),
+            names(&found["removed"]).len()
+        ),
+        (0, 0)
+    );
+}
+
+#[test]
+fn only_an_open_pull_request_of_ours_is_gone_on_with() {
+    let (place, server) = (Place::new(), Server::start());
+    folder(&place, "m");
+    server.create("tester/m", false);
+    let number = |args: &[&str]| {
+        let mut all = vec!["m", "--repo", "tester/m", "--create-pr"];
+        all.extend(args);
+        pushed(&place, &server, &all)[0]["revision"]
+            .as_str()
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(number(&[]), "refs/pr/1");
+    assert_eq!(number(&[]), "refs/pr/1");
+    // closed, of another name, of somebody else
+    server.change_pull_request("tester/m", 1, "closed", "tester");
+    assert_eq!(number(&[]), "refs/pr/2");
+    assert_eq!(number(&["--message", "another"]), "refs/pr/3");
+    server.change_pull_request("tester/m", 2, "open", "stranger");
+    assert_eq!(number(&[]), "refs/pr/4");
+    assert_eq!(number(&[]), "refs/pr/4");
+}
+
+#[test]
+fn a_new_branch_holds_what_is_pushed_and_nothing_of_main() {
+    let (place, server) = (Place::new(), Server::start());
+    folder(&place, "m");
+    server.put(
+        "tester/m",
+        &[
+            ("model.gguf", b"of another run"),
+            (".eval_results/x.yaml", b"[]"),
+        ],
+    );
+    let args = ["m", "--repo", "tester/m", "--revision", "checkpoint-7"];
+    pushed(&place, &server, &args);
+    assert_eq!(
+        on_server(&server, "tester/m", "checkpoint-7"),
+        on_disk(&place.path().join("m"))
+    );
+    assert_eq!(on_server(&server, "tester/m", "main").len(), 2);
+}
+
+#[test]
+fn results_of_earlier_weights_go_where_they_are_ours() {
+    let (place, server) = (Place::new(), Server::start());
+    folder(&place, "m");
+    let ours = "- dataset:\n    id: \"a/b\"\n  value: 50\n  notes: \"pass@1 in percent over 4 samples of 30 problems\"\n";
+    let theirs = "- dataset:\n    id: a/b\n  value: 51\n  notes: measured by hand\n";
+    server.put(
+        "tester/m",
+        &[
+            (".eval_results/aime.yaml", ours.as_bytes()),
+            (".eval_results/theirs.yaml", theirs.as_bytes()),
+            (".eval_results/notes.txt", ours.as_bytes()),
+        ],
+    );
+    let before = num_commits(&server, "tester/m", "main");
+    pushed(&place, &server, &["m", "--repo", "tester/m"]);
+    let left = on_server(&server, "tester/m", "main");
+    assert!(!left.contains_key(".eval_results/aime.yaml"));
+    assert!(left.contains_key(".eval_results/theirs.yaml"));
+    assert!(left.contains_key(".eval_results/notes.txt"));
+    assert_eq!(num_commits(&server, "tester/m", "main"), before + 1);
+}
+
+#[test]
+fn large_files_go_up_several_at_once_without_xet() {
+    let place = Place::new();
+    folder(&place, "m");
+    for i in 0..5 {
+        place.file(&format!("m/q{i}.gguf"), noise(40_000, i + 1));
+    }
+    let wanted = on_disk(&place.path().join("m"));
+    let server = Server::start();
+    server.fault(Fault::Late {
+        on: "PUT /-/upload".into(),
+        millis: 400,
+    });
+    let mut command = command(&place, &server, &["push", "m", "--repo", "tester/m"]);
+    // as for a server that has no Xet
+    command.env("HF_HUB_DISABLE_XET", "1");
+    let run = finished(command);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(on_server(&server, "tester/m", "main") == wanted);
+    let asked = server.asked();
+    assert!(!asked.iter().any(|line| line.contains("xet")), "{asked:?}");
+    assert_eq!(server.most_uploads_at_once(), 4);
+    // one that is refused is told by its name, and no commit is made
+    let server = Server::start();
+    server.fault(Fault::NoXet);
+    server.fault(Fault::Refuse {
+        on: "PUT /-/upload".into(),
+        status: 403,
+        code: "",
+        retry_after_s: None,
+    });
+    let (error, _) = fails(&place, &server, &["m", "--repo", "tester/m"]);
+    assert!(
+        error.contains("cannot be sent to model `tester/m`: the server answered 403"),
+        "{error}"
+    );
+    assert_eq!(num_commits(&server, "tester/m", "main"), 0);
+}
+
+#[test]
+fn the_first_ctrl_c_ends_an_upload() {
+    let place = Place::new();
+    folder(&place, "m");
+    place.file("m/model.gguf", noise(9 << 20, 3));
+    for fault in [
+        Fault::Silent {
+            on: "PUT /-/upload".into(),
+        },
+        Fault::SlowXet {
+            bytes_per_s: 200_000,
+        },
+        Fault::Silent {
+            on: "/commit/".into(),
+        },
+    ] {
+        let server = Server::start();
+        let once_asked = match &fault {
+            Fault::Silent { on } if on.starts_with("PUT") => {
+                server.fault(Fault::NoXet);
+                "PUT /-/upload"
+            }
+            Fault::Silent { .. } => "/commit/",
+            _ => "xet-write-token",
+        };
+        server.fault(fault.clone());
+        let mut child = command(&place, &server, &["push", "m", "--repo", "tester/m"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        while !server.asked().iter().any(|line| line.contains(once_asked)) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{fault:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(child.try_wait().unwrap().is_none(), "{fault:?}");
+        let asked = Instant::now();
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            asked.elapsed() < Duration::from_secs(5),
+            "{fault:?}: {text}"
+        );
+        assert_eq!(output.status.code(), Some(1), "{fault:?}: {text}");
+        assert!(text.contains("stopped: "), "{fault:?}: {text}");
+        server.clear_faults();
+        pushed(&place, &server, &["m", "--repo", "tester/m"]);
+        assert_eq!(num_commits(&server, "tester/m", "main"), 1);
+    }
+}
+
+#[test]
+fn a_hub_that_says_nothing_is_told_so() {
+    let (place, server) = (Place::new(), Server::start());
+    folder(&place, "m");
+    server.fault(Fault::Silent { on: String::new() });
+    let mut command = command(&place, &server, &["push", "m", "--repo", "tester/m"]);
+    command.env("HF_HUB_ETAG_TIMEOUT", "1");
+    let begun = Instant::now();
+    let (error, hint) = failure(finished(command));
+    assert!(error.contains("says nothing for 2 s"), "{error}");
+    assert!(hint.contains("HF_HUB_ETAG_TIMEOUT"), "{hint}");
+    assert!(begun.elapsed() < Duration::from_secs(15));
 }

@@ -6,9 +6,12 @@ mod hub_server;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
+use distill::Error;
 use distill::hub::{Hub, HubOptions, Part, Resolved, Wanted};
-use distill::progress::Silent;
+use distill::progress::{Reporter, Silent, Task};
 use hub_server::{Fault, READ_TOKEN, STRANGER_TOKEN, Server};
 
 const INDEX: &str = r#"{"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
@@ -84,8 +87,38 @@ fn hub(endpoint: &str, cache: &Path, token: &str, num_retries: usize, offline: b
         token: Some(token.into()),
         offline,
         num_retries: Some(num_retries),
+        patience: None,
     })
     .unwrap()
+}
+
+/// A reporter that keeps what is said, and asks to stop after a while.
+#[derive(Default)]
+struct Told {
+    said: Mutex<Vec<String>>,
+    stop_at: Option<Instant>,
+}
+
+impl Told {
+    fn said(&self) -> String {
+        self.said.lock().unwrap().join("\n")
+    }
+}
+
+impl Reporter for Told {
+    fn stage(&self, _: &str, _: &str) {}
+    fn task(&self, _: &str, _: Option<u64>, _: &'static str) -> Box<dyn Task> {
+        Box::new(Silent)
+    }
+    fn note(&self, text: &str) {
+        self.said.lock().unwrap().push(text.into());
+    }
+    fn warn(&self, text: &str) {
+        self.note(text);
+    }
+    fn stop_requested(&self) -> bool {
+        self.stop_at.is_some_and(|at| Instant::now() >= at)
+    }
 }
 
 fn put(server: &Server, kept: Kept, files: &BTreeMap<&str, Vec<u8>>) -> String {
@@ -578,6 +611,14 @@ fn who_may_read_what() {
         "{text}"
     );
     assert!(hint.contains(&format!("{endpoint}/org/name")));
+    site.server.put("datasets/org/rows", &[("a.jsonl", b"{}")]);
+    site.server.set_gated("datasets/org/rows", true);
+    let gated = stranger.dataset("org/rows", None, Wanted::default(), &Silent);
+    let (_, hint) = message(gated.unwrap_err());
+    assert!(
+        hint.contains(&format!("{endpoint}/datasets/org/rows,")),
+        "{hint}"
+    );
     let (text, hint) = ask("hf_NoSuchToken", "org/name").unwrap_err();
     assert_eq!(
         text,
@@ -745,5 +786,223 @@ fn an_adapter_comes_without_a_model() {
             .to_string()
             .contains("an adapter without `adapter_model.safetensors`"),
         "{error}"
+    );
+}
+
+/// A hub that waits for a second, and tries again twice.
+fn impatient(site: &Site) -> Hub {
+    Hub::new(HubOptions {
+        endpoint: Some(site.server.url()),
+        cache: Some(site.cache.path().to_path_buf()),
+        token: Some(READ_TOKEN.into()),
+        offline: false,
+        num_retries: Some(2),
+        patience: Some(Duration::from_secs(1)),
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_server_that_says_nothing_is_not_waited_for_without_end() {
+    let silent = |on: &str| Fault::Silent { on: on.into() };
+    let stall = Fault::Stall {
+        on: "/-/large/".into(),
+        after: 1_000_000,
+    };
+    let cases = [
+        ("model `org/name`", silent("/revision/")),
+        ("model `org/name`", silent("/tree/")),
+        ("`config.json` of model `org/name`", silent("/config.json")),
+    ];
+    for (subject, fault) in cases {
+        let site = Site::new(Kept::Lfs);
+        site.server.fault(fault);
+        let begun = Instant::now();
+        let found = impatient(&site).model("org/name", None, Part::Everything, &Silent);
+        let (text, hint) = message(found.unwrap_err());
+        let want = format!("{} says nothing about {subject} for 1 s", site.server.url());
+        assert_eq!(text, want);
+        assert!(hint.contains("HF_HUB_ETAG_TIMEOUT"), "{hint}");
+        assert!(begun.elapsed() < Duration::from_secs(8));
+    }
+    // a body that stops is gone on with
+    let site = Site::new(Kept::Lfs);
+    site.server.fault(stall);
+    let found = impatient(&site).model("org/name", None, Part::Everything, &Silent);
+    assert_whole(&found.unwrap());
+    // and a cached model is used
+    site.server.fault(silent("/revision/"));
+    let told = Told::default();
+    let found = impatient(&site).model("org/name", None, Part::Everything, &told);
+    assert_whole(&found.unwrap());
+    assert!(told.said().contains("taken from the cache"));
+}
+
+#[test]
+fn a_listing_without_end_is_refused() {
+    let site = Site::new(Kept::Lfs);
+    let here = format!(
+        "{}/api/models/org/name/tree/{}",
+        site.server.url(),
+        site.commit
+    );
+    for (address, why) in [
+        (format!("{here}?recursive=true"), "lead back"),
+        (format!("{here}?recursive=true&cursor=1"), "lead back"),
+        ("http://127.0.0.1:9/next".into(), "on another server"),
+        (format!("{here}?recursive=true&cursor=99{{}}"), "has no end"),
+    ] {
+        site.server.clear_faults();
+        site.server.fault(Fault::NextPage {
+            address: address.clone(),
+        });
+        let (text, hint) = message(site.model().unwrap_err());
+        assert!(
+            text.starts_with("the listing of model `org/name` cannot be used: ")
+                && text.contains(why),
+            "{address}: {text}"
+        );
+        assert!(hint.contains("HF_ENDPOINT"));
+    }
+}
+
+#[test]
+fn an_odd_entry_matters_where_it_is_wanted() {
+    let site = Site::new(Kept::Lfs);
+    let oid = "0".repeat(40);
+    for entry in [
+        serde_json::json!({"type": "file", "path": "../evil.json", "size": 1, "oid": oid}),
+        serde_json::json!({"type": "file", "path": "sub/none.json", "size": 1}),
+        serde_json::json!({"type": "commit", "path": "sub", "oid": oid}),
+    ] {
+        let path = entry["path"].as_str().unwrap().to_string();
+        site.server.clear_faults();
+        site.server.fault(Fault::Entry(entry));
+        let told = Told::default();
+        let found = site
+            .hub()
+            .model("org/name", None, Part::Everything, &told)
+            .unwrap();
+        assert_whole(&found);
+        assert!(
+            told.said().contains(&format!(
+                "1 of the 11 entries listed are left out, `{path}` among them"
+            )),
+            "{}",
+            told.said()
+        );
+        let all = ["**".to_string()];
+        let found = site.hub().model_files("org/name", None, &all, &Silent);
+        let (text, _) = message(found.unwrap_err());
+        assert!(
+            text.starts_with(&format!("the server lists `{path}` of model `org/name`")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_wish_to_stop_ends_a_pull_and_leaves_its_beginning() {
+    for kept in [Kept::Lfs, Kept::Xet] {
+        let site = Site::new(kept);
+        let slow = Fault::Slow {
+            on: "/-/large/".into(),
+            bytes_per_s: 400_000,
+        };
+        site.server.fault(slow);
+        site.server.fault(Fault::SlowXet {
+            bytes_per_s: 400_000,
+        });
+        for fault in [
+            None,
+            Some(Fault::Silent {
+                on: "/tree/".into(),
+            }),
+        ] {
+            let is_silent = fault.is_some();
+            if let Some(fault) = fault {
+                site.server.fault(fault);
+            }
+            let begun = Instant::now();
+            let told = Told {
+                stop_at: Some(begun + Duration::from_millis(1500)),
+                ..Told::default()
+            };
+            let found = site
+                .hub()
+                .model("org/name", None, Part::Everything, &told)
+                .unwrap_err();
+            assert!(matches!(found, Error::Interrupted { .. }), "{found}");
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            if !is_silent && kept == Kept::Lfs {
+                assert_eq!(site.leftovers().len(), 1, "{:?}", site.leftovers());
+            }
+        }
+        site.server.clear_faults();
+        assert_whole(&site.model().unwrap());
+        assert!(site.leftovers().is_empty());
+    }
+}
+
+#[test]
+fn without_network_the_card_says_which_files() {
+    let server = Server::start();
+    let card = "---\nconfigs:\n- config_name: x\n  default: true\n  data_files: 'a/*.jsonl'\n- config_name: y\n  data_files:\n  - split: train\n    path: b/*\n---\n";
+    server.put(
+        "datasets/org/name",
+        &[
+            ("README.md", card.as_bytes()),
+            ("a/one.jsonl", b"{}"),
+            ("a/two.jsonl", b"{\"a\": 2}"),
+            ("b/three.jsonl", b"{\"a\": 3}"),
+        ],
+    );
+    let cache = tempfile::tempdir().unwrap();
+    let told = Told::default();
+    let fetch = |offline, config: Option<&str>, patterns: &[String]| {
+        let wanted = Wanted {
+            config,
+            split: None,
+            patterns,
+        };
+        let hub = hub(&server.url(), cache.path(), READ_TOKEN, 0, offline);
+        let data = hub
+            .dataset("org/name", None, wanted, &told)
+            .map_err(message)?;
+        let names = data
+            .files
+            .iter()
+            .map(|f| f.file_name().unwrap().to_str().unwrap().to_string());
+        Ok::<Vec<String>, (String, String)>(names.collect())
+    };
+    let pattern = |text: &str| vec![text.to_string()];
+    assert_eq!(
+        fetch(false, None, &pattern("b/*")).unwrap(),
+        ["three.jsonl"]
+    );
+    // the default config is not `b/`, which alone is there
+    let want = ["one.jsonl", "two.jsonl"];
+    assert_eq!(fetch(false, None, &[]).unwrap(), want);
+    assert_eq!(fetch(true, None, &[]).unwrap(), want);
+    assert_eq!(fetch(true, Some("y"), &[]).unwrap(), ["three.jsonl"]);
+    let (text, hint) = fetch(true, Some("z"), &[]).unwrap_err();
+    assert!(
+        text.contains("no file of data set `org/name` belongs to config `z`"),
+        "{text}"
+    );
+    assert_eq!(hint, "its configs are `x`, `y`");
+    // by pattern: what is not known is said
+    assert_eq!(fetch(true, None, &pattern("a/*")).unwrap(), want);
+    assert!(
+        told.said()
+            .contains("2 cached files match; what else on the Hub does is not known"),
+        "{}",
+        told.said()
+    );
+    let both = ["a/*".to_string(), "c/*".to_string()];
+    let (text, _) = fetch(true, None, &both).unwrap_err();
+    assert!(
+        text.contains("no file of data set `org/name` matches `c/*`"),
+        "{text}"
     );
 }

@@ -2,8 +2,9 @@
 //! with other programs number by number (`tests/peers/model_live.py`).
 
 use super::Session;
-use crate::model::{Batch, CausalLm, LoadOptions, Recompute};
+use crate::model::{Batch, CausalLm, LoadOptions};
 use crate::ops::ParamId;
+use crate::pipeline::open::dtype;
 use crate::recipe;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -18,7 +19,8 @@ Example:
   distill debug-model --model MODEL --job JOB.json --output OUT
 
 JOB.json holds `tokens`, `seq_lens`, `targets`, `weights` and `recompute` (none, block). OUT/result.safetensors gets
-`logits`, `logprobs` and `grad.NAME` of -sum(weights * logprobs); OUT/model the model, saved again.")]
+`logits`, `logprobs` and `grad.NAME` of -sum(weights * logprobs); OUT/model the model, saved again; with `cast` (f32,
+bf16, f16), OUT/cast the model in that dtype.")]
 pub struct Args {
     /// Folder in the Hugging Face layout
     #[arg(long)]
@@ -43,6 +45,8 @@ struct Job {
     recompute: recipe::Recompute,
     /// Size of a shard of the saved model.
     max_shard_bytes: u64,
+    /// Load the model once more as this and save it, as training in that dtype would.
+    cast: Option<recipe::Dtype>,
 }
 
 pub fn run(args: &Args, _: &Session) -> Result<()> {
@@ -58,10 +62,7 @@ pub fn run(args: &Args, _: &Session) -> Result<()> {
         model = model.with_saved_adapters(adapter)?;
         model.save_adapters(&args.output.join("adapter"))?;
     }
-    let recompute = match job.recompute {
-        recipe::Recompute::None => Recompute::None,
-        recipe::Recompute::Block => Recompute::Block,
-    };
+    let recompute = job.recompute.into();
     let logits = model.logits(&job.tokens, &job.seq_lens)?;
     let batch = Batch {
         tokens: job.tokens,
@@ -81,6 +82,14 @@ pub fn run(args: &Args, _: &Session) -> Result<()> {
         }
     }
     model.save(&args.output.join("model"), job.max_shard_bytes)?;
+    if let Some(cast) = job.cast {
+        let options = LoadOptions {
+            device: Device::Cpu,
+            dtype: dtype(cast),
+        };
+        let model = CausalLm::load(&args.model, &options)?;
+        model.save(&args.output.join("cast"), job.max_shard_bytes)?;
+    }
     candle_core::safetensors::save(&out, args.output.join("result.safetensors"))?;
     Ok(())
 }

@@ -2,10 +2,11 @@
 
 use super::options::{show_count, show_size};
 use super::{Session, stdout};
-use crate::Result;
-use crate::hub::publish::Published;
+use crate::hub::publish::{Preview, Published, preview};
 use crate::hub::publish_api::Account;
 use crate::pipeline::publish::{Ready, Wish, card_of, publish, ready, summary};
+use crate::progress::Reporter;
+use crate::{Error, Result};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -44,7 +45,7 @@ pub struct Args {
     /// Push every checkpoint that was kept too, each to its branch `checkpoint-N`
     #[arg(long)]
     checkpoints: bool,
-    /// Everybody can see the repository, where it is created
+    /// Everybody can see the repository, where it is created: the model's, or with --dataset that of the rows
     #[arg(long)]
     public: bool,
     /// Open a pull request in place of a commit
@@ -65,7 +66,7 @@ pub struct Args {
     /// Language, as an ISO 639 code; may be repeated
     #[arg(long, value_name = "CODE")]
     language: Vec<String>,
-    /// Show what would go up, and stop: nothing is sent, and no token is needed
+    /// Show what would go up and what would be removed, and stop: nothing is sent, and no token is needed
     #[arg(long)]
     dry_run: bool,
     /// With --dry-run: print the card
@@ -108,9 +109,35 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         let cards = all.iter().filter_map(|one| card_of(&one.files));
         return stdout::text(&cards.collect::<String>());
     }
+    let mut shown = Vec::new();
+    for one in &all {
+        let there = match &account {
+            Some(account) => preview(account, &one.target, &one.files, reporter, stop).map(Some),
+            None => Ok(None),
+        };
+        let there = match there {
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) => {
+                reporter.warn(&format!("what is there already is not known: {error}"));
+                None
+            }
+            Ok(there) => there,
+        };
+        shown.push((one, there));
+    }
     match args.json {
-        true => stdout::json(&all.iter().map(as_json).collect::<Vec<_>>()),
-        false => stdout::text(&all.iter().map(show_ready).collect::<String>()),
+        true => stdout::json(
+            &(shown
+                .iter()
+                .map(|(one, there)| as_json(one, there.as_ref())))
+            .collect::<Vec<_>>(),
+        ),
+        false => stdout::text(
+            &(shown
+                .iter()
+                .map(|(one, there)| show_ready(one, there.as_ref())))
+            .collect::<String>(),
+        ),
     }
 }
 
@@ -139,7 +166,7 @@ pub fn show(done: &Published) -> String {
     text
 }
 
-fn show_ready(one: &Ready) -> String {
+fn show_ready(one: &Ready, there: Option<&Preview>) -> String {
     let target = &one.target;
     let mut text = format!(
         "{} {} at {}, {} where it is created\n",
@@ -159,11 +186,15 @@ fn show_ready(one: &Ready) -> String {
         .unwrap_or(0);
     for file in &one.files {
         text += &format!(
-            "  {:<widest$}  {:>14}  {}  {}\n",
+            "  {:<widest$}  {:>14}  {}  {}{}\n",
             file.path,
             show_count(file.bytes),
             file.sha256,
             kept(file.is_large()),
+            match there.is_some_and(|there| !there.changed.contains(&file.path)) {
+                true => ", there already",
+                false => "",
+            },
         );
     }
     let num_bytes: u64 = one.files.iter().map(|file| file.bytes).sum();
@@ -172,13 +203,30 @@ fn show_ready(one: &Ready) -> String {
         show_count(one.files.len() as u64),
         show_count(num_bytes)
     );
+    match there {
+        Some(there) if there.exists => {
+            text += &format!(
+                "  {} go up, {} are there already, {} of an earlier version are removed\n",
+                there.changed.len(),
+                one.files.len() - there.changed.len(),
+                there.removed.len()
+            );
+            for path in &there.removed {
+                text += &format!("  removed: {path}\n");
+            }
+        }
+        Some(_) => text += "  the repository would be created\n",
+        None => {
+            text += "  the server was not asked what it has: what it would remove is not known\n"
+        }
+    }
     if let Some(left) = summary(&one.left_out) {
         text += &format!("  {left}\n");
     }
     text
 }
 
-fn as_json(one: &Ready) -> serde_json::Value {
+fn as_json(one: &Ready, there: Option<&Preview>) -> serde_json::Value {
     let target = &one.target;
     let files = one.files.iter().map(|file| {
         json!({"path": file.path, "bytes": file.bytes, "sha256": file.sha256, "upload": kept(file.is_large())})
@@ -192,6 +240,8 @@ fn as_json(one: &Ready) -> serde_json::Value {
         "tag": target.tag,
         "message": target.message,
         "files": files.collect::<Vec<_>>(),
+        // null where the server was not asked
+        "on_server": there,
         "left_out": one.left_out.iter().map(|(path, reason)| json!({"path": path, "reason": reason})).collect::<Vec<_>>(),
     })
 }

@@ -2,7 +2,7 @@
 //! how an error is shown and what Ctrl-C does. How one task is drawn is in `tasks`. Results are printed by the commands themselves, on stdout.
 
 use std::io::{IsTerminal, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -44,6 +44,8 @@ pub struct Terminal {
     color: Color,
     bars: MultiProgress,
     out: Out,
+    /// Where signals only ask to stop.
+    stop: Arc<OnceLock<Stop>>,
 }
 
 impl Terminal {
@@ -58,6 +60,7 @@ impl Terminal {
             color: Color::stderr(),
             bars: MultiProgress::with_draw_target(target),
             out: Arc::new(Mutex::new(std::io::stderr())),
+            stop: Arc::default(),
         }
     }
 
@@ -100,6 +103,10 @@ impl Reporter for Terminal {
     fn warn(&self, text: &str) {
         self.line(&format!("{} {text}", self.color.yellow("warning:")));
     }
+
+    fn stop_requested(&self) -> bool {
+        self.stop.get().is_some_and(Stop::requested)
+    }
 }
 
 /// Shows an error and its hint, below whatever bars there were.
@@ -127,6 +134,8 @@ pub fn stop_on_signals(stop: &Stop, terminal: &Terminal) -> Result<()> {
             .map_err(failed)?;
         signal_hook::flag::register(signal, stop.flag()).map_err(failed)?;
     }
+    // one terminal has one
+    let _ = terminal.stop.set(stop.clone());
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
     let terminal = terminal.clone();
     std::thread::Builder::new()

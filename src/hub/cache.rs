@@ -4,6 +4,8 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::failure::interrupted;
+use super::wire::TICK;
 use crate::{Error, Result};
 
 /// One repository's folder in the cache.
@@ -41,21 +43,45 @@ impl RepoCache {
 
     /// Waits until no other process writes the content with this hash; dropping the file ends the claim. `waiting` is
     /// called when it takes longer. It is the lock that Python takes.
-    pub fn lock(&self, hash: &str, waiting: impl FnOnce()) -> Result<Option<File>> {
+    ///
+    /// # Errors
+    /// The lock cannot be made; the user stops while it is waited for.
+    pub fn lock(
+        &self,
+        hash: &str,
+        waiting: impl FnOnce(),
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Option<File>> {
         let path = self.locks.join(format!("{hash}.lock"));
         let io = |e| Error::io("locking", &path, e);
         std::fs::create_dir_all(&self.locks).map_err(io)?;
         let file = File::create(&path).map_err(io)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => {
-                waiting();
-                file.lock().map_err(io)?;
-                Ok(Some(file))
+        let mut waiting = Some(waiting);
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                Err(TryLockError::WouldBlock) if stopped() => return Err(interrupted()),
+                Err(TryLockError::WouldBlock) => {
+                    if let Some(waiting) = waiting.take() {
+                        waiting();
+                    }
+                    std::thread::sleep(TICK);
+                }
+                // some network file systems know no locks; what is fetched is checked all the same
+                Err(TryLockError::Error(_)) => return Ok(None),
             }
-            // some network file systems know no locks; what is fetched is checked all the same
-            Err(TryLockError::Error(_)) => Ok(None),
         }
+    }
+
+    /// Gives whole content, all of it on the disk, the name of its hash, and sees to it that the name is on the disk too: a
+    /// power cut leaves either the beginning or the whole.
+    pub fn keep(&self, partial: &File, hash: &str) -> Result<()> {
+        let (from, to) = (self.incomplete(hash), self.blob(hash));
+        let synced = partial.sync_all();
+        synced.map_err(|e| Error::io("writing", &from, e))?;
+        std::fs::rename(&from, &to).map_err(|e| Error::io("moving", &from, e))?;
+        sync_folder(&self.folder.join("blobs"));
+        Ok(())
     }
 
     /// Makes the content with this hash the file of a commit, in one step.
@@ -125,6 +151,15 @@ impl RepoCache {
     }
 }
 
+/// Some file systems do not sync folders; the rename is as good as theirs then.
+#[cfg(unix)]
+fn sync_folder(folder: &Path) {
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) {}
+
 #[cfg(unix)]
 fn place(relative: &str, _: &Path, path: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(relative, path)
@@ -153,4 +188,30 @@ pub fn walk(folder: &Path, prefix: &str, files: &mut Vec<(String, u64)>) {
 /// Whether this is a full commit hash.
 pub fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether this is the folder of a commit in a cache: `models--org--name/snapshots/COMMIT`.
+pub fn is_snapshot(folder: &Path) -> bool {
+    let mut names = folder.components().rev().map(|part| part.as_os_str());
+    let mut next = || names.next().and_then(|name| name.to_str());
+    next().is_some_and(is_commit)
+        && next() == Some("snapshots")
+        && next().is_some_and(|name| name.starts_with("models--"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_the_cache_are_known() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let is = |path: String| is_snapshot(Path::new(&path));
+        assert!(is(format!("/hub/models--a--b/snapshots/{commit}")));
+        assert!(is(format!("models--a--b/snapshots/{commit}/")));
+        assert!(!is(format!("/hub/models--a--b/refs/{commit}")));
+        assert!(!is(format!("/hub/mine/snapshots/{commit}")));
+        assert!(!is("/hub/models--a--b/snapshots/main".into()));
+        assert!(!is(String::new()));
+    }
 }

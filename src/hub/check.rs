@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use super::failure::interrupted;
 use crate::{Error, Result};
 
 /// A digest of either kind: sha256 of large files, sha1 of a git blob for small ones.
@@ -55,7 +56,15 @@ pub fn is_hex(hash: &str) -> bool {
 
 /// What is wrong with the file, `None` when it is right. `hash` is a sha256 (large files) or a git blob's sha1 (small
 /// ones); any other name says nothing about the content.
-pub fn fault(path: &Path, size: Option<u64>, hash: Option<&str>) -> Result<Option<String>> {
+///
+/// # Errors
+/// A file that cannot be read; the user stops meanwhile.
+pub fn fault(
+    path: &Path,
+    size: Option<u64>,
+    hash: Option<&str>,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Option<String>> {
     let io = |e| Error::io("reading", path, e);
     let mut file = File::open(path).map_err(io)?;
     let data = file.metadata().map_err(io)?;
@@ -77,6 +86,9 @@ pub fn fault(path: &Path, size: Option<u64>, hash: Option<&str>) -> Result<Optio
             break;
         }
         hasher.update(&buffer[..n]);
+        if stopped() {
+            return Err(interrupted());
+        }
     }
     let digest = hasher.finish();
     if digest.eq_ignore_ascii_case(hash) {
@@ -135,6 +147,10 @@ fn know(data: &Metadata, hash: &str) {
 mod tests {
     use super::*;
 
+    fn fault(path: &Path, size: Option<u64>, hash: Option<&str>) -> Result<Option<String>> {
+        super::fault(path, size, hash, &|| false)
+    }
+
     #[test]
     fn sizes_and_both_kinds_of_hash() {
         let folder = tempfile::tempdir().unwrap();
@@ -154,6 +170,9 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!(wrong.ends_with(&format!("{git} arrived")), "{wrong}");
+        let other = "0".repeat(64);
+        let stopped = super::fault(&path, None, Some(&other), &|| true);
+        assert!(matches!(stopped, Err(Error::Interrupted { .. })));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Instant;
 
 use reqwest::blocking::Response;
 use reqwest::header::{CONTENT_RANGE, RANGE};
@@ -18,13 +20,17 @@ use xet::xet_session::XetDownloadStream;
 use super::cache::RepoCache;
 use super::check::{self, Hasher};
 use super::failure::{Failure, root_cause};
-use super::wire::{Wire, backoff, encoded};
+use super::wire::{MAX_SILENT, TICK, Wire, backoff, encoded, pause, waiting};
 use super::xet::{self as store, Xet};
 use crate::Error;
 use crate::progress::{Reporter, Task};
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
+/// Pieces that are read ahead.
+const NUM_AHEAD: usize = 4;
+/// After so many bytes the disk begins to write, so that little is left to wait for in the end.
+const FLUSHED: u64 = 32 << 20;
 
 /// One file of a listing.
 #[derive(Debug)]
@@ -81,15 +87,68 @@ impl<'a> Meter<'a> {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
+    /// Whether there is no point in going on: another file has failed, or the user stops.
     pub fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
+        self.stopped.load(Ordering::Relaxed) || self.reporter.stop_requested()
+    }
+
+    /// Whether it is the user who stops.
+    pub fn is_interrupted(&self) -> bool {
+        self.reporter.stop_requested()
     }
 }
 
 /// Bytes of a file in their order.
 enum Source {
-    Plain(Response),
+    /// After so many bytes that are there already.
+    Plain(Response, u64),
     Xet(Box<XetDownloadStream>),
+}
+
+/// A part of a file.
+type Piece = Box<dyn AsRef<[u8]> + Send>;
+
+impl Source {
+    /// Passes on what arrives until it ends, breaks off, or nobody takes it any more.
+    fn feed(mut self, out: &SyncSender<Result<Piece, Failure>>) {
+        let mut buffer = match &self {
+            Self::Plain(..) => vec![0; PIECE],
+            Self::Xet(_) => Vec::new(),
+        };
+        loop {
+            let next: Result<Option<Piece>, Failure> = match &mut self {
+                Self::Plain(response, skipped) => match response.read(&mut buffer) {
+                    Ok(0) => Ok(None),
+                    Ok(n) => {
+                        let old = (n as u64).min(*skipped);
+                        *skipped -= old;
+                        Ok(Some(Box::new(buffer[old as usize..n].to_vec())))
+                    }
+                    Err(e) => Err(Failure::Broken(root_cause(&e))),
+                },
+                Self::Xet(stream) => match stream.blocking_next() {
+                    Ok(Some(bytes)) => Ok(Some(Box::new(bytes))),
+                    Ok(None) => Ok(None),
+                    Err(_) => Err(store::failed("it breaks off")),
+                },
+            };
+            let Some(next) = next.transpose() else { return };
+            let is_last = next.is_err();
+            if out.send(next).is_err() || is_last {
+                return;
+            }
+        }
+    }
+
+    /// The same from a thread of its own: what arrives is read while the last piece is hashed, and whoever waits for the
+    /// next one can look up.
+    fn read_ahead(self) -> std::io::Result<Receiver<Result<Piece, Failure>>> {
+        let (sender, receiver) = sync_channel(NUM_AHEAD);
+        std::thread::Builder::new()
+            .name("download".into())
+            .spawn(move || self.feed(&sender))?;
+        Ok(receiver)
+    }
 }
 
 /// How an attempt ended that did not bring the whole file.
@@ -133,13 +192,15 @@ impl<'a> Download<'a> {
         };
         let _lock = self
             .cache
-            .lock(&file.hash, waiting)
+            .lock(&file.hash, waiting, &|| meter.is_stopped())
             .map_err(Failure::Local)?;
         // another process, or another commit with the same content, may have brought it
         let is_there = blob.exists()
-            && check::fault(&blob, Some(file.size), Some(&file.hash))
-                .map_err(Failure::Local)?
-                .is_none();
+            && check::fault(&blob, Some(file.size), Some(&file.hash), &|| {
+                meter.is_stopped()
+            })
+            .map_err(Failure::Local)?
+            .is_none();
         if is_there {
             meter.add(file.size);
         } else {
@@ -147,14 +208,12 @@ impl<'a> Download<'a> {
             if !self.fill(&partial, file, meter)? {
                 return Ok(());
             }
-            std::fs::rename(&partial, &blob)
-                .map_err(|e| Failure::Local(Error::io("moving", &partial, e)))?;
             check::trust(&blob, &file.hash);
         }
         (self.cache.link(self.commit, &file.path, &file.hash)).map_err(Failure::Local)
     }
 
-    /// Brings the partial file to its end; `false` where it was told to stop. What does not have its hash in the end is
+    /// Brings the partial file to its end and keeps it; `false` where it was told to stop. What does not have its hash in the end is
     /// fetched once more from the beginning, the plain way.
     fn fill(&self, partial: &Path, file: &Listed, meter: &Meter) -> Result<bool, Failure> {
         let local = |e| Failure::Local(Error::io("writing", partial, e));
@@ -171,7 +230,9 @@ impl<'a> Download<'a> {
             let Some(mut hasher) = Hasher::new(&file.hash, file.size) else {
                 return Err(Failure::Other(format!("`{}` is no hash", file.hash)));
             };
-            let start = begin(&mut out, &mut hasher, file.size).map_err(local)?;
+            let Some(start) = begin(&mut out, &mut hasher, file.size, meter).map_err(local)? else {
+                return Ok(false);
+            };
             meter.add(start);
             let damage = match self.receive(&mut out, start, &mut hasher, file, may_xet, meter) {
                 Ok(()) => None,
@@ -182,6 +243,7 @@ impl<'a> Download<'a> {
             };
             let digest = hasher.finish();
             if damage.is_none() && digest.eq_ignore_ascii_case(&file.hash) {
+                self.cache.keep(&out, &file.hash).map_err(Failure::Local)?;
                 return Ok(true);
             }
             // it must not stay where others go on with it
@@ -210,12 +272,12 @@ impl<'a> Download<'a> {
         let mut may_xet = may_xet && file.xet_hash.is_some();
         let mut attempt = 0;
         while at < file.size {
-            let from_xet = may_xet.then(|| self.open_xet(file, at)).flatten();
+            let from_xet = may_xet.then(|| self.open_xet(file, at, meter)).flatten();
             let is_xet = from_xet.is_some();
             let before = at;
             let end = match from_xet {
                 Some(stream) => self.copy(stream, out, &mut at, hasher, file, meter),
-                None => match self.open_plain(file, at) {
+                None => match self.open_plain(file, at, meter) {
                     Ok(source) => self.copy(source, out, &mut at, hasher, file, meter),
                     Err(failure) => return Err(Cut::Remote(failure)),
                 },
@@ -226,10 +288,14 @@ impl<'a> Download<'a> {
                 Err(Cut::Remote(_)) if is_xet => may_xet = false,
                 Err(Cut::Remote(failure)) if failure.may_pass() => {
                     attempt = if at > before { 0 } else { attempt };
-                    if attempt >= self.wire.num_retries() {
+                    let most = match failure {
+                        Failure::Silent(_) => self.wire.num_retries().min(MAX_SILENT),
+                        _ => self.wire.num_retries(),
+                    };
+                    if attempt >= most {
                         return Err(Cut::Remote(failure));
                     }
-                    std::thread::sleep(backoff(attempt));
+                    pause(backoff(attempt), &|| meter.is_stopped()).map_err(|_| Cut::Stopped)?;
                     attempt += 1;
                 }
                 Err(cut) => return Err(cut),
@@ -238,68 +304,76 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    fn open_xet(&self, file: &Listed, at: u64) -> Option<Source> {
-        let hash = file.xet_hash.as_deref()?;
-        let path = format!("{}/xet-read-token/{}", self.api, self.commit);
+    /// Nothing where the store cannot be had, or not soon enough.
+    fn open_xet(&self, file: &Listed, at: u64, meter: &Meter) -> Option<Source> {
+        let hash = file.xet_hash.clone()?;
+        let (patience, stopped) = (self.wire.patience.answer, || meter.is_stopped());
         let xet = (self.xet).get_or_init(|| {
+            let path = format!("{}/xet-read-token/{}", self.api, self.commit);
+            let url = format!("{}{path}", self.wire.endpoint());
+            let token = self.wire.token().map(String::from);
+            let open = move || Xet::open(url, token.as_deref()).ok();
             Xet::is_wanted()
-                .then(|| Xet::open(self.wire, &path).ok())
+                .then(|| waiting(patience, &stopped, open).ok().flatten())
                 .flatten()
         });
-        let stream = xet.as_ref()?.stream(hash, at, file.size).ok()?;
-        Some(Source::Xet(Box::new(stream)))
+        let (xet, size) = (xet.clone()?, file.size);
+        let stream = waiting(patience, &stopped, move || xet.stream(&hash, at, size).ok());
+        Some(Source::Xet(Box::new(stream.ok().flatten()?)))
     }
 
-    fn open_plain(&self, file: &Listed, at: u64) -> Result<Source, Failure> {
+    fn open_plain(&self, file: &Listed, at: u64, meter: &Meter) -> Result<Source, Failure> {
         let path = format!(
             "/{}/resolve/{}/{}",
             self.address,
             self.commit,
             encoded(&file.path, true)
         );
-        let mut response = self.wire.send(|| {
+        let request = || {
             let request = self.wire.request(Method::GET, &path);
             match at {
                 0 => request,
                 _ => request.header(RANGE, format!("bytes={at}-")),
             }
-        })?;
+        };
+        let response = self.wire.send(request, &|| meter.is_stopped())?;
         let begins_at = match response.status() {
             StatusCode::PARTIAL_CONTENT => content_start(&response),
             _ => Some(0),
         };
         match begins_at {
-            Some(start) if start == at => {}
+            Some(start) if start == at => Ok(Source::Plain(response, 0)),
             // a server that knows no ranges sends everything
-            Some(0) => {
-                let skipped = std::io::copy(&mut (&mut response).take(at), &mut std::io::sink());
-                skipped.map_err(|e| Failure::Broken(root_cause(&e)))?;
-            }
-            _ => return Err(Failure::Damaged("another part than asked for".into())),
+            Some(0) => Ok(Source::Plain(response, at)),
+            _ => Err(Failure::Damaged("another part than asked for".into())),
         }
-        Ok(Source::Plain(response))
     }
 
-    /// Passes on what a source gives until it ends.
+    /// Writes what a source gives until it ends.
     fn copy(
         &self,
-        mut source: Source,
+        source: Source,
         out: &mut File,
         at: &mut u64,
         hasher: &mut Hasher,
         file: &Listed,
         meter: &Meter,
     ) -> Result<(), Cut> {
-        let mut buffer = vec![
-            0;
-            if matches!(source, Source::Plain(_)) {
-                PIECE
-            } else {
-                0
-            }
-        ];
         let local = |e| Cut::Local(Error::io("writing", self.cache.incomplete(&file.hash), e));
-        let mut take = |bytes: &[u8]| {
+        let pieces = source.read_ahead().map_err(local)?;
+        let patience = self.wire.patience.transfer;
+        let (mut last, mut flushed) = (Instant::now(), *at);
+        loop {
+            let piece = match pieces.recv_timeout(TICK) {
+                Ok(piece) => piece.map_err(Cut::Remote)?,
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if meter.is_stopped() => return Err(Cut::Stopped),
+                Err(RecvTimeoutError::Timeout) if last.elapsed() >= patience => {
+                    return Err(Cut::Remote(Failure::Silent(patience)));
+                }
+                Err(RecvTimeoutError::Timeout) => continue,
+            };
+            let bytes = (*piece).as_ref();
             if bytes.len() as u64 > file.size - *at {
                 let size = file.size;
                 return Err(Cut::Remote(Failure::Damaged(format!(
@@ -313,23 +387,11 @@ impl<'a> Download<'a> {
             hasher.update(bytes);
             *at += bytes.len() as u64;
             meter.add(bytes.len() as u64);
-            Ok(())
-        };
-        match &mut source {
-            Source::Plain(response) => loop {
-                match response.read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(n) => take(&buffer[..n])?,
-                    Err(e) => return Err(Cut::Remote(Failure::Broken(root_cause(&e)))),
-                }
-            },
-            Source::Xet(stream) => loop {
-                match stream.blocking_next() {
-                    Ok(Some(bytes)) => take(&bytes)?,
-                    Ok(None) => break,
-                    Err(_) => return Err(Cut::Remote(store::failed("it breaks off"))),
-                }
-            },
+            last = Instant::now();
+            if *at - flushed >= FLUSHED {
+                begin_writing(out);
+                flushed = *at;
+            }
         }
         if *at < file.size {
             let why = format!("{} bytes expected, {at} arrived", file.size);
@@ -339,8 +401,25 @@ impl<'a> Download<'a> {
     }
 }
 
-/// Hashes what is there of a partial file and stands at its end; a file longer than it may be begins anew.
-fn begin(file: &mut File, hasher: &mut Hasher, size: u64) -> std::io::Result<u64> {
+/// Asks the system to begin to write what it holds of the file; nothing is waited for.
+#[cfg(target_os = "linux")]
+fn begin_writing(file: &File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: an open file, and no memory is passed; it is advice, so that a refusal does not matter
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn begin_writing(_: &File) {}
+
+/// Hashes what is there of a partial file and stands at its end; a file longer than it may be begins anew. `None` where it
+/// was told to stop.
+fn begin(
+    file: &mut File,
+    hasher: &mut Hasher,
+    size: u64,
+    meter: &Meter,
+) -> std::io::Result<Option<u64>> {
     if file.metadata()?.len() > size {
         file.set_len(0)?;
     }
@@ -350,7 +429,10 @@ fn begin(file: &mut File, hasher: &mut Hasher, size: u64) -> std::io::Result<u64
     loop {
         let n = file.read(&mut buffer)?;
         if n == 0 {
-            return Ok(at);
+            return Ok(Some(at));
+        }
+        if meter.is_stopped() {
+            return Ok(None);
         }
         hasher.update(&buffer[..n]);
         at += n as u64;

@@ -1,7 +1,8 @@
 //! What can go wrong with a Hub, and how it is told: what failed, on which repository, and what to do. No secret goes into
 //! a message: addresses, which may be signed, and bodies are left out.
 
-use hf_hub::HFError;
+use std::time::Duration;
+
 use reqwest::blocking::Response;
 
 use crate::Error;
@@ -33,6 +34,8 @@ pub enum Failure {
     TooManyRequests,
     /// Nobody answers.
     Unreachable(String),
+    /// Somebody takes the question and says nothing for so long.
+    Silent(Duration),
     /// The connection broke.
     Broken(String),
     /// What arrived is not what the server listed.
@@ -91,7 +94,9 @@ impl Failure {
     /// Whether the same request may succeed later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::TooManyRequests | Self::Unreachable(_) | Self::Broken(_) => true,
+            Self::TooManyRequests | Self::Unreachable(_) | Self::Silent(_) | Self::Broken(_) => {
+                true
+            }
             Self::Status(text) => text.starts_with('5') || text.starts_with("408"),
             _ => false,
         }
@@ -99,7 +104,7 @@ impl Failure {
 
     /// Whether nobody answered, so that the cache may stand in.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable(_))
+        matches!(self, Self::Unreachable(_) | Self::Silent(_))
     }
 
     /// The error to show.
@@ -115,11 +120,15 @@ impl Failure {
             Some(file) => format!("`{file}` of {what} `{id}`"),
             None => format!("{what} `{id}`"),
         };
+        let page = match what {
+            "data set" => format!("{endpoint}/datasets/{id}"),
+            _ => format!("{endpoint}/{id}"),
+        };
         let (message, hint) = match self {
             Self::Local(error) => return error,
             Self::Gated => (
                 format!("{subject} is gated and this token has no access"),
-                format!("accept its terms at {endpoint}/{id}, then set `HF_TOKEN` to a token of that account"),
+                format!("accept its terms at {page}, then set `HF_TOKEN` to a token of that account"),
             ),
             Self::BadToken => (
                 format!("{endpoint} does not know the token that it was given for {subject} (401)"),
@@ -131,7 +140,7 @@ impl Failure {
             ),
             Self::Forbidden => (
                 format!("{subject} may not be read with this token (403)"),
-                format!("ask for access at {endpoint}/{id}, or use a token with read permission"),
+                format!("ask for access at {page}, or use a token with read permission"),
             ),
             Self::NoRepo => (
                 format!("there is no {what} `{id}` at {endpoint}"),
@@ -152,6 +161,10 @@ impl Failure {
             Self::Unreachable(why) => (
                 format!("{endpoint} cannot be reached for {subject}: {why}"),
                 "check the network (and `HF_ENDPOINT`), or give a local folder".into(),
+            ),
+            Self::Silent(time) => (
+                format!("{endpoint} says nothing about {subject} for {} s", time.as_secs()),
+                "check the network (and `HF_ENDPOINT`) and run the same command again: it goes on where it stopped; `HF_HUB_ETAG_TIMEOUT` and `HF_HUB_DOWNLOAD_TIMEOUT` are the seconds that it is waited for an answer and for bytes".into(),
             ),
             Self::Broken(why) => (
                 format!("{subject} did not arrive whole: {why}"),
@@ -174,48 +187,10 @@ impl Failure {
     }
 }
 
-impl From<HFError> for Failure {
-    fn from(error: HFError) -> Self {
-        // the server knows better than the client which part of the address it did not find
-        let context = match &error {
-            HFError::Http { context }
-            | HFError::AuthRequired { context }
-            | HFError::Forbidden { context }
-            | HFError::RateLimited { context, .. }
-            | HFError::RepoNotFound {
-                context: Some(context),
-                ..
-            }
-            | HFError::RevisionNotFound {
-                context: Some(context),
-                ..
-            }
-            | HFError::EntryNotFound {
-                context: Some(context),
-                ..
-            } => Some(context),
-            _ => None,
-        };
-        if let Some(context) = context {
-            let message = context.server_message.as_deref().unwrap_or_default();
-            let found = Self::of_status(
-                context.status.as_u16(),
-                &context.status.to_string(),
-                context.error_code.as_deref(),
-                message,
-            );
-            if context.error_code.is_some() || !matches!(found, Self::NoFile) {
-                return found;
-            }
-        }
-        match error {
-            HFError::RepoNotFound { .. } => Self::NoRepo,
-            HFError::RevisionNotFound { .. } => Self::NoRevision,
-            HFError::EntryNotFound { .. } => Self::NoFile,
-            HFError::Request { source, .. } => Self::of_request(&source),
-            HFError::Json(_) => Self::Other("the answer cannot be read".into()),
-            _ => Self::Other("the client gave up".into()),
-        }
+/// The user asked to stop while something was on its way.
+pub fn interrupted() -> Error {
+    Error::Interrupted {
+        message: "the same command goes on where this one stopped".into(),
     }
 }
 

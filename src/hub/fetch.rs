@@ -2,16 +2,17 @@
 //! cache alone.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use hf_hub::{HFClient, HFClientSync, HFResult, split_id};
+use hf_hub::HFClient;
 use serde_json::Value;
 
 use super::cache::{RepoCache, is_commit};
-use super::download::Listed;
+use super::card_read;
 use super::failure::{Failure, Place};
 use super::listing::{Listing, checking, in_parallel};
 use super::select::{self, ADAPTER, INDEX, Part, SINGLE, Wanted};
-use super::wire::{Wire, encoded, token_from_env};
+use super::wire::{Patience, Wire, encoded, token_from_env};
 use super::{Resolved, ResolvedFiles, check};
 use crate::progress::Reporter;
 use crate::{Error, Result};
@@ -26,20 +27,18 @@ pub struct HubOptions {
     pub offline: bool,
     /// How often a request is tried again.
     pub num_retries: Option<usize>,
+    /// How long the server may say nothing.
+    pub patience: Option<Duration>,
 }
+
+/// Of a data set: says which files belong to which config.
+const CARD: &str = "README.md";
 
 /// A connection to one Hub, with one cache.
 pub struct Hub {
-    client: HFClientSync,
     pub(super) wire: Wire,
     cache: PathBuf,
     offline: bool,
-}
-
-/// What the API says of a repository.
-struct Info {
-    commit: Option<String>,
-    card: Option<Value>,
 }
 
 /// One repository.
@@ -76,22 +75,20 @@ impl Hub {
             builder = builder.cache_dir(cache);
         }
         let token = options.token.or_else(token_from_env);
-        if let Some(token) = &token {
-            builder = builder.token(token.clone());
-        }
-        if let Some(n) = options.num_retries {
-            builder = builder.retry_max_attempts(n);
-        }
         let failed = |why: String| {
             Error::input(format!("no connection to the Hub can be set up: {why}"))
                 .with_hint("check `HF_ENDPOINT`, which must be a whole address such as `https://huggingface.co`")
         };
-        let client = builder.build().map_err(|e| failed(e.to_string()))?;
-        let wire = Wire::new(client.endpoint(), token, options.num_retries);
+        // who knows which variables name the Hub and its cache
+        let known = builder.build().map_err(|e| failed(e.to_string()))?;
+        let mut patience = Patience::from_env();
+        if let Some(time) = options.patience {
+            (patience.answer, patience.transfer) = (time, time);
+        }
+        let wire = Wire::new(known.endpoint(), token, options.num_retries, patience);
         Ok(Self {
             wire: wire.map_err(|_| failed("no TLS".into()))?,
-            cache: client.cache_dir().to_path_buf(),
-            client: HFClientSync::from_inner(client).map_err(|e| failed(e.to_string()))?,
+            cache: known.cache_dir().to_path_buf(),
             offline: options.offline,
         })
     }
@@ -104,30 +101,18 @@ impl Hub {
         part: Part,
         reporter: &dyn Reporter,
     ) -> Result<Resolved> {
-        let (owner, name) = split_id(id);
-        let handle = self.client.model(owner, name);
         let repo = self.repo("models", "model", id, revision);
         let done = |commit: String| Resolved {
             folder: repo.cache.snapshot(&commit),
             revision: Some(commit),
             source: id.to_string(),
         };
-        let info = || {
-            handle
-                .info()
-                .revision(repo.revision)
-                .send()
-                .map(|info| Info {
-                    commit: info.sha,
-                    card: None,
-                })
-        };
-        let Some((listing, _)) = repo.list(info, reporter)? else {
+        let Some((listing, _)) = repo.list(reporter)? else {
             let commit = repo.cached_commit()?;
             repo.check_cached_model(&commit, part, reporter)?;
             return Ok(done(commit));
         };
-        let mut wanted = select::model_files(listing.files.iter().map(|f| f.path.as_str()));
+        let mut wanted = select::model_files(listing.paths());
         if listing.is_adapter() {
             wanted.extend(listing.adapter(part)?);
         } else if !wanted.iter().any(|file| file == "config.json") {
@@ -150,20 +135,11 @@ impl Hub {
         patterns: &[String],
         reporter: &dyn Reporter,
     ) -> Result<ResolvedFiles> {
-        let (owner, name) = split_id(id);
-        let handle = self.client.model(owner, name);
         let repo = self.repo("models", "model", id, revision);
         let place = format!("model `{id}`");
-        let info = || {
-            let info = handle.info().revision(repo.revision).send()?;
-            Ok(Info {
-                commit: info.sha,
-                card: None,
-            })
-        };
-        let (commit, files) = match repo.list(info, reporter)? {
+        let (commit, files) = match repo.list(reporter)? {
             Some((listing, _)) => {
-                let paths: Vec<String> = listing.files.iter().map(|f| f.path.clone()).collect();
+                let paths: Vec<String> = listing.paths().map(String::from).collect();
                 let files = select::matching(&place, &paths, patterns)?;
                 listing.fetch(&files, reporter)?;
                 repo.cache.remember(repo.revision, &listing.commit)?;
@@ -171,10 +147,7 @@ impl Hub {
             }
             None => {
                 let commit = repo.cached_commit()?;
-                let cached = repo.cache.files(&commit).into_iter();
-                let paths: Vec<String> = cached.map(|(path, _)| path).collect();
-                let files = select::matching(&place, &paths, patterns)
-                    .map_err(|e| e.at("in the cache, without network"))?;
+                let files = repo.cached_matching(&commit, patterns, reporter)?;
                 repo.check_cached(&commit, &files, reporter)?;
                 (commit, files)
             }
@@ -190,34 +163,35 @@ impl Hub {
         wanted: Wanted,
         reporter: &dyn Reporter,
     ) -> Result<ResolvedFiles> {
-        let (owner, name) = split_id(id);
-        let handle = self.client.dataset(owner, name);
         let repo = self.repo("datasets", "data set", id, revision);
         let place = format!("data set `{id}`");
-        let info = || {
-            let info = handle.info().revision(repo.revision).send()?;
-            Ok(Info {
-                commit: info.sha,
-                card: info.card_data,
-            })
-        };
-        let (commit, files) = match repo.list(info, reporter)? {
+        let (commit, files) = match repo.list(reporter)? {
             Some((listing, card)) => {
-                let paths: Vec<String> = listing.files.iter().map(|f| f.path.clone()).collect();
+                let paths: Vec<String> = listing.paths().map(String::from).collect();
                 let files = select::dataset_files(&place, &paths, card.as_ref(), wanted)?;
-                listing.fetch(&files, reporter)?;
+                let mut all = files.clone();
+                // which files belong to which config is to be known without network, too
+                let has_configs = card.is_some_and(|card| card["configs"].is_array());
+                if has_configs && listing.find(CARD).is_some() && !all.iter().any(|f| f == CARD) {
+                    all.push(CARD.into());
+                }
+                listing.fetch(&all, reporter)?;
                 repo.cache.remember(repo.revision, &listing.commit)?;
                 (listing.commit, files)
             }
+            None if !wanted.patterns.is_empty() => {
+                let commit = repo.cached_commit()?;
+                let files = repo.cached_matching(&commit, wanted.patterns, reporter)?;
+                repo.check_cached(&commit, &files, reporter)?;
+                (commit, files)
+            }
             None => {
                 let commit = repo.cached_commit()?;
-                let paths: Vec<String> = repo
-                    .cache
-                    .files(&commit)
-                    .into_iter()
-                    .map(|(path, _)| path)
-                    .collect();
-                let files = select::dataset_files(&place, &paths, None, wanted)
+                let cached = repo.cache.files(&commit).into_iter();
+                let paths: Vec<String> = cached.map(|(path, _)| path).collect();
+                let card = std::fs::read_to_string(repo.cache.snapshot(&commit).join(CARD));
+                let card = card.ok().and_then(|card| card_read::configs(&card));
+                let files = select::dataset_files(&place, &paths, card.as_ref(), wanted)
                     .map_err(|e| e.at("in the cache, without network"))?;
                 if let Some(missing) = select::missing_shard(&files) {
                     return Err(repo.not_cached(&missing));
@@ -278,17 +252,23 @@ impl<'a> Repo<'a> {
         .with_hint("run once with network and without `HF_HUB_OFFLINE`")
     }
 
-    /// The listing at the wanted revision, `None` where the cache has to do: offline, or nobody answers.
-    fn list(
-        &'a self,
-        info: impl Fn() -> HFResult<Info>,
-        reporter: &dyn Reporter,
-    ) -> Result<Option<(Listing<'a>, Option<Value>)>> {
+    /// The listing at the wanted revision and the card's metadata, `None` where the cache has to do: offline, or nobody
+    /// answers.
+    fn list(&'a self, reporter: &dyn Reporter) -> Result<Option<(Listing<'a>, Option<Value>)>> {
         if self.hub.offline {
             return Ok(None);
         }
-        let info = match info().map_err(Failure::from) {
-            Ok(info) => info,
+        let stopped = || reporter.stop_requested();
+        let path = format!(
+            "/api/{}/{}/revision/{}",
+            self.kind,
+            self.id,
+            encoded(self.revision, false)
+        );
+        let mut info = match self.hub.wire.get_json(&path, &stopped) {
+            Ok((info, _)) => info,
+            // a server that does not say what it did not find
+            Err(Failure::NoFile) => return Err(self.explain(Failure::NoRepo, None)),
             Err(failure)
                 if failure.is_unreachable()
                     && self
@@ -306,11 +286,12 @@ impl<'a> Repo<'a> {
             }
             Err(failure) => return Err(self.explain(failure, None)),
         };
-        let commit = info.commit.ok_or_else(|| {
+        let commit = info["sha"].as_str().map(String::from).ok_or_else(|| {
             Error::input(format!(
                 "the server names no commit for {} `{}` at `{}`",
                 self.what, self.id, self.revision
             ))
+            .with_hint("check `HF_ENDPOINT`")
         })?;
         // it names folders of the cache
         if !is_commit(&commit) {
@@ -320,62 +301,34 @@ impl<'a> Repo<'a> {
             ))
             .with_hint("check `HF_ENDPOINT`"));
         }
-        let files = self.tree(&commit)?;
-        Ok(Some((
-            Listing {
-                repo: self,
-                commit,
-                files,
-            },
-            info.card,
-        )))
+        let card = Some(info["cardData"].take()).filter(|card| !card.is_null());
+        Ok(Some((Listing::read(self, commit, reporter)?, card)))
     }
 
-    /// Every file of a commit. hf-hub's listing loses the sha256 of large files.
-    fn tree(&self, commit: &str) -> Result<Vec<Listed>> {
-        let kind = self.kind;
-        let mut files = Vec::new();
-        let mut page = Some(format!(
-            "/api/{kind}/{}/tree/{}?recursive=true",
-            self.id,
-            encoded(commit, false)
+    /// Without a listing: the cached files that match these globs. What the cache does not have cannot be told from what the
+    /// repository does not have, so every glob has to match something.
+    fn cached_matching(
+        &self,
+        commit: &str,
+        patterns: &[String],
+        reporter: &dyn Reporter,
+    ) -> Result<Vec<String>> {
+        let cached = self.cache.files(commit).into_iter();
+        let paths: Vec<String> = cached.map(|(path, _)| path).collect();
+        let place = format!("{} `{}`", self.what, self.id);
+        for pattern in patterns {
+            select::matching(&place, &paths, std::slice::from_ref(pattern))
+                .map_err(|e| e.at("in the cache, without network"))?;
+        }
+        let files = select::matching(&place, &paths, patterns)?;
+        if let Some(missing) = select::missing_shard(&files) {
+            return Err(self.not_cached(&missing));
+        }
+        reporter.warn(&format!(
+            "{place}: {} cached files match; what else on the Hub does is not known without network",
+            files.len()
         ));
-        while let Some(path) = page {
-            let (entries, next) =
-                (self.hub.wire.get_json(&path)).map_err(|failure| self.explain(failure, None))?;
-            for entry in entries.as_array().into_iter().flatten() {
-                if entry["type"] == "file" {
-                    files.push(self.listed(entry)?);
-                }
-            }
-            page = next;
-        }
         Ok(files)
-    }
-
-    fn listed(&self, entry: &Value) -> Result<Listed> {
-        let text = |value: &Value| value.as_str().map(str::to_string);
-        let path = text(&entry["path"]).unwrap_or_default();
-        let large = &entry["lfs"];
-        let hash = text(&large["oid"]).or_else(|| text(&entry["oid"]).filter(|_| large.is_null()));
-        let hash = hash.filter(|h| matches!(h.len(), 40 | 64) && check::is_hex(h));
-        let size = large["size"].as_u64().or(entry["size"].as_u64());
-        // such a path would leave the cache
-        let is_inside =
-            !path.contains('\\') && !path.split('/').any(|part| matches!(part, "" | "." | ".."));
-        match (hash, size) {
-            (Some(hash), Some(size)) if is_inside => Ok(Listed {
-                path,
-                size,
-                hash: hash.to_ascii_lowercase(),
-                xet_hash: text(&entry["xetHash"]),
-            }),
-            _ => Err(Error::input(format!(
-                "the server lists `{path}` of {} `{}` without size and hash, or outside the repository",
-                self.what, self.id
-            ))
-            .with_hint("check `HF_ENDPOINT`: this is no answer of a Hugging Face Hub")),
-        }
     }
 
     fn cached_commit(&self) -> Result<String> {
@@ -427,7 +380,9 @@ impl<'a> Repo<'a> {
         let meter = checking(self.id, total, reporter);
         in_parallel(paths, &meter, |path| {
             let hash = self.cache.blob_name(commit, path);
-            let fault = check::fault(&folder.join(path), None, hash.as_deref())?;
+            let path_there = folder.join(path);
+            let stopped = || meter.is_stopped();
+            let fault = check::fault(&path_there, None, hash.as_deref(), &stopped)?;
             meter.add(size(path));
             match fault {
                 None => Ok(()),

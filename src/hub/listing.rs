@@ -1,12 +1,17 @@
-//! One repository at one commit: its files brought into the cache, several at a time, the cached ones looked at first.
+//! One repository at one commit: its files as the server lists them, brought into the cache, several at a time, the cached
+//! ones looked at first. hf-hub's listing loses the sha256 of large files.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde_json::Value;
+
 use super::check;
 use super::download::{Download, Listed, Meter};
+use super::failure::interrupted;
 use super::fetch::Repo;
 use super::select::{ADAPTER, INDEX, Part, SINGLE};
+use super::wire::{Pages, encoded};
 use crate::progress::{Reporter, Silent};
 use crate::{Error, Result};
 
@@ -20,16 +25,77 @@ pub struct Listing<'a> {
     pub repo: &'a Repo<'a>,
     pub commit: String,
     pub files: Vec<Listed>,
+    /// Paths of entries that cannot be fetched as they are listed. Nothing is wrong until one of them is wanted.
+    odd: Vec<String>,
 }
 
-impl Listing<'_> {
+impl<'a> Listing<'a> {
+    /// Asks for every page of the listing.
+    ///
+    /// # Errors
+    /// The server does not say, or its pages have no end.
+    pub fn read(repo: &'a Repo<'a>, commit: String, reporter: &dyn Reporter) -> Result<Self> {
+        let (what, id, wire) = (repo.what, repo.id, &repo.hub.wire);
+        let strange = |why: String| {
+            Error::input(format!(
+                "the listing of {what} `{id}` cannot be used: {why}"
+            ))
+            .with_hint("check `HF_ENDPOINT`: this is no answer of a Hugging Face Hub")
+        };
+        let rest = format!("tree/{}?recursive=true", encoded(&commit, false));
+        let first = format!("{}/api/{}/{id}/{rest}", wire.endpoint(), repo.kind);
+        let mut pages =
+            Pages::new(&first).ok_or_else(|| strange("the Hub has no address".into()))?;
+        let (mut files, mut odd) = (Vec::new(), Vec::new());
+        let mut page = Some(first);
+        while let Some(address) = page {
+            let (entries, next) = wire
+                .get_json(&address, &|| reporter.stop_requested())
+                .map_err(|failure| repo.explain(failure, None))?;
+            let Some(entries) = entries.as_array() else {
+                return Err(strange("it is no list".into()));
+            };
+            for entry in entries.iter().filter(|entry| entry["type"] != "directory") {
+                match listed(entry) {
+                    Some(file) => files.push(file),
+                    None => odd.push(entry["path"].as_str().unwrap_or_default().to_string()),
+                }
+            }
+            page = pages.follow(next, entries.len()).map_err(strange)?;
+        }
+        if let Some(first) = odd.first() {
+            reporter.warn(&format!(
+                "{what} `{id}`: {} of the {} entries listed are left out, `{first}` among them: without size and hash, or \
+                 outside the repository",
+                odd.len(),
+                odd.len() + files.len()
+            ));
+        }
+        Ok(Self {
+            repo,
+            commit,
+            files,
+            odd,
+        })
+    }
+
     pub fn find(&self, path: &str) -> Option<&Listed> {
         self.files.iter().find(|file| file.path == path)
     }
 
+    /// Every path, also of what cannot be fetched: whether it is wanted shows later.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        let files = self.files.iter().map(|file| &file.path);
+        files.chain(&self.odd).map(String::as_str)
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.paths().any(|listed| listed == path)
+    }
+
     /// Whether this is an adapter without the model it is for.
     pub fn is_adapter(&self) -> bool {
-        let has = |path: &str| self.find(path).is_some();
+        let has = |path: &str| self.has(path);
         has(ADAPTER[0]) && !has(SINGLE) && !has(INDEX)
     }
 
@@ -38,7 +104,7 @@ impl Listing<'_> {
         let all = ADAPTER.map(String::from);
         match part {
             Part::WithoutWeights => Ok(all[..1].to_vec()),
-            Part::Everything if self.find(ADAPTER[1]).is_none() => Err(Error::input(format!(
+            Part::Everything if !self.has(ADAPTER[1]) => Err(Error::input(format!(
                 "{} `{}` holds an adapter without `{}`",
                 self.repo.what, self.repo.id, ADAPTER[1]
             ))
@@ -50,10 +116,10 @@ impl Listing<'_> {
     /// The weight files of a model: the shards of its index, else the one file.
     pub fn weights(&self, reporter: &dyn Reporter) -> Result<Vec<String>> {
         let (what, id) = (self.repo.what, self.repo.id);
-        if self.find(INDEX).is_none() {
-            return match self.find(SINGLE) {
-                Some(_) => Ok(vec![SINGLE.into()]),
-                None => Err(Error::input(format!(
+        if !self.has(INDEX) {
+            return match self.has(SINGLE) {
+                true => Ok(vec![SINGLE.into()]),
+                false => Err(Error::input(format!(
                     "{what} `{id}` has no `{SINGLE}` and no `{INDEX}`"
                 ))
                 .with_hint("only safetensors weights are read; choose a repository that has them")),
@@ -63,7 +129,7 @@ impl Listing<'_> {
         let path = self.repo.cache.snapshot(&self.commit).join(INDEX);
         let index = std::fs::read(&path).map_err(|e| Error::io("reading", &path, e))?;
         let mut files = self.repo.shards(&index)?;
-        if let Some(missing) = files.iter().find(|file| self.find(file).is_none()) {
+        if let Some(missing) = files.iter().find(|file| !self.has(file)) {
             return Err(Error::input(format!(
                 "`{INDEX}` of {what} `{id}` names `{missing}`, which the repository does not have"
             )));
@@ -75,6 +141,13 @@ impl Listing<'_> {
     /// Sees to it that these files are in the cache and whole.
     pub fn fetch(&self, paths: &[String], reporter: &dyn Reporter) -> Result<()> {
         let repo = self.repo;
+        if let Some(path) = paths.iter().find(|path| self.odd.contains(path)) {
+            return Err(Error::input(format!(
+                "the server lists `{path}` of {} `{}` without size and hash, or outside the repository",
+                repo.what, repo.id
+            ))
+            .with_hint("check `HF_ENDPOINT`: this is no answer of a Hugging Face Hub"));
+        }
         let wanted: Vec<&Listed> = paths.iter().filter_map(|path| self.find(path)).collect();
         let mut absent = self.absent(&wanted, reporter)?;
         if absent.is_empty() {
@@ -109,7 +182,9 @@ impl Listing<'_> {
         let meter = checking(repo.id, there.iter().map(|file| file.size).sum(), reporter);
         in_parallel(&there, &meter, |file| {
             let path = snapshot.join(&file.path);
-            if let Some(fault) = check::fault(&path, Some(file.size), Some(&file.hash))? {
+            let stopped = || meter.is_stopped();
+            let hash = Some(file.hash.as_str());
+            if let Some(fault) = check::fault(&path, Some(file.size), hash, &stopped)? {
                 reporter.warn(&format!(
                     "cached `{}` of `{}` is damaged ({fault}) and is fetched again",
                     file.path, repo.id
@@ -152,6 +227,28 @@ impl Listing<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// An entry that can be fetched: with size and hash, and within the repository.
+fn listed(entry: &Value) -> Option<Listed> {
+    let text = |value: &Value| value.as_str().map(str::to_string);
+    if entry["type"] != "file" {
+        return None;
+    }
+    let path = text(&entry["path"])?;
+    // such a path would leave the cache
+    if path.contains('\\') || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return None;
+    }
+    let large = &entry["lfs"];
+    let hash = text(&large["oid"]).or_else(|| text(&entry["oid"]).filter(|_| large.is_null()));
+    let hash = hash.filter(|h| matches!(h.len(), 40 | 64) && check::is_hex(h))?;
+    Some(Listed {
+        path,
+        size: large["size"].as_u64().or(entry["size"].as_u64())?,
+        hash: hash.to_ascii_lowercase(),
+        xet_hash: text(&entry["xetHash"]),
+    })
 }
 
 fn in_words(num_bytes: u64) -> String {
@@ -206,11 +303,12 @@ pub fn in_parallel<I: Sync>(
                         return;
                     }
                     if let Err(error) = work(item) {
-                        meter.stop();
+                        // in this order: what the others say when they are told to stop comes second
                         failed
                             .lock()
                             .unwrap_or_else(|e| e.into_inner())
                             .get_or_insert(error);
+                        meter.stop();
                     }
                 }
             });
@@ -218,6 +316,7 @@ pub fn in_parallel<I: Sync>(
     });
     match failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(error) => Err(error),
+        None if meter.is_interrupted() => Err(interrupted()),
         None => Ok(()),
     }
 }

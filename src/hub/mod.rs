@@ -1,14 +1,16 @@
 //! Models and data sets from the Hugging Face Hub, through hf-hub, into the standard cache that Python shares.
 //!
 //! A local folder or file is taken as it is, without network. Everything used is checked for size and hash, fetched or
-//! cached (`check`). hf-hub finds the commit, the card and the cache; listing and downloading are ours (`wire`, `download`,
-//! `xet`), since its own lose hashes, start anew after a cut and keep error pages. Which files are wanted is decided in
+//! cached (`check`). hf-hub knows where the Hub and the cache are; asking, listing and downloading are ours (`wire`,
+//! `download`, `xet`), since its own wait without end, lose hashes, start anew after a cut and keep error pages. Which files are wanted is decided in
 //! `select`; what went wrong is worded in `failure`. What goes up is in [`publish`], with its [`card`].
 //!
-//! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HUB_DISABLE_XET` are honoured.
+//! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HUB_DISABLE_XET`,
+//! `HF_HUB_ETAG_TIMEOUT` and `HF_HUB_DOWNLOAD_TIMEOUT` are honoured.
 
 mod cache;
 pub mod card;
+mod card_read;
 mod card_yaml;
 mod check;
 mod download;
@@ -82,6 +84,24 @@ pub fn resolve_model_part(
         });
     }
     let (id, revision) = split_revision(id_or_path, revision);
+    check_id(id, "model")?;
+    check_revision(revision)?;
+    Hub::from_env()?.model(id, revision, part, reporter)
+}
+
+/// The base that the adapter in `folder` names. One that came from the Hub means a repository there, whatever lies in the
+/// current folder under that name.
+pub fn resolve_base(
+    folder: &Path,
+    base: &str,
+    revision: Option<&str>,
+    part: Part,
+    reporter: &dyn Reporter,
+) -> Result<Resolved> {
+    if !cache::is_snapshot(folder) {
+        return resolve_model_part(base, revision, part, reporter);
+    }
+    let (id, revision) = split_revision(base, revision);
     check_id(id, "model")?;
     check_revision(revision)?;
     Hub::from_env()?.model(id, revision, part, reporter)

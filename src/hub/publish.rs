@@ -20,7 +20,7 @@ use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// Files of a commit, as the Hub asks for.
@@ -29,6 +29,8 @@ const MAX_FILES: usize = 100;
 const MAX_INLINE_BYTES: u64 = 32 << 20;
 /// Commits in a row that do not bring the branch nearer to what is wanted.
 const MAX_DOUBTS: u32 = 6;
+/// A commit of many large files takes the server its time.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 /// The card goes up last: where it is, everything is.
 const CARD: &str = "README.md";
 
@@ -47,6 +49,16 @@ pub struct Target {
     pub tag: Option<String>,
     /// First line of the commits.
     pub message: String,
+}
+
+impl Target {
+    fn place(&self) -> Place {
+        Place {
+            kind: self.kind,
+            repo: self.repo.clone(),
+            revision: self.revision.clone().unwrap_or_else(|| "main".into()),
+        }
+    }
 }
 
 /// What a push gave.
@@ -95,17 +107,16 @@ pub fn push(
         return Err(Error::input("there is nothing to push"));
     }
     let api = Api::open(account.clone(), stop.clone())?;
-    let place = Place {
-        kind: target.kind,
-        repo: target.repo.clone(),
-        revision: target.revision.clone().unwrap_or_else(|| "main".into()),
-    };
-    if remote::ensure_repo(&api, &place, target.public, reporter)? {
-        let seen = if target.public { "public" } else { "private" };
-        reporter.note(&format!("created {} ({seen})", place.subject()));
-    }
+    let place = target.place();
+    let is_there = remote::exists(&api, &place, target.public, reporter)?;
+    // before there is a repository that nothing can go into
     if let Some(card) = files.iter().find(|file| file.path == CARD) {
         remote::validate_card(&api, &place, &card_text(card)?, reporter)?;
+    }
+    if !is_there {
+        remote::create(&api, &place, target.public)?;
+        let seen = if target.public { "public" } else { "private" };
+        reporter.note(&format!("created {} ({seen})", place.subject()));
     }
     remote::ensure_branch(&api, &place)?;
     let mut push = Push {
@@ -115,6 +126,7 @@ pub fn push(
         files,
         reporter,
         sent: HashSet::new(),
+        stale: HashMap::new(),
         num_commits: 0,
         pull_request: None,
     };
@@ -142,6 +154,8 @@ struct Push<'a> {
     reporter: &'a dyn Reporter,
     /// Hashes of large files that have arrived.
     sent: HashSet<String>,
+    /// Results that are no longer true, by commit.
+    stale: HashMap<String, Vec<String>>,
     num_commits: usize,
     pull_request: Option<String>,
 }
@@ -163,7 +177,8 @@ impl<'a> Push<'a> {
                 Some(commit) => remote::tree(self.api, &self.place, commit)?,
                 None => Tree::new(),
             };
-            let Some(batch) = self.next(&tree) else {
+            let stale = self.stale_results(at.as_deref(), &tree)?;
+            let Some(batch) = next(self.target.kind, self.files, &tree, &stale) else {
                 let nothing = || Error::input(format!("{} has no commit", self.place.subject()));
                 return Ok((at.ok_or_else(nothing)?, tree));
             };
@@ -187,7 +202,12 @@ impl<'a> Push<'a> {
                 self.reporter,
             )?;
             if self.opens_pr()
-                && let Some(found) = remote::pull_request_with(self.api, &self.place, &batch.files)?
+                && let Some(found) = remote::pull_request_with(
+                    self.api,
+                    &self.place,
+                    &self.target.message,
+                    &batch.files,
+                )?
             {
                 // an earlier call, or one whose answer was lost, has opened it
                 at = Some(self.go_on_in(found));
@@ -244,31 +264,17 @@ impl<'a> Push<'a> {
         found.commit
     }
 
-    /// What the next commit has to do: everything that differs, as much of it as a commit takes.
-    fn next(&self, tree: &Tree) -> Option<Batch<'a>> {
-        let mut differing: Vec<&Prepared> = self
-            .files
-            .iter()
-            .filter(|file| !remote::holds(tree, &[*file]))
-            .collect();
-        differing.sort_by_key(|file| (file.path == CARD, file.path.as_str()));
-        let mut inline = 0;
-        let mut files = Vec::new();
-        for file in &differing {
-            inline += if file.is_large() { 0 } else { file.bytes };
-            if !files.is_empty() && (files.len() == MAX_FILES || inline > MAX_INLINE_BYTES) {
-                break;
-            }
-            files.push(*file);
-        }
-        let ours: HashSet<&str> = self.files.iter().map(|file| file.path.as_str()).collect();
-        let stale = |path: &&String| self.target.kind.replaces(&ours, path);
-        // with the last files, so that no moment has neither the old nor the new
-        let removed: Vec<String> = match files.len() == differing.len() {
-            true => tree.keys().filter(stale).cloned().collect(),
-            false => Vec::new(),
+    /// Results of evaluations beside the files that are pushed, of an earlier push and other weights.
+    fn stale_results(&mut self, commit: Option<&str>, tree: &Tree) -> Result<Vec<String>> {
+        let Some(commit) = commit else {
+            return Ok(Vec::new());
         };
-        (!files.is_empty() || !removed.is_empty()).then_some(Batch { files, removed })
+        if let Some(known) = self.stale.get(commit) {
+            return Ok(known.clone());
+        }
+        let stale = stale_results(self.api, &self.place, self.files, commit, tree)?;
+        self.stale.insert(commit.to_string(), stale.clone());
+        Ok(stale)
     }
 
     /// Whether the server lists what has just been committed.
@@ -328,9 +334,8 @@ impl<'a> Push<'a> {
             .post(&url)
             .headers(self.api.account.headers(&url))
             .header("content-type", "application/x-ndjson")
-            .timeout(Duration::from_secs(600))
             .body(body);
-        let said = self.api.json(self.api.send(request)?)?;
+        let said = self.api.json(self.api.send(request, COMMIT_TIMEOUT)?)?;
         let commit = said["commitOid"].as_str().map(String::from);
         if opens_pr {
             let url = said["pullRequestUrl"].as_str().unwrap_or_default();
@@ -395,6 +400,123 @@ impl<'a> Push<'a> {
                 .collect(),
         }
     }
+}
+
+/// [`remote::stale_results`], where weights are pushed: without them the results that are there stay true.
+fn stale_results(
+    api: &Api,
+    place: &Place,
+    files: &[Prepared],
+    commit: &str,
+    tree: &Tree,
+) -> Result<Vec<String>> {
+    let ours: HashSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
+    let has_weights = ours.iter().any(|path| path.ends_with(".safetensors"));
+    match has_weights && place.kind == RepoKind::Model {
+        true => remote::stale_results(api, place, commit, tree, &ours),
+        false => Ok(Vec::new()),
+    }
+}
+
+/// What the next commit has to do: everything that differs, as much of it as a commit takes.
+fn next<'a>(
+    kind: RepoKind,
+    all: &'a [Prepared],
+    tree: &Tree,
+    stale: &[String],
+) -> Option<Batch<'a>> {
+    let differing = differing(all, tree);
+    let mut inline = 0;
+    let mut files = Vec::new();
+    for file in &differing {
+        inline += if file.is_large() { 0 } else { file.bytes };
+        if !files.is_empty() && (files.len() == MAX_FILES || inline > MAX_INLINE_BYTES) {
+            break;
+        }
+        files.push(*file);
+    }
+    // with the last files, so that no moment has neither the old nor the new
+    let removed = match files.len() == differing.len() {
+        true => removed(kind, all, tree, stale),
+        false => Vec::new(),
+    };
+    (!files.is_empty() || !removed.is_empty()).then_some(Batch { files, removed })
+}
+
+/// Files that are not there, or not like this.
+fn differing<'a>(all: &'a [Prepared], tree: &Tree) -> Vec<&'a Prepared> {
+    let mut differing: Vec<&Prepared> = all
+        .iter()
+        .filter(|file| !remote::holds(tree, &[*file]))
+        .collect();
+    differing.sort_by_key(|file| (file.path == CARD, file.path.as_str()));
+    differing
+}
+
+/// Files that are there and go.
+fn removed(kind: RepoKind, all: &[Prepared], tree: &Tree, stale: &[String]) -> Vec<String> {
+    let ours: HashSet<&str> = all.iter().map(|file| file.path.as_str()).collect();
+    tree.keys()
+        .filter(|path| kind.replaces(&ours, path) || stale.contains(path))
+        .cloned()
+        .collect()
+}
+
+/// What a push would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Preview {
+    /// Whether the repository is there.
+    pub exists: bool,
+    /// Paths that would go up: not there yet, or not like this.
+    pub changed: Vec<String>,
+    /// Paths that are there and would be deleted.
+    pub removed: Vec<String>,
+}
+
+/// What [`push`] would do; nothing is changed.
+///
+/// # Errors
+/// Nobody answers; the repository cannot be read.
+pub fn preview(
+    account: &Account,
+    target: &Target,
+    files: &[Prepared],
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Preview> {
+    let api = Api::open(account.clone(), stop.clone())?;
+    let place = target.place();
+    let all = |exists| Preview {
+        exists,
+        changed: differing(files, &Tree::new())
+            .iter()
+            .map(|file| file.path.clone())
+            .collect(),
+        removed: Vec::new(),
+    };
+    // without a token one that is private is as good as not there
+    let exists = match account.need_token() {
+        Ok(()) => remote::exists(&api, &place, target.public, reporter)?,
+        Err(_) => remote::is_readable(&api, &place)?,
+    };
+    if !exists {
+        return Ok(all(false));
+    }
+    let is_main = place.revision == "main";
+    if !is_main && !remote::has_branch(&api, &place)? {
+        return Ok(all(true));
+    }
+    let Some(commit) = remote::head(&api, &place)? else {
+        return Ok(all(true));
+    };
+    let tree = remote::tree(&api, &place, &commit)?;
+    let stale = stale_results(&api, &place, files, &commit, &tree)?;
+    let changed = differing(files, &tree);
+    Ok(Preview {
+        exists,
+        changed: changed.iter().map(|file| file.path.clone()).collect(),
+        removed: removed(target.kind, files, &tree, &stale),
+    })
 }
 
 /// What a commit may be told that is over after a look at the branch: it moved, or the server is busy.

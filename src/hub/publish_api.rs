@@ -3,8 +3,10 @@
 //! What went wrong is one of three things: a status, no answer, or an answer that cannot be read. Whether a question may be
 //! asked twice is the caller's to say: a commit may not.
 
+use super::failure::interrupted;
 use super::publish_files::RepoKind;
 pub use super::wire::token_from_env;
+use super::wire::{MAX_SILENT, Patience, Unfinished, waiting};
 use crate::progress::Stop;
 use crate::{Error, Result};
 use reqwest::blocking::{Client, RequestBuilder, Response};
@@ -20,7 +22,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const MAX_DOUBLINGS: u32 = 4;
 /// A server that asks for more patience is believed, up to this.
 const MAX_WAIT: Duration = Duration::from_secs(120);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// A question with a long answer, or one that takes the server some work, is waited for so much longer.
+const LONGER: u32 = 2;
 /// Longer answers are none.
 const MAX_ANSWER: u64 = 256 << 20;
 
@@ -53,6 +56,8 @@ pub enum ApiError {
     },
     /// Nobody answered, or the answer was cut: the question may have arrived.
     NoAnswer(String),
+    /// The same, after so long.
+    Silent(Duration),
     /// The user stopped.
     Stopped,
 }
@@ -61,6 +66,7 @@ pub enum ApiError {
 pub struct Api {
     client: Client,
     pub account: Account,
+    pub patience: Patience,
     stop: Stop,
 }
 
@@ -175,7 +181,7 @@ impl Api {
     pub fn open(account: Account, stop: Stop) -> Result<Self> {
         let mut builder = Client::builder()
             .user_agent(concat!("distill/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(20))
+            .connect_timeout(Duration::from_secs(10))
             .timeout(None);
         let host = account.endpoint.split("://").nth(1).unwrap_or_default();
         if ["localhost", "127.", "[::1]"]
@@ -190,6 +196,7 @@ impl Api {
         Ok(Self {
             client,
             account,
+            patience: Patience::from_env(),
             stop,
         })
     }
@@ -212,8 +219,8 @@ impl Api {
     /// [`Self::get`] with the address of the next page.
     pub fn get_page(&self, url: &str) -> std::result::Result<(Value, Option<String>), ApiError> {
         self.persist(|| {
-            let request = self.client.get(url).timeout(ANSWER_TIMEOUT);
-            let response = self.send(request.headers(self.account.headers(url)))?;
+            let request = self.client.get(url).headers(self.account.headers(url));
+            let response = self.send(request, self.answer())?;
             let next = response
                 .headers()
                 .get_all("link")
@@ -227,12 +234,9 @@ impl Api {
     /// A small text, as it is.
     pub fn get_text(&self, url: &str, most: u64) -> std::result::Result<String, ApiError> {
         self.persist(|| {
-            let request = self.client.get(url).timeout(ANSWER_TIMEOUT);
-            let response = self.send(request.headers(self.account.headers(url)))?;
-            let mut text = String::new();
-            let read = response.take(most).read_to_string(&mut text);
-            read.map_err(|e| ApiError::NoAnswer(e.to_string()))?;
-            Ok(text)
+            let request = self.client.get(url).headers(self.account.headers(url));
+            let bytes = self.read(self.send(request, self.answer())?, most)?;
+            String::from_utf8(bytes).map_err(|e| ApiError::NoAnswer(e.to_string()))
         })
     }
 
@@ -243,17 +247,43 @@ impl Api {
 
     /// Sends a value once.
     pub fn post_once(&self, url: &str, body: &Value) -> std::result::Result<Value, ApiError> {
-        let request = self.client.post(url).timeout(ANSWER_TIMEOUT);
+        let request = self.client.post(url);
         let request = request
             .headers(self.account.headers(url))
             .header("content-type", "application/json")
             .body(body.to_string());
-        self.json(self.send(request)?)
+        self.json(self.send(request, self.answer())?)
     }
 
-    /// One attempt.
-    pub fn send(&self, request: RequestBuilder) -> std::result::Result<Response, ApiError> {
-        let response = request.send().map_err(|e| {
+    /// How long a question is waited for.
+    pub fn answer(&self) -> Duration {
+        LONGER * self.patience.answer
+    }
+
+    /// One attempt, which takes no longer than `patience` with everything that it answers.
+    pub fn send(
+        &self,
+        request: RequestBuilder,
+        patience: Duration,
+    ) -> std::result::Result<Response, ApiError> {
+        let request = request.timeout(patience);
+        let work = move || request.send();
+        match waiting(patience, &|| self.stopped(), work) {
+            Ok(answer) => self.answered(answer, patience),
+            Err(unfinished) => Err(ApiError::of(unfinished, patience)),
+        }
+    }
+
+    /// What an attempt gave that was made elsewhere.
+    pub fn answered(
+        &self,
+        answer: reqwest::Result<Response>,
+        patience: Duration,
+    ) -> std::result::Result<Response, ApiError> {
+        let response = answer.map_err(|e| {
+            if e.is_timeout() && !e.is_connect() {
+                return ApiError::Silent(patience);
+            }
             let mut deepest: &dyn std::error::Error = &e;
             while let Some(source) = deepest.source() {
                 deepest = source;
@@ -272,14 +302,28 @@ impl Api {
 
     /// The JSON of an answer; nothing at all is `null`.
     pub fn json(&self, response: Response) -> std::result::Result<Value, ApiError> {
-        let mut bytes = Vec::new();
-        let read = response.take(MAX_ANSWER).read_to_end(&mut bytes);
-        read.map_err(|e| ApiError::NoAnswer(format!("the answer was cut off: {e}")))?;
+        let bytes = self.read(response, MAX_ANSWER)?;
         if bytes.iter().all(u8::is_ascii_whitespace) || bytes == b"OK" || bytes == b"Created" {
             return Ok(Value::Null);
         }
         serde_json::from_slice(&bytes)
             .map_err(|e| ApiError::NoAnswer(format!("the answer is no JSON: {e}")))
+    }
+
+    /// So many bytes of an answer at most.
+    fn read(&self, response: Response, most: u64) -> std::result::Result<Vec<u8>, ApiError> {
+        let patience = LONGER * self.answer();
+        let work = move || {
+            let mut bytes = Vec::new();
+            let read = response.take(most).read_to_end(&mut bytes);
+            read.map(|_| bytes)
+        };
+        match waiting(patience, &|| self.stopped(), work) {
+            Ok(read) => {
+                read.map_err(|e| ApiError::NoAnswer(format!("the answer was cut off: {e}")))
+            }
+            Err(unfinished) => Err(ApiError::of(unfinished, patience)),
+        }
     }
 
     fn refused(&self, response: Response) -> ApiError {
@@ -291,9 +335,8 @@ impl Api {
         let code = header("x-error-code");
         let wait = header(RETRY_AFTER.as_str()).and_then(|v| v.trim().parse::<u64>().ok());
         let said = header("x-error-message");
-        let mut bytes = Vec::new();
         // the explanation is a courtesy
-        let _ = response.take(4000).read_to_end(&mut bytes);
+        let bytes = self.read(response, 4000).unwrap_or_default();
         let body = String::from_utf8_lossy(&bytes).into_owned();
         let parsed: Option<Value> = serde_json::from_str(&body).ok();
         let from_json = parsed.and_then(|v| {
@@ -318,6 +361,9 @@ impl Api {
     ) -> std::result::Result<T, ApiError> {
         for number in 0.. {
             match attempt() {
+                Err(ApiError::Silent(time)) if number as usize >= MAX_SILENT => {
+                    return Err(ApiError::Silent(time));
+                }
                 Err(error) if error.may_pass() && number + 1 < MAX_ATTEMPTS => {
                     self.wait(number, error.wait())?;
                 }
@@ -358,9 +404,9 @@ impl Api {
     pub fn explain(&self, error: ApiError, what: &str) -> Error {
         let endpoint = &self.account.endpoint;
         match error {
-            ApiError::Stopped => Error::Interrupted {
-                message: "the same command goes on where this one stopped".into(),
-            },
+            ApiError::Stopped => interrupted(),
+            ApiError::Silent(time) => Error::input(format!("{what}: {endpoint} says nothing for {} s", time.as_secs()))
+                .with_hint("check the network (and `HF_ENDPOINT`) and run the same command again: it goes on where it stopped; `HF_HUB_ETAG_TIMEOUT` is the seconds that it is waited"),
             ApiError::NoAnswer(why) => Error::input(format!("{what}: {endpoint} gave no answer: {why}"))
                 .with_hint("check the network (and `HF_ENDPOINT`) and run the same command again: it goes on where it stopped"),
             ApiError::Status { status, code, message, .. } => {
@@ -389,10 +435,19 @@ impl Api {
 }
 
 impl ApiError {
+    /// Of something that was not waited for to its end.
+    pub fn of(unfinished: Unfinished, patience: Duration) -> Self {
+        match unfinished {
+            Unfinished::Stopped => Self::Stopped,
+            Unfinished::TooLate => Self::Silent(patience),
+            Unfinished::NoThread(error) => Self::NoAnswer(error.to_string()),
+        }
+    }
+
     /// Whether it may be another time.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::NoAnswer(_) => true,
+            Self::NoAnswer(_) | Self::Silent(_) => true,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
             Self::Stopped => false,
         }
@@ -403,6 +458,7 @@ impl ApiError {
         matches!(
             self,
             Self::NoAnswer(_)
+                | Self::Silent(_)
                 | Self::Status {
                     status: 408 | 500..=599,
                     ..

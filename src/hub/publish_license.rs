@@ -53,7 +53,7 @@ impl Licenses {
             match api.get_text(&url, MAX_TEXT) {
                 Ok(text) if !text.trim().is_empty() => texts.push((name.to_string(), text)),
                 // nobody answers: it is of no use to ask for the others
-                Err(ApiError::NoAnswer(_) | ApiError::Stopped) => break,
+                Err(ApiError::NoAnswer(_) | ApiError::Silent(_) | ApiError::Stopped) => break,
                 _ => {}
             }
         }

@@ -2,15 +2,20 @@
 
 use super::publish_api::{Api, ApiError, Place, quoted};
 use super::publish_files::Prepared;
+use super::wire::Pages;
 use crate::progress::Reporter;
 use crate::{Error, Result};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// A listing has so many pages at most; a server that always names a next one is not followed for ever.
-const MAX_PAGES: usize = 10_000;
 /// Pull requests that are looked into.
 const MAX_PULL_REQUESTS: usize = 20;
+/// Where the Hub reads results of evaluations.
+const RESULTS: &str = ".eval_results/";
+/// How the note of every result begins that a push of ours makes.
+const OUR_RESULT: &str = "pass@1 in percent over ";
+/// Longer files are no results.
+const MAX_RESULT: u64 = 1 << 20;
 
 /// One file of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,30 +66,20 @@ pub fn holds(tree: &Tree, files: &[&Prepared]) -> bool {
         .all(|file| tree.get(&file.path).is_some_and(|listed| listed.is(file)))
 }
 
-/// Sees to it that the repository is there. `true` where it has just been created.
+/// Whether the repository is there. What it is for others to see is told where it is not as asked for.
 ///
 /// # Errors
-/// It cannot be created or written with this token.
-pub fn ensure_repo(
-    api: &Api,
-    place: &Place,
-    public: bool,
-    reporter: &dyn Reporter,
-) -> Result<bool> {
+/// It cannot be read with this token; nobody answers.
+pub fn exists(api: &Api, place: &Place, public: bool, reporter: &dyn Reporter) -> Result<bool> {
     let endpoint = &api.account.endpoint;
     let what = format!("{} cannot be opened", place.subject());
     let info = match api.get(&place.api(endpoint, "")) {
         Ok(info) => info,
-        // a token without any right is told at once; a repository that is not there is made
-        Err(error) if error.status() == Some(404) => {
-            create(api, place, public)?;
-            return Ok(true);
-        }
+        Err(error) if error.status() == Some(404) => return Ok(false),
         Err(error) if error.status() == Some(401) => {
             // the Hub answers so for what is not there, too: who the token belongs to tells them apart
             api.whoami()?;
-            create(api, place, public)?;
-            return Ok(true);
+            return Ok(false);
         }
         Err(error) => return Err(api.explain(error, &what)),
     };
@@ -100,10 +95,35 @@ pub fn ensure_repo(
         )),
         _ => {}
     }
-    Ok(false)
+    Ok(true)
 }
 
-fn create(api: &Api, place: &Place, public: bool) -> Result<()> {
+/// Whether the repository can be read without a token.
+///
+/// # Errors
+/// Nobody answers.
+pub fn is_readable(api: &Api, place: &Place) -> Result<bool> {
+    match api.get(&place.api(&api.account.endpoint, "")) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.status(), Some(401 | 403 | 404)) => Ok(false),
+        Err(error) => Err(api.explain(error, &format!("{} cannot be opened", place.subject()))),
+    }
+}
+
+/// Whether the branch is there.
+///
+/// # Errors
+/// As [`refs`].
+pub fn has_branch(api: &Api, place: &Place) -> Result<bool> {
+    let refs = refs(api, place)?;
+    Ok((refs.branches.iter()).any(|branch| branch.name == place.revision))
+}
+
+/// Creates the repository.
+///
+/// # Errors
+/// This token may not.
+pub fn create(api: &Api, place: &Place, public: bool) -> Result<()> {
     let (owner, name) = place.repo.split_once('/').unwrap_or(("", &place.repo));
     let visibility = if public { "public" } else { "private" };
     let body = json!({
@@ -123,7 +143,8 @@ fn create(api: &Api, place: &Place, public: bool) -> Result<()> {
     }
 }
 
-/// Sees to it that the branch is there; a new one begins where `main` is.
+/// Sees to it that the branch is there. A new one begins with the first commit of `main`, which has no files but
+/// `.gitattributes`: what is on `main` belongs to another run, or to another step of this one.
 ///
 /// # Errors
 /// It cannot be created.
@@ -148,7 +169,11 @@ pub fn ensure_branch(api: &Api, place: &Place) -> Result<()> {
         .with_hint("give a branch"));
     }
     let rest = format!("/branch/{}", place.branch());
-    match api.post(&place.api(&api.account.endpoint, &rest), &json!({})) {
+    let start = match first_commit(api, place)? {
+        Some(commit) => json!({ "startingPoint": commit }),
+        None => json!({}),
+    };
+    match api.post(&place.api(&api.account.endpoint, &rest), &start) {
         Err(error) if error.status() != Some(409) => Err(api.explain(
             error,
             &format!(
@@ -158,6 +183,64 @@ pub fn ensure_branch(api: &Api, place: &Place) -> Result<()> {
             ),
         )),
         _ => Ok(()),
+    }
+}
+
+/// The commit that `main` began with, where the server tells.
+fn first_commit(api: &Api, place: &Place) -> Result<Option<String>> {
+    let what = format!("the commits of {} cannot be listed", place.subject());
+    let first = place.api(&api.account.endpoint, "/commits/main");
+    let mut last = None;
+    let page = |entries: &[Value]| {
+        if let Some(id) = entries.last().and_then(|entry| entry["id"].as_str()) {
+            last = Some(id.to_string());
+        }
+    };
+    match all_pages(api, first, page) {
+        Ok(()) => Ok(last),
+        Err(Unlisted::Api(error)) if error.status() == Some(404) => Ok(None),
+        Err(unlisted) => Err(unlisted.explain(api, &what)),
+    }
+}
+
+/// Why a listing cannot be had.
+enum Unlisted {
+    Api(ApiError),
+    /// It is none.
+    Strange(String),
+}
+
+impl Unlisted {
+    fn explain(self, api: &Api, what: &str) -> Error {
+        match self {
+            Self::Api(error) => api.explain(error, what),
+            Self::Strange(why) => {
+                Error::input(format!("{what}: {why}")).with_hint("check `HF_ENDPOINT`")
+            }
+        }
+    }
+}
+
+/// Hands out a listing page by page.
+fn all_pages(
+    api: &Api,
+    first: String,
+    mut page: impl FnMut(&[Value]),
+) -> std::result::Result<(), Unlisted> {
+    let none = || Unlisted::Strange("the server has no address".into());
+    let mut pages = Pages::new(&first).ok_or_else(none)?;
+    let mut url = first;
+    loop {
+        let (value, next) = api.get_page(&url).map_err(Unlisted::Api)?;
+        let entries = value
+            .as_array()
+            .ok_or_else(|| Unlisted::Strange("the answer is no list".into()))?;
+        page(entries);
+        let next = pages.follow(next, entries.len());
+        match next.map_err(Unlisted::Strange)? {
+            Some(next) => url = next,
+            None => return Ok(()),
+        }
     }
 }
 
@@ -187,25 +270,15 @@ pub fn head(api: &Api, place: &Place) -> Result<Option<String>> {
 pub fn tree(api: &Api, place: &Place, commit: &str) -> Result<Tree> {
     let what = format!("the files of {} cannot be listed", place.subject());
     let rest = format!("/tree/{}?recursive=true&expand=false", quoted(commit));
-    let mut url = place.api(&api.account.endpoint, &rest);
+    let first = place.api(&api.account.endpoint, &rest);
     let mut tree = Tree::new();
-    for _ in 0..MAX_PAGES {
-        let (page, next) = match api.get_page(&url) {
-            Ok(page) => page,
-            // an empty repository has no files
-            Err(error) if error.status() == Some(404) && tree.is_empty() => return Ok(tree),
-            Err(error) => return Err(api.explain(error, &what)),
-        };
-        let entries = page.as_array().ok_or_else(|| {
-            Error::input(format!("{what}: the answer is no list")).with_hint("check `HF_ENDPOINT`")
-        })?;
-        tree.extend(entries.iter().filter_map(listed));
-        match next {
-            Some(next) => url = next,
-            None => return Ok(tree),
-        }
+    let page = |entries: &[Value]| tree.extend(entries.iter().filter_map(listed));
+    match all_pages(api, first, page) {
+        Ok(()) => Ok(tree),
+        // an empty repository has no files
+        Err(Unlisted::Api(error)) if error.status() == Some(404) && tree.is_empty() => Ok(tree),
+        Err(unlisted) => Err(unlisted.explain(api, &what)),
     }
-    Err(Error::input(format!("{what}: the listing has no end")))
 }
 
 fn listed(entry: &Value) -> Option<(String, Listed)> {
@@ -256,20 +329,28 @@ pub fn refs(api: &Api, place: &Place) -> Result<Refs> {
     })
 }
 
-/// The newest pull request that holds these files.
+/// The newest pull request that holds these files: open, by the account of the token, and called `title`. Others may hold the
+/// same files and are none of ours.
 ///
 /// # Errors
 /// As [`refs`] and [`tree`].
-pub fn pull_request_with(api: &Api, place: &Place, files: &[&Prepared]) -> Result<Option<Ref>> {
+pub fn pull_request_with(
+    api: &Api,
+    place: &Place,
+    title: &str,
+    files: &[&Prepared],
+) -> Result<Option<Ref>> {
     // every one holds nothing
     if files.is_empty() {
         return Ok(None);
     }
-    let number = |found: &Ref| {
-        let last = found.name.rsplit('/').next();
-        last.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
-    };
+    let number = |found: &Ref| found.name.rsplit('/').next()?.parse::<u64>().ok();
     let mut found = refs(api, place)?.pull_requests;
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let ours = open_pull_requests(api, place, title)?;
+    found.retain(|one| number(one).is_some_and(|number| ours.contains(&number)));
     found.sort_by_key(|one| std::cmp::Reverse(number(one)));
     for one in found.into_iter().take(MAX_PULL_REQUESTS) {
         if holds(&tree(api, place, &one.commit)?, files) {
@@ -277,6 +358,88 @@ pub fn pull_request_with(api: &Api, place: &Place, files: &[&Prepared]) -> Resul
         }
     }
     Ok(None)
+}
+
+/// Numbers of the open pull requests that this account has opened under this title.
+fn open_pull_requests(api: &Api, place: &Place, title: &str) -> Result<BTreeSet<u64>> {
+    let me = api.whoami()?;
+    let what = format!("the pull requests of {} cannot be listed", place.subject());
+    let mut ours = BTreeSet::new();
+    let mut num_seen = 0;
+    for page in 0..MAX_PULL_REQUESTS {
+        let rest = format!(
+            "/discussions?type=pull_request&status=open&author={}&p={page}",
+            quoted(&me)
+        );
+        let said = match api.get(&place.api(&api.account.endpoint, &rest)) {
+            // a server without discussions has no pull requests that could be told apart
+            Err(error) if error.status() == Some(404) => break,
+            said => said.map_err(|e| api.explain(e, &what))?,
+        };
+        let entries = said["discussions"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        // the server may not know the filters
+        let is_ours = |entry: &&Value| {
+            entry["isPullRequest"] == true
+                && matches!(entry["status"].as_str(), Some("open" | "draft"))
+                && entry["author"]["name"] == me.as_str()
+                && entry["title"] == title
+        };
+        ours.extend(
+            entries
+                .iter()
+                .filter(is_ours)
+                .filter_map(|e| e["num"].as_u64()),
+        );
+        num_seen += entries.len() as u64;
+        if entries.is_empty() || said["count"].as_u64().is_none_or(|count| num_seen >= count) {
+            break;
+        }
+    }
+    Ok(ours)
+}
+
+/// Results of evaluations that earlier pushes of ours have left beside these files and that are none of them: they are of
+/// other weights.
+///
+/// # Errors
+/// The user stops.
+pub fn stale_results(
+    api: &Api,
+    place: &Place,
+    commit: &str,
+    tree: &Tree,
+    ours: &HashSet<&str>,
+) -> Result<Vec<String>> {
+    let mut stale = Vec::new();
+    for path in tree.keys().filter(|path| path.starts_with(RESULTS)) {
+        if ours.contains(path.as_str()) || !path.ends_with(".yaml") {
+            continue;
+        }
+        let name: Vec<String> = path.split('/').map(quoted).collect();
+        let page = place.page(&api.account.endpoint);
+        let url = format!("{page}/resolve/{}/{}", quoted(commit), name.join("/"));
+        match api.get_text(&url, MAX_RESULT) {
+            Ok(text) if is_our_result(&text) => stale.push(path.clone()),
+            Err(ApiError::Stopped) => return Err(api.explain(ApiError::Stopped, "")),
+            // somebody else's, or who knows whose: it stays
+            _ => {}
+        }
+    }
+    Ok(stale)
+}
+
+/// Whether a push of ours has made this result.
+pub fn is_our_result(yaml: &str) -> bool {
+    let note = |line: &str| {
+        let value = line.trim_start_matches(['-', ' ']).strip_prefix("notes:");
+        value.is_some_and(|text| {
+            text.trim_start_matches([' ', '"', '\''])
+                .starts_with(OUR_RESULT)
+        })
+    };
+    yaml.lines().any(note)
 }
 
 /// Gives a commit a name that stays.
@@ -334,6 +497,8 @@ pub fn validate_card(api: &Api, place: &Place, card: &str, reporter: &dyn Report
             message,
             ..
         }) => json!({ "errors": [message] }),
+        // this token's rights are told where they are needed
+        Err(error) if matches!(error.status(), Some(401 | 403)) => return Ok(()),
         Err(error) => {
             let error = api.explain(error, "the card cannot be checked by the server");
             reporter.warn(&error.to_string());
@@ -358,6 +523,24 @@ pub fn validate_card(api: &Api, place: &Place, card: &str, reporter: &dyn Report
 mod tests {
     use super::*;
     use crate::hub::publish_files::Source;
+
+    #[test]
+    fn results_of_our_cards_are_known() {
+        use crate::hub::card::{EvalRow, ModelCard};
+        let card = ModelCard {
+            results: vec![EvalRow {
+                suite: "aime-2024".into(),
+                dataset: Some("a/b".into()),
+                ..EvalRow::default()
+            }],
+            ..ModelCard::default()
+        };
+        let [(_, ours)] = card.eval_results().try_into().unwrap();
+        assert!(is_our_result(&ours), "{ours}");
+        for other in ["", "- value: 1\n  notes: by hand\n", "- notes: not pass@1"] {
+            assert!(!is_our_result(other), "{other}");
+        }
+    }
 
     #[test]
     fn both_kinds_of_entries_are_compared_by_their_own_hash() {

@@ -4,6 +4,8 @@
 use super::publish_api::{Api, ApiError, Place};
 use super::publish_files::{MAX_INLINE, Prepared, Source};
 use super::publish_xet;
+use super::wire::waiting_until;
+use super::xet::Xet;
 use crate::progress::{Reporter, Task};
 use crate::{Error, Result};
 use reqwest::blocking::{Body, RequestBuilder};
@@ -11,15 +13,18 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Files that are asked about at once.
 const BATCH: usize = 100;
-/// Bytes that go up together, where it is more than one file.
+/// Bytes that go up to Xet together, where it is more than one file.
 const BATCH_BYTES: u64 = 4 << 30;
-/// An upload that is slower is taken for dead.
-const MIN_BYTES_PER_S: u64 = 20_000;
+/// Files that go up over LFS at the same time.
+const NUM_AT_ONCE: usize = 4;
+/// How much longer than between two bytes a server is waited for that has all of them.
+const LONGER: u32 = 5;
 
 /// How files go up: by path, whether outside of git.
 pub type Modes = BTreeMap<String, bool>;
@@ -95,25 +100,21 @@ pub fn large_files(
     let total = wanted.iter().map(|file| file.bytes).sum();
     let task: Arc<dyn Task> = reporter.task("upload", Some(total), "bytes").into();
     let mut before = 0;
-    let mut rest = wanted.as_slice();
-    while !rest.is_empty() {
-        let (batch, next) = rest.split_at(batch_len(rest));
-        rest = next;
-        let (transfer, actions) = ask(api, place, batch, true)?;
-        if transfer.as_deref() == Some("xet") {
-            publish_xet::upload(api, place, batch, create_pr, &*task, before)?;
-        } else {
-            let mut done = before;
-            for file in batch {
-                task.message(&file.path);
-                send(api, place, file, &actions, &task, done)?;
-                done += file.bytes;
-                task.set_position(done);
+    for group in wanted.chunks(BATCH) {
+        let (transfer, actions) = ask(api, place, group, Xet::is_wanted())?;
+        let is_xet = transfer.as_deref() == Some("xet");
+        let mut rest = group;
+        while !rest.is_empty() {
+            let (batch, next) = rest.split_at(if is_xet { batch_len(rest) } else { rest.len() });
+            rest = next;
+            match is_xet {
+                true => publish_xet::upload(api, place, batch, create_pr, &*task, before)?,
+                false => Sending::new(api, place, &actions, &task, before, batch).all()?,
             }
+            before += batch.iter().map(|file| file.bytes).sum::<u64>();
+            task.set_position(before);
+            sent.extend(batch.iter().map(|file| file.sha256.clone()));
         }
-        before += batch.iter().map(|file| file.bytes).sum::<u64>();
-        task.set_position(before);
-        sent.extend(batch.iter().map(|file| file.sha256.clone()));
     }
     Ok(())
 }
@@ -163,9 +164,8 @@ fn ask(
                 .headers(api.account.headers(&url))
                 .header("accept", "application/vnd.git-lfs+json")
                 .header("content-type", "application/vnd.git-lfs+json")
-                .timeout(Duration::from_secs(120))
                 .body(body.to_string());
-            api.json(api.send(request)?)
+            api.json(api.send(request, api.answer())?)
         })
         .map_err(|e| api.explain(e, &what))?;
     let mut actions = BTreeMap::new();
@@ -181,35 +181,6 @@ fn ask(
     Ok((said["transfer"].as_str().map(String::from), actions))
 }
 
-/// One file by the LFS protocol. Addresses expire: after a refusal there is one more attempt with new ones.
-fn send(
-    api: &Api,
-    place: &Place,
-    file: &Prepared,
-    actions: &BTreeMap<String, Value>,
-    task: &Arc<dyn Task>,
-    before: u64,
-) -> Result<()> {
-    let what = format!("`{}` cannot be sent to {}", file.path, place.subject());
-    let none = Value::Null;
-    let first = actions.get(&file.sha256).unwrap_or(&none);
-    let outcome = match transfer(api, file, first, task, before) {
-        Err(Failed::Api(ApiError::Status {
-            status: 400 | 401 | 403 | 404,
-            ..
-        })) => {
-            let (_, again) = ask(api, place, &[file], false)?;
-            let renewed = again.get(&file.sha256).unwrap_or(&none);
-            transfer(api, file, renewed, task, before)
-        }
-        outcome => outcome,
-    };
-    outcome.map_err(|failed| match failed {
-        Failed::Api(error) => api.explain(error, &what),
-        Failed::Local(error) => error,
-    })
-}
-
 /// Why a file was not sent.
 enum Failed {
     Api(ApiError),
@@ -222,132 +193,257 @@ impl From<ApiError> for Failed {
     }
 }
 
-fn transfer(
-    api: &Api,
-    file: &Prepared,
-    actions: &Value,
-    task: &Arc<dyn Task>,
+/// Files on their way over LFS, several at once.
+struct Sending<'a> {
+    api: &'a Api,
+    place: &'a Place,
+    actions: &'a BTreeMap<String, Value>,
+    files: &'a [&'a Prepared],
+    meter: Arc<Meter>,
+}
+
+/// How much of each file has been read.
+struct Meter {
+    task: Arc<dyn Task>,
     before: u64,
-) -> std::result::Result<(), Failed> {
-    // no upload action: the server has it
-    if let Some(href) = actions["upload"]["href"].as_str() {
-        let header = &actions["upload"]["header"];
-        let chunk = match &header["chunk_size"] {
-            Value::String(text) => text.parse().ok(),
-            other => other.as_u64(),
-        };
-        match chunk {
-            Some(chunk) if chunk > 0 => in_parts(api, file, href, header, chunk, task, before)?,
-            _ => {
-                put(api, file, href, Some(header), 0..file.bytes, task, before)?;
-            }
+    done: Vec<AtomicU64>,
+    /// One of them has failed: the others need not go on.
+    is_over: AtomicBool,
+}
+
+impl Meter {
+    fn set(&self, file: usize, position: u64) {
+        self.done[file].store(position, Ordering::Relaxed);
+        let done: u64 = (self.done.iter())
+            .map(|done| done.load(Ordering::Relaxed))
+            .sum();
+        self.task.set_position(self.before + done);
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+}
+
+impl<'a> Sending<'a> {
+    fn new(
+        api: &'a Api,
+        place: &'a Place,
+        actions: &'a BTreeMap<String, Value>,
+        task: &Arc<dyn Task>,
+        before: u64,
+        files: &'a [&'a Prepared],
+    ) -> Self {
+        Self {
+            api,
+            place,
+            actions,
+            files,
+            meter: Arc::new(Meter {
+                task: task.clone(),
+                before,
+                done: files.iter().map(|_| AtomicU64::new(0)).collect(),
+                is_over: AtomicBool::new(false),
+            }),
         }
     }
-    if let Some(href) = actions["verify"]["href"].as_str() {
-        let body = json!({"oid": file.sha256, "size": file.bytes});
-        api.persist(|| {
-            let request = api.client().post(href).headers(api.account.headers(href));
-            let request = with_headers(request, &actions["verify"]["header"])
-                .header("content-type", "application/vnd.git-lfs+json")
-                .timeout(Duration::from_secs(120))
-                .body(body.to_string());
-            api.send(request)
-        })?;
-    }
-    Ok(())
-}
 
-fn in_parts(
-    api: &Api,
-    file: &Prepared,
-    href: &str,
-    header: &Value,
-    chunk: u64,
-    task: &Arc<dyn Task>,
-    before: u64,
-) -> std::result::Result<(), Failed> {
-    let mut addresses: Vec<(u64, &str)> = header
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(key, value)| Some((key.parse::<u64>().ok()?, value.as_str()?)))
-        .collect();
-    addresses.sort_unstable();
-    if addresses.len() as u64 != file.bytes.div_ceil(chunk) {
-        return Err(Failed::Local(Error::input(format!(
-            "the server names {} addresses for the {} parts of `{}`",
-            addresses.len(),
-            file.bytes.div_ceil(chunk),
-            file.path
-        ))));
+    /// Sends them; the first error is the result, and ends the others.
+    fn all(&self) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let failed = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..self.files.len().min(NUM_AT_ONCE) {
+                scope.spawn(|| {
+                    while !self.meter.is_over() {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= self.files.len() {
+                            return;
+                        }
+                        if let Err(error) = self.one(number) {
+                            // in this order: what the others say when they are ended comes second
+                            let mut failed = failed.lock().unwrap_or_else(|e| e.into_inner());
+                            failed.get_or_insert(error);
+                            self.meter.is_over.store(true, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        match failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
-    let mut parts = Vec::new();
-    for (i, (_, address)) in addresses.iter().enumerate() {
-        let from = i as u64 * chunk;
-        let range = from..(from + chunk).min(file.bytes);
-        let etag = put(api, file, address, None, range, task, before)?;
-        let Some(etag) = etag.filter(|etag| !etag.is_empty()) else {
+
+    /// One file. Addresses expire: after a refusal there is one more attempt with new ones.
+    fn one(&self, number: usize) -> Result<()> {
+        let (api, place, file) = (self.api, self.place, self.files[number]);
+        self.meter.task.message(&file.path);
+        let what = format!("`{}` cannot be sent to {}", file.path, place.subject());
+        let none = Value::Null;
+        let first = self.actions.get(&file.sha256).unwrap_or(&none);
+        let outcome = match self.transfer(number, first) {
+            Err(Failed::Api(ApiError::Status {
+                status: 400 | 401 | 403 | 404,
+                ..
+            })) => {
+                let (_, again) = ask(api, place, &[file], false)?;
+                let renewed = again.get(&file.sha256).unwrap_or(&none);
+                self.transfer(number, renewed)
+            }
+            outcome => outcome,
+        };
+        outcome.map_err(|failed| match failed {
+            Failed::Api(error) => api.explain(error, &what),
+            Failed::Local(error) => error,
+        })?;
+        self.meter.set(number, file.bytes);
+        Ok(())
+    }
+
+    fn transfer(&self, number: usize, actions: &Value) -> std::result::Result<(), Failed> {
+        let (api, file) = (self.api, self.files[number]);
+        // no upload action: the server has it
+        if let Some(href) = actions["upload"]["href"].as_str() {
+            let header = &actions["upload"]["header"];
+            let chunk = match &header["chunk_size"] {
+                Value::String(text) => text.parse().ok(),
+                other => other.as_u64(),
+            };
+            match chunk {
+                Some(chunk) if chunk > 0 => self.in_parts(number, href, header, chunk)?,
+                _ => {
+                    self.put(number, href, Some(header), 0..file.bytes)?;
+                }
+            }
+        }
+        if let Some(href) = actions["verify"]["href"].as_str() {
+            let body = json!({"oid": file.sha256, "size": file.bytes});
+            api.persist(|| {
+                let request = api.client().post(href).headers(api.account.headers(href));
+                let request = with_headers(request, &actions["verify"]["header"])
+                    .header("content-type", "application/vnd.git-lfs+json")
+                    .body(body.to_string());
+                api.send(request, api.answer())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn in_parts(
+        &self,
+        number: usize,
+        href: &str,
+        header: &Value,
+        chunk: u64,
+    ) -> std::result::Result<(), Failed> {
+        let (api, file) = (self.api, self.files[number]);
+        let mut addresses: Vec<(u64, &str)> = header
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.parse::<u64>().ok()?, value.as_str()?)))
+            .collect();
+        addresses.sort_unstable();
+        if addresses.len() as u64 != file.bytes.div_ceil(chunk) {
             return Err(Failed::Local(Error::input(format!(
-                "the server gives no mark for part {} of `{}`",
-                i + 1,
+                "the server names {} addresses for the {} parts of `{}`",
+                addresses.len(),
+                file.bytes.div_ceil(chunk),
                 file.path
             ))));
-        };
-        parts.push(json!({"partNumber": i + 1, "etag": etag}));
+        }
+        let mut parts = Vec::new();
+        for (i, (_, address)) in addresses.iter().enumerate() {
+            let from = i as u64 * chunk;
+            let range = from..(from + chunk).min(file.bytes);
+            let etag = self.put(number, address, None, range)?;
+            let Some(etag) = etag.filter(|etag| !etag.is_empty()) else {
+                return Err(Failed::Local(Error::input(format!(
+                    "the server gives no mark for part {} of `{}`",
+                    i + 1,
+                    file.path
+                ))));
+            };
+            parts.push(json!({"partNumber": i + 1, "etag": etag}));
+        }
+        let body = json!({"oid": file.sha256, "parts": parts});
+        api.persist(|| {
+            let request = api
+                .client()
+                .post(href)
+                .header("accept", "application/vnd.git-lfs+json")
+                .header("content-type", "application/vnd.git-lfs+json")
+                .body(body.to_string());
+            api.send(request, LONGER * api.patience.transfer)
+        })?;
+        Ok(())
     }
-    let body = json!({"oid": file.sha256, "parts": parts});
-    api.persist(|| {
-        let request = api
-            .client()
-            .post(href)
-            .header("accept", "application/vnd.git-lfs+json")
-            .header("content-type", "application/vnd.git-lfs+json")
-            .timeout(Duration::from_secs(120))
-            .body(body.to_string());
-        api.send(request)
-    })?;
-    Ok(())
-}
 
-/// Some bytes of a file to an address, with as many attempts as it takes; returns the mark that the server gives them.
-fn put(
-    api: &Api,
-    file: &Prepared,
-    href: &str,
-    header: Option<&Value>,
-    range: std::ops::Range<u64>,
-    task: &Arc<dyn Task>,
-    before: u64,
-) -> std::result::Result<Option<String>, Failed> {
-    let length = range.end - range.start;
-    let timeout = Duration::from_secs(60 + length / MIN_BYTES_PER_S);
-    let mut local = None;
-    let sent = api.persist(|| {
-        let reader = match open(file, range.start) {
-            Ok(reader) => reader.take(length),
-            Err(error) => {
-                local = Some(error);
-                // not worth another attempt
-                return Err(ApiError::Stopped);
-            }
-        };
-        let counted = Counted {
-            reader,
-            task: task.clone(),
-            done: before + range.start,
-        };
-        let request = api.client().put(href).timeout(timeout);
-        let request = match header {
-            Some(header) => with_headers(request, header),
-            None => request,
-        };
-        let response = api.send(request.body(Body::sized(counted, length)))?;
-        let etag = response.headers().get("etag");
-        Ok(etag.and_then(|etag| etag.to_str().ok()).map(String::from))
-    });
-    match local {
-        Some(error) => Err(Failed::Local(error)),
-        None => Ok(sent?),
+    /// Some bytes of a file to an address, with as many attempts as it takes; returns the mark that the server gives them.
+    fn put(
+        &self,
+        number: usize,
+        href: &str,
+        header: Option<&Value>,
+        range: std::ops::Range<u64>,
+    ) -> std::result::Result<Option<String>, Failed> {
+        let (api, file) = (self.api, self.files[number]);
+        let length = range.end - range.start;
+        let mut local = None;
+        let sent = api.persist(|| {
+            let reader = match open(file, range.start) {
+                Ok(reader) => reader.take(length),
+                Err(error) => {
+                    local = Some(error);
+                    // not worth another attempt
+                    return Err(ApiError::Stopped);
+                }
+            };
+            let num_read = Arc::new(AtomicU64::new(0));
+            let is_left = Arc::new(AtomicBool::new(false));
+            let counted = Counted {
+                reader,
+                meter: self.meter.clone(),
+                file: number,
+                from: range.start,
+                num_read: num_read.clone(),
+                is_left: is_left.clone(),
+            };
+            let request = api.client().put(href);
+            let request = match header {
+                Some(header) => with_headers(request, header),
+                None => request,
+            };
+            let request = request.body(Body::sized(counted, length));
+            let stopped = || api.stopped() || self.meter.is_over();
+            let patience = api.patience.transfer;
+            let mut progress = (0, Instant::now());
+            // slow is not dead; dead is who takes nothing for so long
+            let mut is_late = || {
+                let now = num_read.load(Ordering::Relaxed);
+                if now != progress.0 {
+                    progress = (now, Instant::now());
+                }
+                let longer = if now == length { LONGER } else { 1 };
+                progress.1.elapsed() >= longer * patience
+            };
+            let answer = waiting_until(&mut is_late, &stopped, move || request.send());
+            let response = match answer {
+                Ok(answer) => api.answered(answer, patience)?,
+                Err(unfinished) => {
+                    is_left.store(true, Ordering::Relaxed);
+                    return Err(ApiError::of(unfinished, patience));
+                }
+            };
+            let etag = response.headers().get("etag");
+            Ok(etag.and_then(|etag| etag.to_str().ok()).map(String::from))
+        });
+        match local {
+            Some(error) => Err(Failed::Local(error)),
+            None => Ok(sent?),
+        }
     }
 }
 
@@ -379,18 +475,25 @@ fn with_headers(mut request: RequestBuilder, header: &Value) -> RequestBuilder {
     request
 }
 
-/// Tells a task what is read.
+/// Tells the meter what is read, and ends where nobody waits for it any more.
 struct Counted<R> {
     reader: R,
-    task: Arc<dyn Task>,
-    done: u64,
+    meter: Arc<Meter>,
+    file: usize,
+    /// Where in the file the reader began.
+    from: u64,
+    num_read: Arc<AtomicU64>,
+    is_left: Arc<AtomicBool>,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.is_left.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("nobody waits for it any more"));
+        }
         let n = self.reader.read(buffer)?;
-        self.done += n as u64;
-        self.task.set_position(self.done);
+        let num_read = self.num_read.fetch_add(n as u64, Ordering::Relaxed) + n as u64;
+        self.meter.set(self.file, self.from + num_read);
         Ok(n)
     }
 }

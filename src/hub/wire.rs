@@ -1,20 +1,115 @@
-//! Our own requests to the Hub, for the calls where hf-hub cannot be trusted: with the token, tried again where that may
-//! help, and refused in the words of `failure`. Which calls there are is decided elsewhere.
+//! Our own requests to the Hub: with the token, tried again where that may help, never waited for without end, and refused
+//! in the words of `failure`. Which calls there are is decided elsewhere.
+//!
+//! A blocking read cannot be told to stop. So each is done by a thread of its own while the caller looks up now and then
+//! (`waiting`); a thread that nobody waits for any more ends with its connection.
 
+use std::collections::HashSet;
+use std::io::Read;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
-use reqwest::Method;
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Method, Url};
 use serde_json::Value;
 
-use super::failure::{Failure, root_cause};
+use super::failure::{Failure, interrupted, root_cause};
 
 /// How long a server may ask to wait before the next attempt.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Attempts after the first, unless said otherwise.
 const NUM_RETRIES: usize = 5;
+/// Attempts after one that met silence: a server that says nothing twice says nothing.
+pub const MAX_SILENT: usize = 1;
+/// How often whoever waits looks up.
+pub const TICK: Duration = Duration::from_millis(50);
+/// Longer answers are none.
+const MAX_ANSWER: u64 = 256 << 20;
+/// A listing has no more pages than this.
+const MAX_PAGES: usize = 10_000;
+
+/// How long a server may say nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Before it answers.
+    pub answer: Duration,
+    /// Between two bytes of a file.
+    pub transfer: Duration,
+}
+
+impl Patience {
+    /// As `HF_HUB_ETAG_TIMEOUT` and `HF_HUB_DOWNLOAD_TIMEOUT` say, in seconds.
+    pub fn from_env() -> Self {
+        let seconds = |name: &str, default: u64| {
+            let given = std::env::var(name).ok().and_then(|s| s.trim().parse().ok());
+            Duration::from_secs(given.filter(|s| (1..86_400).contains(s)).unwrap_or(default))
+        };
+        Self {
+            answer: seconds("HF_HUB_ETAG_TIMEOUT", 30),
+            transfer: seconds("HF_HUB_DOWNLOAD_TIMEOUT", 60),
+        }
+    }
+}
+
+/// Why work that was waited for has no result.
+#[derive(Debug)]
+pub enum Unfinished {
+    Stopped,
+    TooLate,
+    /// The system gives no thread.
+    NoThread(std::io::Error),
+}
+
+/// What `work` gives, done on a thread of its own; left behind where it takes too long or the user stops.
+pub fn waiting<T: Send + 'static>(
+    patience: Duration,
+    stopped: &dyn Fn() -> bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unfinished> {
+    let end = Instant::now() + patience;
+    waiting_until(&mut || Instant::now() >= end, stopped, work)
+}
+
+/// [`waiting`] where it is not the clock alone that says when it is too late.
+pub fn waiting_until<T: Send + 'static>(
+    is_late: &mut dyn FnMut() -> bool,
+    stopped: &dyn Fn() -> bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unfinished> {
+    let (sender, receiver) = channel();
+    std::thread::Builder::new()
+        .name("hub".into())
+        // nobody may be waiting any more
+        .spawn(move || drop(sender.send(work())))
+        .map_err(Unfinished::NoThread)?;
+    loop {
+        match receiver.recv_timeout(TICK) {
+            Ok(done) => return Ok(done),
+            // the work has panicked, which is told on stderr
+            Err(RecvTimeoutError::Disconnected) => return Err(Unfinished::TooLate),
+            Err(RecvTimeoutError::Timeout) if stopped() => return Err(Unfinished::Stopped),
+            Err(RecvTimeoutError::Timeout) if is_late() => return Err(Unfinished::TooLate),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// Waits, unless the user stops.
+pub fn pause(time: Duration, stopped: &dyn Fn() -> bool) -> Result<(), Failure> {
+    let end = Instant::now() + time;
+    loop {
+        if stopped() {
+            return Err(Failure::Local(interrupted()));
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(TICK));
+    }
+}
 
 /// One Hub, and who asks it.
 pub struct Wire {
@@ -22,6 +117,7 @@ pub struct Wire {
     endpoint: String,
     token: Option<String>,
     num_retries: usize,
+    pub patience: Patience,
 }
 
 impl Wire {
@@ -29,12 +125,13 @@ impl Wire {
         endpoint: &str,
         token: Option<String>,
         num_retries: Option<usize>,
+        patience: Patience,
     ) -> Result<Self, Failure> {
         let client = Client::builder()
             .user_agent(concat!("distill/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(10))
-            // of a single read: a transfer may take as long as it likes while bytes arrive
-            .timeout(Duration::from_secs(60))
+            // of a single read, where nobody waits for it any more: a transfer may take as long as it likes while bytes arrive
+            .timeout(2 * patience.answer.max(patience.transfer))
             .build()
             .map_err(|e| Failure::Other(root_cause(&e)))?;
         Ok(Self {
@@ -42,6 +139,7 @@ impl Wire {
             endpoint: endpoint.trim_end_matches('/').to_string(),
             token,
             num_retries: num_retries.unwrap_or(NUM_RETRIES),
+            patience,
         })
     }
 
@@ -82,33 +180,143 @@ impl Wire {
 
     /// Sends what `request` makes until there is an answer that trying again would not change. Only for requests that may
     /// be made twice.
-    pub fn send(&self, request: impl Fn() -> RequestBuilder) -> Result<Response, Failure> {
-        let mut attempt = 0;
-        loop {
-            let (failure, wait) = match request().send() {
-                Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) => {
-                    let wait = retry_after(response.headers());
-                    (Failure::of_response(response), wait)
-                }
-                Err(error) => (Failure::of_request(&error), None),
-            };
-            if attempt >= self.num_retries || !failure.may_pass() {
-                return Err(failure);
-            }
-            std::thread::sleep(wait.unwrap_or(backoff(attempt)).min(LONGEST_WAIT));
-            attempt += 1;
-        }
+    pub fn send(
+        &self,
+        request: impl Fn() -> RequestBuilder,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Response, Failure> {
+        self.persist(stopped, || self.once(request(), stopped))
     }
 
     /// The JSON at a path, and the address of its next page.
-    pub fn get_json(&self, path: &str) -> Result<(Value, Option<String>), Failure> {
-        let response = self.send(|| self.request(Method::GET, path))?;
-        let next = next_page(response.headers());
-        let body = (response.bytes()).map_err(|e| Failure::of_request(&e))?;
-        let value = serde_json::from_slice(&body)
-            .map_err(|e| Failure::Other(format!("the answer is no JSON: {e}")))?;
-        Ok((value, next))
+    pub fn get_json(
+        &self,
+        path: &str,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<(Value, Option<String>), Failure> {
+        self.persist(stopped, || {
+            let response = self.once(self.request(Method::GET, path), stopped)?;
+            let next = next_page(response.headers());
+            let read = move || {
+                let mut body = Vec::new();
+                response
+                    .take(MAX_ANSWER)
+                    .read_to_end(&mut body)
+                    .map(|_| body)
+            };
+            // a long listing may take longer than its beginning
+            let body = match waiting(4 * self.patience.answer, stopped, read) {
+                Ok(Ok(body)) => body,
+                Ok(Err(error)) => return refused(Failure::Broken(root_cause(&error)), None),
+                Err(unfinished) => return refused(self.failure(unfinished), None),
+            };
+            match serde_json::from_slice(&body) {
+                Ok(value) => Ok((value, next)),
+                Err(e) => refused(Failure::Other(format!("the answer is no JSON: {e}")), None),
+            }
+        })
+    }
+
+    /// One attempt; a refusal comes with how long the server wants to be left alone.
+    fn once(
+        &self,
+        request: RequestBuilder,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Response, Box<Refused>> {
+        match waiting(self.patience.answer, stopped, move || request.send()) {
+            Ok(Ok(response)) if response.status().is_success() => Ok(response),
+            Ok(Ok(response)) => {
+                let wait = retry_after(response.headers());
+                refused(Failure::of_response(response), wait)
+            }
+            Ok(Err(error)) => refused(Failure::of_request(&error), None),
+            Err(unfinished) => refused(self.failure(unfinished), None),
+        }
+    }
+
+    fn failure(&self, unfinished: Unfinished) -> Failure {
+        match unfinished {
+            Unfinished::Stopped => Failure::Local(interrupted()),
+            Unfinished::TooLate => Failure::Silent(self.patience.answer),
+            Unfinished::NoThread(error) => Failure::Other(error.to_string()),
+        }
+    }
+
+    fn persist<T>(
+        &self,
+        stopped: &dyn Fn() -> bool,
+        once: impl Fn() -> Result<T, Box<Refused>>,
+    ) -> Result<T, Failure> {
+        let mut attempt = 0;
+        loop {
+            let Refused { failure, wait } = match once() {
+                Ok(done) => return Ok(done),
+                Err(refused) => *refused,
+            };
+            let most = match failure {
+                Failure::Silent(_) => self.num_retries.min(MAX_SILENT),
+                _ => self.num_retries,
+            };
+            if attempt >= most || !failure.may_pass() {
+                return Err(failure);
+            }
+            pause(wait.unwrap_or(backoff(attempt)).min(LONGEST_WAIT), stopped)?;
+            attempt += 1;
+        }
+    }
+}
+
+/// An attempt in vain.
+struct Refused {
+    failure: Failure,
+    /// How long the server wants to be left alone.
+    wait: Option<Duration>,
+}
+
+fn refused<T>(failure: Failure, wait: Option<Duration>) -> Result<T, Box<Refused>> {
+    Err(Box::new(Refused { failure, wait }))
+}
+
+/// The pages of a listing, followed as long as they lead on: within the same server, each once.
+pub struct Pages {
+    here: Url,
+    seen: HashSet<String>,
+}
+
+impl Pages {
+    /// Of the listing that begins at this whole address; `None` where it is none.
+    pub fn new(first: &str) -> Option<Self> {
+        Some(Self {
+            here: Url::parse(first).ok()?,
+            seen: HashSet::from([first.to_string()]),
+        })
+    }
+
+    /// The address of the next page, where the last one, of so many entries, names one.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn follow(
+        &mut self,
+        next: Option<String>,
+        num_entries: usize,
+    ) -> Result<Option<String>, String> {
+        let Some(next) = next else {
+            return Ok(None);
+        };
+        let address = self.here.join(&next);
+        let address = address.map_err(|_| "its next page has no address".to_string())?;
+        if address.origin() != self.here.origin() {
+            return Err("its next page is on another server".into());
+        }
+        if num_entries == 0 || self.seen.len() >= MAX_PAGES {
+            return Err("it has no end".into());
+        }
+        let address = address.to_string();
+        match self.seen.insert(address.clone()) {
+            true => Ok(Some(address)),
+            false => Err("its pages lead back to one that was read already".into()),
+        }
     }
 }
 
@@ -193,8 +401,58 @@ mod tests {
     }
 
     #[test]
+    fn pages_lead_on_or_are_refused() {
+        let first = "http://h:1/api/x/tree/c?recursive=true";
+        let mut pages = Pages::new(first).unwrap();
+        let mut follow = |next: &str, num_entries| pages.follow(Some(next.into()), num_entries);
+        let second = "http://h:1/api/x/tree/c?cursor=2";
+        assert_eq!(follow(second, 5), Ok(Some(second.into())));
+        // below the same server
+        let third = follow("/api/x/tree/c?cursor=3", 5).unwrap().unwrap();
+        assert_eq!(third, "http://h:1/api/x/tree/c?cursor=3");
+        for (next, num_entries, why) in [
+            (second, 5, "lead back"),
+            (first, 5, "lead back"),
+            ("http://h:2/api/x", 5, "another server"),
+            ("https://h:1/api/x", 5, "another server"),
+            ("//evil/api", 5, "another server"),
+            ("http://", 5, "no address"),
+            ("?cursor=4", 0, "no end"),
+        ] {
+            let found = follow(next, num_entries).unwrap_err();
+            assert!(found.contains(why), "{next}: {found}");
+        }
+        assert_eq!(pages.follow(None, 0), Ok(None));
+        let mut pages = Pages::new(first).unwrap();
+        let num_read = (0..)
+            .take_while(|i| pages.follow(Some(format!("?c={i}")), 1).is_ok())
+            .count();
+        assert_eq!(num_read, MAX_PAGES - 1);
+        assert!(Pages::new("no address").is_none());
+    }
+
+    #[test]
+    fn whoever_waits_looks_up() {
+        let long = || std::thread::sleep(Duration::from_secs(20));
+        let begun = Instant::now();
+        let found = waiting(Duration::from_millis(100), &|| false, long);
+        assert!(matches!(found, Err(Unfinished::TooLate)));
+        let found = waiting(Duration::from_secs(20), &|| true, long);
+        assert!(matches!(found, Err(Unfinished::Stopped)));
+        assert!(pause(Duration::from_secs(20), &|| true).is_err());
+        assert!(matches!(waiting(TICK, &|| false, || 7), Ok(7)));
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
     fn the_token_goes_to_the_hub_alone() {
-        let wire = Wire::new("http://hub.test/", Some("hf_secret".into()), None).unwrap();
+        let wire = Wire::new(
+            "http://hub.test/",
+            Some("hf_secret".into()),
+            None,
+            Patience::from_env(),
+        )
+        .unwrap();
         let is_sent = |path: &str| {
             let request = wire.request(Method::GET, path).build().unwrap();
             request.headers().contains_key("authorization")

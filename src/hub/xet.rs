@@ -8,7 +8,6 @@ use xet::xet_session::{
 };
 
 use super::failure::Failure;
-use super::wire::Wire;
 
 /// Settings of hf-xet that are ours where the environment says nothing: it would take a quarter of the memory for its
 /// buffers, and wait for minutes where our plain download can stand in.
@@ -40,6 +39,7 @@ fn session() -> Option<XetSession> {
 }
 
 /// The Xet store as one repository at one commit sees it.
+#[derive(Clone)]
 pub struct Xet {
     group: XetDownloadStreamGroup,
 }
@@ -51,15 +51,14 @@ impl Xet {
         !["1", "on", "yes", "true"].contains(&off.to_ascii_lowercase().as_str())
     }
 
-    /// `token_path` is where the Hub gives out tokens of the store.
-    pub fn open(wire: &Wire, token_path: &str) -> Result<Self, Failure> {
+    /// `url` is where the Hub gives out tokens of the store, to whoever has `token`.
+    pub fn open(url: String, token: Option<&str>) -> Result<Self, Failure> {
         let mut headers = HeaderMap::new();
         let bearer = |token| HeaderValue::from_str(&format!("Bearer {token}")).ok();
-        if let Some(mut value) = wire.token().and_then(bearer) {
+        if let Some(mut value) = token.and_then(bearer) {
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
-        let url = format!("{}{token_path}", wire.endpoint());
         let session = session().ok_or_else(|| failed("it cannot be set up"))?;
         let builder = session.new_download_stream_group();
         let group = builder.and_then(|b| b.with_token_refresh_url(url, headers).build_blocking());

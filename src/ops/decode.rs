@@ -1,9 +1,12 @@
 //! Operations of decoding, one token a sequence: a row's result depends on that row only, bit for bit.
 //!
-//! f32 tensors in the memory of the CPU go through the kernels of `decode_cpu` and `decode_attention_cpu`; everything else through the portable forms
-//! here, composed of candle's operations.
+//! f32 tensors in the memory of the CPU go through the kernels of `decode_cpu` and `decode_attention_cpu`, f32 and bf16 on a
+//! CUDA device through those of `decode_gpu`; everything else through the portable forms here, composed of candle's
+//! operations.
 
 use super::decode_attention_cpu::{self, CacheShape};
+use super::decode_gpu;
+use super::gpu::Gpu;
 use super::{Projection, cpu, decode_cpu, plain};
 use crate::Result;
 use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
@@ -12,6 +15,8 @@ use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
 pub fn linears(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
     match fast_linears(x, weights)? {
         Some(ys) => Ok(ys),
+        // a row's last bits may depend on the others there, in exchange for one product instead of many
+        None if Gpu::of(x).is_some() => super::linears(x, weights),
         None => weights
             .iter()
             .map(|&(w, b)| linear_portable(x, w, b))
@@ -68,6 +73,11 @@ fn linear_portable(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor>
 
 /// `cache[slots[t], :, positions[t], :] = x[t]`. cache: `[S, K, P, D]`, x: `[T, K, D]`.
 pub fn append(cache: &Tensor, x: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
+    if let Some(gpu) = Gpu::of(cache)
+        && decode_gpu::appends(&gpu, cache, x, slots, positions)?
+    {
+        return decode_gpu::append(&gpu, cache, x, slots, positions);
+    }
     if cpu::values(cache).is_some() && cpu::values(x).is_some() {
         return Ok(cache.inplace_op2(x, &Append { slots, positions })?);
     }
@@ -164,6 +174,12 @@ pub fn attention(
         && (slots.len(), lens.len()) == (b, b)
         && slots.iter().all(|&slot| (slot as usize) < s)
         && lens.iter().all(|&len| (1..=p).contains(&(len as usize)));
+    if let Some(gpu) = Gpu::of(q)
+        && fits
+        && decode_gpu::attends(&gpu, q, k_cache, v_cache)
+    {
+        return decode_gpu::attention(&gpu, q, k_cache, v_cache, slots, lens, scale);
+    }
     if let (true, Some(q_data), Some(keys), Some(values)) = (
         fits,
         cpu::values(q),

@@ -1,16 +1,22 @@
-//! Each operation by the fast kernel where the tensors are f32, contiguous and on the CPU, and by the plain form of
-//! [`plain`] everywhere else. Formulas stand there.
+//! Each operation by the fast kernel where the tensors are f32, contiguous and on the CPU, by a CUDA kernel where they are
+//! f32 or bf16 and on such a device, and by the plain form of [`plain`] everywhere else. Formulas stand there.
 
 use super::cpu::{self, Dst, Matrix, gemm, tensor, unwritten};
+use super::gpu::Gpu;
 use super::{
-    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, head_cpu, plain,
-    rows_cpu,
+    CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, attention_gpu,
+    head_cpu, head_gpu, plain, rows_cpu, rows_gpu,
 };
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// See [`plain::rms_norm`].
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    if let Some(gpu) = Gpu::of(x)
+        && x.dims().last() == Some(&w.elem_count())
+    {
+        return rows_gpu::rms_norm(&gpu, x, w, eps);
+    }
     match (cpu::values(x), cpu::values(w)) {
         (Some(xs), Some(ws)) if x.dims().last() == Some(&ws.len()) => {
             tensor(rows_cpu::rms_norm(&xs, &ws, eps as f32), x.shape())
@@ -26,6 +32,12 @@ pub fn rms_norm_backward(
     eps: f64,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
+    if let Some(gpu) = Gpu::of(x)
+        && x.dims() == dy.dims()
+        && x.dims().last() == Some(&w.elem_count())
+    {
+        return rows_gpu::rms_norm_backward(&gpu, x, w, eps, dy);
+    }
     match (cpu::values(x), cpu::values(w), cpu::values(dy)) {
         (Some(xs), Some(ws), Some(dys))
             if x.dims() == dy.dims() && x.dims().last() == Some(&ws.len()) =>
@@ -65,6 +77,9 @@ fn rotate(x: &Tensor, table: &RopeTable, positions: &[u32], sign: f32) -> Result
             x.dims()
         )));
     }
+    if let Some(gpu) = Gpu::of(x) {
+        return rows_gpu::rotate(&gpu, x, table, positions, sign).map(Some);
+    }
     match (
         cpu::values(x),
         cpu::values(&table.cos),
@@ -80,6 +95,12 @@ fn rotate(x: &Tensor, table: &RopeTable, positions: &[u32], sign: f32) -> Result
 
 /// See [`plain::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if let Some(gpu) = Gpu::of(gate)
+        && gate.dims() == up.dims()
+        && gate.dtype() == up.dtype()
+    {
+        return rows_gpu::swiglu(&gpu, gate, up);
+    }
     match (cpu::values(gate), cpu::values(up)) {
         (Some(g), Some(u)) if gate.dims() == up.dims() => {
             tensor(rows_cpu::swiglu(&g, &u), gate.shape())
@@ -90,6 +111,13 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// See [`plain::swiglu_backward`].
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let same = |t: &Tensor| gate.dims() == t.dims() && gate.dtype() == t.dtype();
+    if let Some(gpu) = Gpu::of(gate)
+        && same(up)
+        && same(dy)
+    {
+        return rows_gpu::swiglu_backward(&gpu, gate, up, dy);
+    }
     match (cpu::values(gate), cpu::values(up), cpu::values(dy)) {
         (Some(g), Some(u), Some(d)) if gate.dims() == up.dims() && gate.dims() == dy.dims() => {
             let (dgate, dup) = rows_cpu::swiglu_backward(&g, &u, &d);
@@ -102,6 +130,13 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
 /// See [`plain::linear`].
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let ((t, i), (o, w_i)) = (x.dims2()?, w.dims2()?);
+    if let (Some(gpu), Some(b)) = (Gpu::of(x), b)
+        && b.dims() == [o]
+    {
+        let y = plain::linear(x, w, None)?;
+        rows_gpu::add_bias(&gpu, &y, b)?;
+        return Ok(y);
+    }
     let bias = b.map(cpu::values);
     match (cpu::values(x), cpu::values(w), bias) {
         (Some(xs), Some(ws), None | Some(Some(_)))
@@ -161,6 +196,11 @@ pub fn attention(
     scale: f64,
 ) -> Result<(Tensor, Tensor)> {
     let shape = attention_shape(q, k, v, seqs, scale)?;
+    if let Some(gpu) = Gpu::of(q)
+        && attention_gpu::fits(q, &[k, v], scale)
+    {
+        return attention_gpu::forward(&gpu, q, k, v, seqs, scale);
+    }
     match (cpu::values(q), cpu::values(k), cpu::values(v)) {
         (Some(qs), Some(ks), Some(vs)) => {
             let (o, lse) = attention_cpu::forward(&qs, &ks, &vs, seqs, shape);
@@ -186,13 +226,19 @@ pub fn attention_backward(
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let shape = attention_shape(q, k, v, seqs, scale)?;
+    let saved_fits = o.dims() == q.dims()
+        && d_o.dims() == q.dims()
+        && lse.dims() == [seqs.total(), shape.num_heads];
+    if let Some(gpu) = Gpu::of(q)
+        && saved_fits
+        && lse.dtype() == DType::F32
+        && attention_gpu::fits(q, &[k, v, o, d_o], scale)
+    {
+        return attention_gpu::backward(&gpu, q, k, v, o, lse, d_o, seqs, scale);
+    }
     let saved = (cpu::values(o), cpu::values(lse), cpu::values(d_o));
     match (cpu::values(q), cpu::values(k), cpu::values(v), saved) {
-        (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos)))
-            if o.dims() == q.dims()
-                && d_o.dims() == q.dims()
-                && lse.dims() == [seqs.total(), shape.num_heads] =>
-        {
+        (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos))) if saved_fits => {
             let (dq, dk, dv) =
                 attention_cpu::backward(&qs, &ks, &vs, &os, &lses, &dos, seqs, shape);
             Ok((
@@ -238,6 +284,9 @@ fn attention_shape(
 /// See [`plain::linear_logprobs`].
 pub fn linear_logprobs(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
     let c = check_head(h, w, targets)?;
+    if let Some(gpu) = Gpu::of(h) {
+        return Ok(head_gpu::token_stats(&gpu, h, w, targets)?.logprobs);
+    }
     match (cpu::values(h), cpu::values(w)) {
         (Some(hs), Some(ws)) => Ok(head_cpu::logprobs(&hs, &ws, c, targets)),
         _ => plain::linear_logprobs(h, w, targets),
@@ -261,6 +310,11 @@ pub fn linear_logprobs_backward(
             coef.len()
         )));
     }
+    if let Some(gpu) = Gpu::of(h) {
+        let coefs: CoefsFn = &mut |rows, _| Ok(coef[rows].to_vec());
+        let (stats, dh) = head_gpu::policy_backward(&gpu, h, w, targets, coefs, grads, w_id)?;
+        return Ok((stats.logprobs, dh));
+    }
     match (cpu::values(h), cpu::values(w)) {
         (Some(hs), Some(ws)) => {
             let (logprobs, dh) = grads.with_slot(w_id, |dw| {
@@ -275,6 +329,9 @@ pub fn linear_logprobs_backward(
 /// See [`plain::linear_token_stats`].
 pub fn linear_token_stats(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<TokenStats> {
     let c = check_head(h, w, targets)?;
+    if let Some(gpu) = Gpu::of(h) {
+        return head_gpu::token_stats(&gpu, h, w, targets);
+    }
     match (cpu::values(h), cpu::values(w)) {
         (Some(hs), Some(ws)) => Ok(head_cpu::stats(&hs, &ws, c, targets)),
         _ => plain::linear_token_stats(h, w, targets),
@@ -302,6 +359,9 @@ pub fn linear_policy_backward(
             ))),
         }
     };
+    if let Some(gpu) = Gpu::of(h) {
+        return head_gpu::policy_backward(&gpu, h, w, targets, coefs, grads, w_id);
+    }
     match (cpu::values(h), cpu::values(w)) {
         (Some(hs), Some(ws)) => {
             let (stats, dh) = grads.with_slot(w_id, |dw| {

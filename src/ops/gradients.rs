@@ -1,7 +1,8 @@
 //! One f32 gradient a trained parameter, accumulated over the micro-batches of a step.
 
 use super::cpu::{self, Dst, Matrix, gemm, unwritten};
-use super::{plain, rows_cpu};
+use super::gpu::{Gpu, Operand};
+use super::{optim_gpu, plain, rows_cpu, rows_gpu};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -78,6 +79,11 @@ impl Gradients {
                 self.shapes[id.0]
             )));
         }
+        if let (Some(gpu), Some(slot)) = (Gpu::of(&t), &self.slots[id.0])
+            && rows_gpu::add(&gpu, slot, &t)?
+        {
+            return Ok(());
+        }
         if let (Some(slot), Some(values)) = (&self.slots[id.0], cpu::values(&t))
             && cpu::modify(slot, |sum| rows_cpu::add(sum, &values))?
         {
@@ -96,6 +102,14 @@ impl Gradients {
             return Ok(());
         }
         let ((t, o), (x_t, i)) = (dy.dims2()?, x.dims2()?);
+        if let Some(gpu) = Gpu::of(dy)
+            && t == x_t
+            && dy.dtype() == x.dtype()
+            && self.shapes[id.0] == [o, i]
+        {
+            let (dy, x) = (gpu.readable(dy)?, gpu.readable(x)?);
+            return self.add_gemm(&gpu, id, t, Operand::rows(&dy, o).t(), Operand::rows(&x, i));
+        }
         if let (Some(ds), Some(xs)) = (cpu::values(dy), cpu::values(x))
             && t == x_t
             && self.shapes[id.0] == [o, i]
@@ -132,6 +146,31 @@ impl Gradients {
         self.add(id, &plain::matmul(&wide(dy)?.t()?, &wide(x)?)?)
     }
 
+    /// `slot += a b` for operands of `[O, k]` and `[k, I]` on a GPU, whatever their dtype.
+    pub(super) fn add_gemm(
+        &mut self,
+        gpu: &Gpu,
+        id: ParamId,
+        k: usize,
+        a: Operand,
+        b: Operand,
+    ) -> Result<()> {
+        if !self.is_trained(id) {
+            return Ok(());
+        }
+        let &[o, i] = self.shapes[id.0].as_slice() else {
+            return Err(Error::input(format!("parameter {} is no matrix", id.0)));
+        };
+        let add = self.slots[id.0].is_some();
+        let slot = match &self.slots[id.0] {
+            Some(slot) => slot.clone(),
+            None => gpu.empty((o, i), DType::F32)?,
+        };
+        gpu.gemm((o, i, k), a, b, (&slot, i), add)?;
+        self.slots[id.0] = Some(slot);
+        Ok(())
+    }
+
     /// `slot[ids[t]] += dy[t]`. dy: `[T, C]`, slot: `[V, C]`.
     pub fn add_rows(&mut self, id: ParamId, ids: &[u32], dy: &Tensor) -> Result<()> {
         if !self.is_trained(id) {
@@ -146,6 +185,15 @@ impl Gradients {
                 dy.dims(),
                 id.0
             )));
+        }
+        if let Some(gpu) = Gpu::of(dy) {
+            let slot = match &self.slots[id.0] {
+                Some(slot) => slot.clone(),
+                None => gpu.zeros(self.shapes[id.0].as_slice(), DType::F32)?,
+            };
+            rows_gpu::add_rows(&gpu, &slot, ids, dy)?;
+            self.slots[id.0] = Some(slot);
+            return Ok(());
         }
         if let Some(ds) = cpu::values(dy) {
             let done = self.modify(id, |sum| {
@@ -208,8 +256,14 @@ impl Gradients {
 
     /// Sum of the squares of all gradients.
     pub fn sum_squares(&self) -> Result<f64> {
+        let slots: Vec<&Tensor> = self.slots.iter().flatten().collect();
+        if let Some(gpu) = slots.first().and_then(|slot| Gpu::of(slot))
+            && slots.iter().all(|slot| slot.dtype() == DType::F32)
+        {
+            return optim_gpu::sum_squares(&gpu, &slots);
+        }
         let mut sum = 0.0;
-        for slot in self.slots.iter().flatten() {
+        for slot in slots {
             sum += sum_squares(slot)?;
         }
         Ok(sum)
@@ -236,6 +290,11 @@ impl Gradients {
 
 /// Sum of the squares of a gradient.
 pub fn sum_squares(gradient: &Tensor) -> Result<f64> {
+    if let Some(gpu) = Gpu::of(gradient)
+        && gradient.dtype() == DType::F32
+    {
+        return optim_gpu::sum_squares(&gpu, &[gradient]);
+    }
     if let Some(values) = cpu::values(gradient) {
         return Ok(rows_cpu::sum_squares(&values));
     }

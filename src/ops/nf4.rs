@@ -10,6 +10,8 @@
 
 use super::cpu::{self, unwritten};
 use super::dynamic_map;
+use super::gpu::Gpu;
+use super::rows_gpu;
 use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use rayon::prelude::*;
@@ -89,6 +91,25 @@ impl Nf4 {
         })
     }
 
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        self.codes.device()
+    }
+
+    /// The same on another device; as cheap as a clone where it is there already.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            shape: self.shape,
+            codes: self.codes.to_device(device)?,
+            scale_codes: self.scale_codes.to_device(device)?,
+            scales: self.scales.to_device(device)?,
+            offset: self.offset,
+        })
+    }
+
     /// Rows and columns.
     pub fn shape(&self) -> (usize, usize) {
         self.shape
@@ -110,6 +131,14 @@ impl Nf4 {
     /// The device refuses.
     pub fn dequantise(&self, dtype: DType) -> Result<Tensor> {
         let (rows, columns) = self.shape;
+        // its scales are f32 wherever they are
+        if let Some(gpu) = Gpu::of(&self.scales)
+            && matches!(dtype, DType::F32 | DType::BF16)
+        {
+            let maps = (&VALUES[..], &dynamic_map::signed().values()[..]);
+            let w = rows_gpu::dequantise_nf4(&gpu, self.parts(), maps, rows * columns, dtype)?;
+            return Ok(w.reshape(self.shape)?);
+        }
         if let Some(values) = self.on_cpu(rows * columns)? {
             return Ok(cpu::tensor(values, self.shape)?.to_dtype(dtype)?);
         }

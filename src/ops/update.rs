@@ -1,6 +1,7 @@
 //! Operations that change a tensor in place.
 
-use super::{cpu, rows_cpu};
+use super::gpu::Gpu;
+use super::{cpu, optim_gpu, rows_cpu, rows_gpu};
 use crate::Result;
 use candle_core::{DType, Tensor};
 
@@ -20,6 +21,11 @@ pub struct AdamWStep {
 
 /// `dst += x`; they may share their memory.
 pub fn add_inplace(dst: &Tensor, x: &Tensor) -> Result<()> {
+    if let Some(gpu) = Gpu::of(dst)
+        && rows_gpu::add(&gpu, dst, x)?
+    {
+        return Ok(());
+    }
     if !cpu::share_memory(dst, x)
         && let Some(values) = cpu::values(x)
         && dst.dims() == x.dims()
@@ -43,6 +49,11 @@ pub fn adamw_inplace(
     c: &AdamWStep,
 ) -> Result<()> {
     let w = master.unwrap_or(value);
+    if let Some(gpu) = Gpu::of(w)
+        && optim_gpu::adamw(&gpu, value, master, (m, v), grad, c)?
+    {
+        return Ok(());
+    }
     if adamw_cpu(w, m, v, grad, c)? {
         if master.is_some() {
             value.slice_set(&w.to_dtype(value.dtype())?, 0, 0)?;
@@ -115,6 +126,9 @@ fn adamw_cpu(w: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor, c: &AdamWStep) -
 /// Sum over the rows of x `[T, C]`, in f32 (f64 for f64). -> `[C]`
 pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
     let (_, c) = x.dims2()?;
+    if let Some(gpu) = Gpu::of(x) {
+        return rows_gpu::sum_rows(&gpu, x);
+    }
     if let Some(values) = cpu::values(x) {
         return cpu::tensor(rows_cpu::sum_rows(&values, c), c);
     }

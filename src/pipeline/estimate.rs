@@ -206,6 +206,7 @@ fn of_sampling(
         recompute: Recompute::None,
         num_adapter_weights: None,
         nf4: false,
+        stream: false,
         dora: false,
         optimizer: Optimizer::AdamW,
         at_once: false,
@@ -251,6 +252,13 @@ fn is_nf4(student: &StudentPlan) -> bool {
     student.adapter.as_ref().is_some_and(|adapter| adapter.nf4)
 }
 
+fn is_streamed(student: &StudentPlan) -> bool {
+    student
+        .adapter
+        .as_ref()
+        .is_some_and(|adapter| adapter.stream)
+}
+
 fn is_dora(student: &StudentPlan) -> bool {
     student.adapter.as_ref().is_some_and(|adapter| adapter.dora)
 }
@@ -283,6 +291,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         recompute: plan.sft.recompute,
         num_adapter_weights: num_adapter_weights(&plan.student, config),
         nf4: is_nf4(&plan.student),
+        stream: is_streamed(&plan.student),
         dora: is_dora(&plan.student),
         optimizer: plan.sft.optimizer,
         at_once: is_at_once(&plan.sft),
@@ -325,6 +334,7 @@ fn of_pairs(
         recompute: training.recompute,
         num_adapter_weights: num_adapter_weights(student, config),
         nf4: is_nf4(student),
+        stream: is_streamed(student),
         dora: is_dora(student),
         optimizer: training.optimizer,
         at_once: false,
@@ -367,6 +377,7 @@ fn of_grpo(
         recompute: grpo.recompute,
         num_adapter_weights: num_adapter_weights(student, config),
         nf4: is_nf4(student),
+        stream: is_streamed(student),
         dora: is_dora(student),
         optimizer: grpo.optimizer,
         at_once: false,
@@ -448,6 +459,7 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
         Some(changes) => changes
             .iter()
             .map(|change| match change {
+                Change::Offload => format!("`{table}.recompute = \"offload\"`: blocks are computed again from inputs that wait in the memory of the host"),
                 Change::RecomputeBlocks => format!("`{table}.recompute = \"block\"`: about a third more work, the same numbers"),
                 Change::Adam8bit => format!("`{table}.optimizer = \"adamw_8bit\"`: optimiser states in a quarter of the memory, rounded to 8 bits"),
                 Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),

@@ -340,7 +340,14 @@ impl Scene<'_> {
             kind,
             repo: repo.to_string(),
             revision: said(&wish.revision, own.map(|table| &table.revision)),
-            public: wish.public || table.is_some_and(|table| table.public),
+            public: match kind {
+                RepoKind::Model => wish.public || table.is_some_and(|table| table.public),
+                // what the model may be, its traces need not be: they are asked for by themselves
+                RepoKind::Dataset => {
+                    let traces = table.and_then(|table| table.traces.as_ref());
+                    (wish.public && wish.dataset) || traces.is_some_and(|traces| traces.public)
+                }
+            },
             create_pr: wish.create_pr || own.is_some_and(|table| table.create_pr),
             tag: said(&wish.tag, own.map(|table| &table.tag)),
             message: said(&wish.message, own.map(|table| &table.message)).unwrap_or(message),

@@ -32,7 +32,7 @@ pub struct Publish {
     /// Every checkpoint that was kept goes to a branch of its own, `checkpoint-N`.
     #[serde(default)]
     pub checkpoints: bool,
-    /// Everybody can see the repository; only asked when it is created.
+    /// Everybody can see the model's repository; only asked when it is created. That of the traces has a key of its own.
     #[serde(default)]
     pub public: bool,
     /// Open a pull request in place of a commit.
@@ -70,6 +70,9 @@ pub struct PublishTraces {
     /// Whose traces; default: the last stage that selects, else the last that samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
+    /// Everybody can see the data set's repository; only asked when it is created. Whoever made the traces may not allow it.
+    #[serde(default)]
+    pub public: bool,
     /// Id of the licence as the Hub has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,

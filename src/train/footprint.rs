@@ -29,6 +29,8 @@ pub struct Load {
     pub num_adapter_weights: Option<u64>,
     /// The projections of the blocks are in 4 bits.
     pub nf4: bool,
+    /// The projections of the blocks are on the host, and copied to the device for each use.
+    pub stream: bool,
     /// Adapters with magnitudes apart.
     pub dora: bool,
     pub optimizer: Optimizer,
@@ -126,14 +128,22 @@ impl Footprint {
         let kept = (4 * c + 2 * q + 2 * kv + 2 * f + qk_norm) * element + heads * F32;
         let activations = match load.recompute {
             Recompute::None => t * layers * kept,
-            Recompute::Block => t * (layers * c * element + kept),
+            // on the CPU the host is where they are anyway
+            Recompute::Offload if !load.fast_cpu => t * kept,
+            Recompute::Block | Recompute::Offload => t * (layers * c * element + kept),
         };
-        let projections = match load.nf4 {
+        let projections = match load.nf4 || load.stream {
             true => layers * (2 * c * q + 2 * c * kv + 3 * c * f),
+            false => 0,
+        };
+        // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales; the host is the device where that is the CPU
+        let packed = match load.nf4 && (load.fast_cpu || !load.stream) {
+            true => projections / 2 + projections / 64 + projections / 4096,
             false => 0,
         };
         // gate and up whole again; on the portable way through f32 codes, their places and values
         let dequantised = match (load.nf4, load.fast_cpu) {
+            (false, _) if load.stream => 2 * c * f * element,
             (false, _) => 0,
             (true, true) => 2 * c * f * element,
             (true, false) => c * f * (12 + element),
@@ -154,11 +164,7 @@ impl Footprint {
             false => [trained * F32; 3],
         };
         let all = Self {
-            // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales
-            weights: (parameters - projections) * element
-                + projections / 2
-                + projections / 64
-                + projections / 4096,
+            weights: (parameters - projections) * element + packed,
             master: if element < F32 { trained * F32 } else { 0 },
             gradients: gradients.iter().copied().max().unwrap_or(0),
             optimizer: states(config, load),
@@ -365,7 +371,7 @@ pub fn step_flops(config: &ModelConfig, lengths: &[usize], recompute: Recompute)
     let width = (config.num_attention_heads * config.head_dim * config.num_hidden_layers) as f64;
     let passes = match recompute {
         Recompute::None => 3.0,
-        Recompute::Block => 4.0,
+        Recompute::Block | Recompute::Offload => 4.0,
     };
     // q k^T and p v: 2 products of 2 operations over half of the square
     passes * (2.0 * tokens * blocks + 2.0 * squares * width) + 6.0 * tokens * embedding
@@ -376,7 +382,7 @@ pub fn step_flops(config: &ModelConfig, lengths: &[usize], recompute: Recompute)
 pub fn share_beside_frozen(recompute: Recompute) -> f64 {
     match recompute {
         Recompute::None => 2.0 / 3.0,
-        Recompute::Block => 3.0 / 4.0,
+        Recompute::Block | Recompute::Offload => 3.0 / 4.0,
     }
 }
 
@@ -388,6 +394,8 @@ const LEAST_GAIN: u64 = 50;
 pub enum Change {
     /// `sft.recompute = "block"`: a third more work, the same numbers.
     RecomputeBlocks,
+    /// And their inputs wait in the memory of the host.
+    Offload,
     /// `sft.optimizer = "adamw_8bit"`: states rounded to 8 bits, so not quite the same numbers.
     Adam8bit,
     /// `sft.pack_length`: more, smaller micro-batches; the same numbers.
@@ -449,6 +457,14 @@ pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<
     if load.recompute == Recompute::None {
         load.recompute = Recompute::Block;
         changes.push(Change::RecomputeBlocks);
+        if fits(&load) {
+            return Some(changes);
+        }
+    }
+    if !load.fast_cpu && load.recompute == Recompute::Block {
+        load.recompute = Recompute::Offload;
+        changes.retain(|c| *c != Change::RecomputeBlocks);
+        changes.push(Change::Offload);
         if fits(&load) {
             return Some(changes);
         }

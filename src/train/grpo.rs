@@ -20,10 +20,11 @@ use crate::model::{CausalLm, Recompute};
 use crate::ops;
 use crate::optim::{AdamW, AdamWConfig, Schedule, clip_scale};
 use crate::progress::Stop;
+use crate::recipe::Optimizer;
 use crate::recipe::grpo::Grpo;
 use crate::reward::Rewards;
 use crate::tokenize::TextTokenizer;
-use crate::{Error, Result, recipe};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -171,7 +172,7 @@ pub fn train_grpo(
         betas: settings.betas,
         eps: settings.adam_epsilon,
         weight_decay: settings.weight_decay,
-        eight_bit: settings.optimizer == recipe::Optimizer::AdamW8bit,
+        eight_bit: settings.optimizer == Optimizer::AdamW8bit,
     };
     let mut optimizer = super::optimizer(policy, adamw)?;
     let mut gradients = policy.new_gradients();
@@ -403,10 +404,7 @@ fn passed(before: usize, now: usize, every: usize) -> bool {
 }
 
 fn recompute(settings: &Grpo) -> Recompute {
-    match settings.recompute {
-        recipe::Recompute::None => Recompute::None,
-        recipe::Recompute::Block => Recompute::Block,
-    }
+    settings.recompute.into()
 }
 
 /// Completions to learn from, and which answer of which group each is.

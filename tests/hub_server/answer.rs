@@ -101,7 +101,7 @@ fn pieces(
 ) -> impl futures::Stream<Item = io::Result<Bytes>> {
     let broken = move || io::Error::other("the connection breaks here");
     let last = match &fault {
-        Some(Fault::Cut { after, .. }) => (start + after).min(end),
+        Some(Fault::Cut { after, .. } | Fault::Stall { after, .. }) => (start + after).min(end),
         _ => end,
     };
     stream::unfold(Some(start), move |at| {
@@ -109,6 +109,9 @@ fn pieces(
         async move {
             let at = at?;
             if at >= last {
+                if last < end && matches!(fault, Some(Fault::Stall { .. })) {
+                    tokio::time::sleep(Duration::from_secs(3600)).await;
+                }
                 return (last < end).then(|| (Err(broken()), None));
             }
             let piece = match fault {

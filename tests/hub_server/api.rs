@@ -7,6 +7,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::answer::{self, error};
+use super::fault::Fault;
 use super::store::{Entry, Large, Repo, Store};
 use super::{Asked, Shared};
 
@@ -121,6 +122,13 @@ pub fn tree(shared: &Shared, asked: &Asked, key: &str, revision: &str, below: &s
     if entries.is_empty() && !below.is_empty() {
         return error(404, "EntryNotFound", &format!("{below} does not exist"));
     }
+    let extra = shared.faults.take(|fault| match fault {
+        Fault::Entry(entry) => Some(entry.clone()),
+        _ => None,
+    });
+    if let Some(entry) = extra {
+        entries.insert("~".into(), entry);
+    }
     let page = shared.page();
     let from: usize = asked
         .query("cursor")
@@ -136,6 +144,16 @@ pub fn tree(shared: &Shared, asked: &Asked, key: &str, revision: &str, below: &s
             asked.path,
             from + page
         );
+        response.headers_mut().insert("Link", next.parse().unwrap());
+    }
+    let next = shared.faults.take(|fault| match fault {
+        Fault::NextPage { address } => Some(address.clone()),
+        _ => None,
+    });
+    if let Some(address) = next {
+        let number = shared.asked.lock().unwrap().len().to_string();
+        let address = address.replace("{}", &number);
+        let next = format!("<{address}>; rel=\"next\"");
         response.headers_mut().insert("Link", next.parse().unwrap());
     }
     response
@@ -190,6 +208,26 @@ pub fn refs(shared: &Shared, asked: &Asked, key: &str) -> Response {
         refs["pullRequests"] = repo.pull_requests.iter().enumerate().map(one).collect();
     }
     answer::json(refs)
+}
+
+/// `GET .../discussions`, the newest first.
+pub fn discussions(shared: &Shared, asked: &Asked, key: &str) -> Response {
+    let store = shared.store.lock().unwrap();
+    let (kind, id) = key.split_once('/').unwrap();
+    let fits = |name: &str, value: &str| asked.query(name).is_none_or(|want| want == value);
+    let found: Vec<Value> = (store.repos[key].requests.iter().enumerate().rev())
+        .filter(|(_, one)| fits("status", &one.status) && fits("author", &one.author))
+        .map(|(i, one)| {
+            json!({
+                "num": i + 1, "title": one.title, "status": one.status, "isPullRequest": true,
+                "author": {"name": one.author}, "createdAt": date(0),
+                "repo": {"name": id, "type": kind.trim_end_matches('s')},
+            })
+        })
+        .collect();
+    let from = 10 * asked.query("p").and_then(|p| p.parse().ok()).unwrap_or(0);
+    let page: Vec<&Value> = found.iter().skip(from).take(10).collect();
+    answer::json(json!({"discussions": page, "count": found.len(), "start": from}))
 }
 
 /// `GET .../commits/{rev}`, newest first.
@@ -345,7 +383,6 @@ impl Shared {
         &self,
         large: Option<&Large>,
     ) -> Option<xet_client::cas_types::HexMerkleHash> {
-        use super::fault::Fault;
         let hash = large?.xet?;
         if self.faults.has(|f| matches!(f, Fault::NoXet)) {
             return None;

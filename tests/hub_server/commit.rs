@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::answer::{self, error};
 use super::fault::Fault;
-use super::store::{Change, Entry};
+use super::store::{Change, Entry, Request};
 use super::{Asked, Shared};
 
 pub async fn commit(
@@ -86,6 +86,11 @@ pub async fn commit(
         .and_then(|n| n.parse().ok());
     if wants_pull_request {
         repo.pull_requests.push(oid);
+        repo.requests.push(Request {
+            title: title.into(),
+            author: asked.user.as_ref().map_or("", |user| &user.name).into(),
+            status: "open".into(),
+        });
         let number = repo.pull_requests.len();
         result["pullRequestUrl"] = format!("{}/{path}/discussions/{number}", shared.url()).into();
     } else if let Some(number) = number {

@@ -12,6 +12,16 @@ pub enum Fault {
     Corrupt { on: String },
     /// This many bytes of the body a second.
     Slow { on: String, bytes_per_s: u64 },
+    /// The request is taken and nothing is said; what it sends is not read either.
+    Silent { on: String },
+    /// The body stops after so many bytes, and the connection stays.
+    Stall { on: String, after: u64 },
+    /// The answer comes so much later.
+    Late { on: String, millis: u64 },
+    /// Every page of a listing names this one as its next; `{}` in it is a number that grows.
+    NextPage { address: String },
+    /// Listings have this entry, too.
+    Entry(serde_json::Value),
     /// An answer in place of the usual one, before anything is done; `code` goes into `X-Error-Code`.
     Refuse {
         on: String,

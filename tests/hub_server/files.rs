@@ -188,6 +188,10 @@ pub async fn upload(shared: &Shared, asked: &Asked, body: Body, oid: &str, part:
     if asked.headers.contains_key(header::AUTHORIZATION) {
         return error(400, "", "Only one auth mechanism allowed");
     }
+    let slow = shared.faults.take(|f| match f {
+        Fault::Slow { on, bytes_per_s } if on == "PUT" => Some(*bytes_per_s),
+        _ => None,
+    });
     let path = shared.folder.join(format!("{oid}.{part}"));
     let mut file = tokio::fs::File::create(&path).await.unwrap();
     let mut digest = Sha256::new();
@@ -198,6 +202,10 @@ pub async fn upload(shared: &Shared, asked: &Asked, body: Body, oid: &str, part:
         };
         digest.update(&bytes);
         file.write_all(&bytes).await.unwrap();
+        if let Some(rate) = slow {
+            let time = std::time::Duration::from_secs_f64(bytes.len() as f64 / rate as f64);
+            tokio::time::sleep(time).await;
+        }
     }
     file.flush().await.unwrap();
     let digest = hex::encode(digest.finalize());

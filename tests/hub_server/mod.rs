@@ -46,6 +46,8 @@ struct Shared {
     port: u16,
     xet: Xet,
     page: AtomicUsize,
+    /// Uploads over LFS: now, and at most.
+    uploads: (AtomicUsize, AtomicUsize),
     decoy: Mutex<Option<HexMerkleHash>>,
 }
 
@@ -87,6 +89,7 @@ impl Server {
                 port: listener.local_addr().unwrap().port(),
                 xet: Xet::start(disk.map(|disk| disk.join("xet")), faults).await,
                 page: AtomicUsize::new(1000),
+                uploads: Default::default(),
                 decoy: Mutex::default(),
             });
             let state = shared.clone();
@@ -266,6 +269,19 @@ impl Server {
         store.repos.get(&key(repo))?.resolve(revision)
     }
 
+    /// Closes a pull request, or gives it to somebody else.
+    pub fn change_pull_request(&self, repo: &str, number: usize, status: &str, author: &str) {
+        let mut store = self.shared.store.lock().unwrap();
+        let repo = store.repos.get_mut(&key(repo)).unwrap();
+        let one = &mut repo.requests[number - 1];
+        (one.status, one.author) = (status.into(), author.into());
+    }
+
+    /// How many uploads over LFS were on their way at the same time, at most.
+    pub fn most_uploads_at_once(&self) -> usize {
+        self.shared.uploads.1.load(Ordering::SeqCst)
+    }
+
     pub fn num_pull_requests(&self, repo: &str) -> usize {
         let store = self.shared.store.lock().unwrap();
         store
@@ -346,7 +362,10 @@ impl Shared {
     fn body_fault(&self, asked: &Asked) -> Option<Fault> {
         let line = asked.line();
         self.faults.take(|fault| match fault {
-            Fault::Cut { on, .. } | Fault::Corrupt { on } | Fault::Slow { on, .. } => {
+            Fault::Cut { on, .. }
+            | Fault::Corrupt { on }
+            | Fault::Stall { on, .. }
+            | Fault::Slow { on, .. } => {
                 (asked.is("GET") && line.contains(on)).then(|| fault.clone())
             }
             _ => None,

@@ -1,6 +1,7 @@
 //! Which call of the stand-in a request means, and who may make it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::to_bytes;
 use axum::extract::Request;
@@ -39,6 +40,23 @@ impl Asked {
     }
 }
 
+/// An upload over LFS, from its first byte to its answer.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let (now, most) = &shared.uploads;
+        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        Self(now)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 pub async fn answer(shared: Arc<Shared>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let token = parts.headers.get(header::AUTHORIZATION);
@@ -52,6 +70,18 @@ pub async fn answer(shared: Arc<Shared>, request: Request) -> Response {
         user: user.clone().flatten(),
     };
     shared.asked.lock().unwrap().push(asked.line());
+    let _counted = asked
+        .path
+        .starts_with("/-/upload/")
+        .then(|| Counted::new(&shared));
+    let late = shared.faults.take(|fault| match fault {
+        Fault::Silent { on } if asked.line().contains(on) => Some(3_600_000),
+        Fault::Late { on, millis } if asked.line().contains(on) => Some(*millis),
+        _ => None,
+    });
+    if let Some(millis) = late {
+        tokio::time::sleep(std::time::Duration::from_millis(millis)).await;
+    }
     let refusal = shared.faults.take(|fault| match fault {
         Fault::Refuse { on, .. } if asked.line().contains(on) => Some(fault.clone()),
         _ => None,
@@ -149,6 +179,7 @@ async fn call(shared: &Arc<Shared>, asked: &Asked, segments: &[&str], body: &[u8
             };
             api::paths_info(shared, key, revision, &paths)
         }
+        ("GET", ["discussions"]) => api::discussions(shared, asked, key),
         ("GET", ["refs"]) => api::refs(shared, asked, key),
         ("GET", ["commits", revision]) => api::commits(shared, key, revision),
         ("POST" | "DELETE", [kind @ ("branch" | "tag"), name]) => {

@@ -56,7 +56,16 @@ pub struct Repo {
     pub tags: BTreeMap<String, String>,
     /// The head of each pull request, numbered from 1.
     pub pull_requests: Vec<String>,
+    /// What else is known of each.
+    pub requests: Vec<Request>,
     pub commits: HashMap<String, Commit>,
+}
+
+pub struct Request {
+    pub title: String,
+    pub author: String,
+    /// `open`, `closed` or `merged`
+    pub status: String,
 }
 
 #[derive(Clone, Default)]

@@ -2,7 +2,8 @@
 
 Tied and untied embeddings, files of f32, f16 and bf16, whole and sharded, recomputation on and off; sequences packed on our
 side, one by one on theirs. Logits within 1e-4; each parameter's gradient within 1e-3 of its largest value; a checkpoint
-saved by us loads with `from_pretrained` without a missing or unexpected key and gives the same weights to the bit.
+saved by us loads with `from_pretrained` without a missing or unexpected key and gives the same weights to the bit, in f32
+and in the dtype of the files.
 
 Usage: PYTHON tests/peers/model_live.py [path to distill]
 """
@@ -49,7 +50,9 @@ VARIANTS = [
     (False, torch.float32, "100KB", 100_000, "block"),
     (True, torch.bfloat16, "50KB", 1 << 40, "block"),
     (False, torch.float16, None, 100_000, "none"),
+    (False, torch.bfloat16, "50KB", 50_000, "none"),
 ]
+CASTS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 SEQ_LENS = [37, 1, 200, 64, 2]
 
 
@@ -119,7 +122,8 @@ def main(binary):
                 assert (folder / "theirs/model.safetensors.index.json").exists() == bool(shard), what
                 model = load(folder / "theirs")
                 logits, loss, gradients = expected(model, batch)
-                found = ours(binary, folder / "theirs", batch, folder / "out", recompute=recompute, max_shard_bytes=our_shard)
+                options = dict(recompute=recompute, max_shard_bytes=our_shard, cast=CASTS.get(dtype))
+                found = ours(binary, folder / "theirs", batch, folder / "out", **options)
 
                 gap = (found["logits"] - logits).abs().max().item()
                 assert gap < 1e-4, (what, gap)
@@ -140,6 +144,14 @@ def main(binary):
                 state = again.state_dict()
                 for other, value in model.state_dict().items():
                     assert torch.equal(state[other], value), (what, other)
+                if dtype in CASTS:
+                    # in the dtype of the files, to the bit, and in no other
+                    assert (folder / "out/cast/model.safetensors.index.json").exists() == (our_shard < 1 << 40), what
+                    files = {k: v for f in (folder / "out/cast").glob("*.safetensors") for k, v in load_file(f).items()}
+                    assert {v.dtype for v in files.values()} == {dtype}, what
+                    cast = load(folder / "out/cast").state_dict()
+                    for other, value in model.state_dict().items():
+                        assert torch.equal(cast[other], value), (what, other, "cast")
                 with torch.no_grad():
                     back = expected_logits(again, batch)
                 back_gap = (found["logits"] - back).abs().max().item()
