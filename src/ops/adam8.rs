@@ -90,18 +90,18 @@ pub fn adamw8_inplace(
     if !on_cpu(w, state, grad, c)? {
         portable(w, state, grad, c)?;
     }
-    if master.is_some() {
-        value.slice_set(&w.to_dtype(value.dtype())?, 0, 0)?;
+    match master {
+        Some(master) => update::round_into(value, master),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The fused step; `false` where a tensor is not on the CPU, or weight or gradient are not f32.
 fn on_cpu(w: &Tensor, s: &Adam8State, grad: &Tensor, c: &AdamWStep) -> Result<bool> {
-    let Some(g) = cpu::values(grad) else {
+    let Some(g) = cpu::values::<f32>(grad) else {
         return Ok(false);
     };
-    if cpu::values(w).is_none() || !s.m.device().is_cpu() {
+    if cpu::values::<f32>(w).is_none() || !s.m.device().is_cpu() {
         return Ok(false);
     }
     modify_f32(w, |w| {
@@ -262,7 +262,7 @@ impl OnDevice {
 /// Hands values that are known to be f32 on the CPU to `change`.
 fn modify_f32(t: &Tensor, change: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
     let (mut change, mut result) = (Some(change), Ok(()));
-    let done = cpu::modify(t, |values| {
+    let done = cpu::modify::<f32>(t, |values| {
         if let Some(change) = change.take() {
             result = change(values);
         }

@@ -1,7 +1,8 @@
-//! Each operation by the fast kernel where the tensors are f32, contiguous and on the CPU, by a CUDA kernel where they are
-//! f32 or bf16 and on such a device, and by the plain form of [`plain`] everywhere else. Formulas stand there.
+//! Each operation by the fast kernel where the tensors are f32 or bf16, contiguous and on the CPU, by a CUDA kernel where
+//! they are so and on such a device, and by the plain form of [`plain`] everywhere else. Formulas stand there.
 
-use super::cpu::{self, Dst, Matrix, gemm, tensor, unwritten};
+use super::cpu::{Dst, Matrix, gemm, tensor, unwritten, values};
+use super::element::{Element, with_element};
 use super::gpu::Gpu;
 use super::{
     CoefsFn, Gradients, ParamId, RopeTable, SeqLens, TokenStats, attention_cpu, attention_gpu,
@@ -17,12 +18,12 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     {
         return rows_gpu::rms_norm(&gpu, x, w, eps);
     }
-    match (cpu::values(x), cpu::values(w)) {
-        (Some(xs), Some(ws)) if x.dims().last() == Some(&ws.len()) => {
-            tensor(rows_cpu::rms_norm(&xs, &ws, eps as f32), x.shape())
-        }
-        _ => plain::rms_norm(x, w, eps),
-    }
+    with_element!(x, E => if let (Some(xs), Some(ws)) = (values::<E>(x), values::<E>(w))
+        && x.dims().last() == Some(&ws.len())
+    {
+        return tensor(rows_cpu::rms_norm(&xs, &ws, eps as f32), x.shape());
+    });
+    plain::rms_norm(x, w, eps)
 }
 
 /// See [`plain::rms_norm_backward`].
@@ -38,15 +39,14 @@ pub fn rms_norm_backward(
     {
         return rows_gpu::rms_norm_backward(&gpu, x, w, eps, dy);
     }
-    match (cpu::values(x), cpu::values(w), cpu::values(dy)) {
-        (Some(xs), Some(ws), Some(dys))
-            if x.dims() == dy.dims() && x.dims().last() == Some(&ws.len()) =>
-        {
-            let (dx, dw) = rows_cpu::rms_norm_backward(&xs, &ws, eps as f32, &dys);
-            Ok((tensor(dx, x.shape())?, tensor(dw, w.shape())?))
-        }
-        _ => plain::rms_norm_backward(x, w, eps, dy),
-    }
+    with_element!(x, E => if let (Some(xs), Some(ws), Some(dys)) = (values::<E>(x), values::<E>(w), values::<E>(dy))
+        && x.dims() == dy.dims()
+        && x.dims().last() == Some(&ws.len())
+    {
+        let (dx, dw) = rows_cpu::rms_norm_backward(&xs, &ws, eps as f32, &dys);
+        return Ok((tensor(dx, x.shape())?, tensor(dw, w.shape())?));
+    });
+    plain::rms_norm_backward(x, w, eps, dy)
 }
 
 /// See [`plain::rope`].
@@ -80,17 +80,13 @@ fn rotate(x: &Tensor, table: &RopeTable, positions: &[u32], sign: f32) -> Result
     if let Some(gpu) = Gpu::of(x) {
         return rows_gpu::rotate(&gpu, x, table, positions, sign).map(Some);
     }
-    match (
-        cpu::values(x),
-        cpu::values(&table.cos),
-        cpu::values(&table.sin),
-    ) {
-        (Some(xs), Some(cos), Some(sin)) => {
+    if let (Some(cos), Some(sin)) = (values::<f32>(&table.cos), values::<f32>(&table.sin)) {
+        with_element!(x, E => if let Some(xs) = values::<E>(x) {
             let y = rows_cpu::rotate(&xs, h * d, half, &cos, &sin, positions, sign);
-            Ok(Some(tensor(y, x.shape())?))
-        }
-        _ => Ok(None),
+            return Ok(Some(tensor(y, x.shape())?));
+        });
     }
+    Ok(None)
 }
 
 /// See [`plain::swiglu`].
@@ -101,12 +97,12 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     {
         return rows_gpu::swiglu(&gpu, gate, up);
     }
-    match (cpu::values(gate), cpu::values(up)) {
-        (Some(g), Some(u)) if gate.dims() == up.dims() => {
-            tensor(rows_cpu::swiglu(&g, &u), gate.shape())
-        }
-        _ => plain::swiglu(gate, up),
-    }
+    with_element!(gate, E => if let (Some(g), Some(u)) = (values::<E>(gate), values::<E>(up))
+        && gate.dims() == up.dims()
+    {
+        return tensor(rows_cpu::swiglu(&g, &u), gate.shape());
+    });
+    plain::swiglu(gate, up)
 }
 
 /// See [`plain::swiglu_backward`].
@@ -118,33 +114,41 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
     {
         return rows_gpu::swiglu_backward(&gpu, gate, up, dy);
     }
-    match (cpu::values(gate), cpu::values(up), cpu::values(dy)) {
-        (Some(g), Some(u), Some(d)) if gate.dims() == up.dims() && gate.dims() == dy.dims() => {
-            let (dgate, dup) = rows_cpu::swiglu_backward(&g, &u, &d);
-            Ok((tensor(dgate, gate.shape())?, tensor(dup, up.shape())?))
-        }
-        _ => plain::swiglu_backward(gate, up, dy),
-    }
+    with_element!(gate, E => if let (Some(g), Some(u), Some(d)) = (values::<E>(gate), values::<E>(up), values::<E>(dy))
+        && gate.dims() == up.dims()
+        && gate.dims() == dy.dims()
+    {
+        let (dgate, dup) = rows_cpu::swiglu_backward(&g, &u, &d);
+        return Ok((tensor(dgate, gate.shape())?, tensor(dup, up.shape())?));
+    });
+    plain::swiglu_backward(gate, up, dy)
 }
 
 /// See [`plain::linear`].
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    let ((t, i), (o, w_i)) = (x.dims2()?, w.dims2()?);
     if let (Some(gpu), Some(b)) = (Gpu::of(x), b)
-        && b.dims() == [o]
+        && b.dims() == [w.dim(0)?]
     {
         let y = plain::linear(x, w, None)?;
         rows_gpu::add_bias(&gpu, &y, b)?;
         return Ok(y);
     }
-    let bias = b.map(cpu::values);
-    match (cpu::values(x), cpu::values(w), bias) {
-        (Some(xs), Some(ws), None | Some(Some(_)))
+    with_element!(x, E => if let Some(y) = linear_on_cpu::<E>(x, w, b)? {
+        return Ok(y);
+    });
+    plain::linear(x, w, b)
+}
+
+fn linear_on_cpu<E: Element>(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Option<Tensor>> {
+    let ((t, i), (o, w_i)) = (x.dims2()?, w.dims2()?);
+    let bias = b.map(values::<E>);
+    match (values::<E>(x), values::<E>(w), bias) {
+        (Some(xs), Some(ws), bias @ (None | Some(Some(_))))
             if i == w_i && b.is_none_or(|b| b.dims() == [o]) =>
         {
-            let mut y = unwritten(t * o);
+            let mut y = unwritten::<E>(t * o);
             let mut into = Dst::Overwrite;
-            if let Some(Some(bias)) = b.map(cpu::values) {
+            if let Some(Some(bias)) = bias {
                 y.chunks_exact_mut(o)
                     .for_each(|row| row.copy_from_slice(&bias));
                 into = Dst::Add;
@@ -159,32 +163,32 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
                 1.0,
                 true,
             );
-            tensor(y, (t, o))
+            Ok(Some(tensor(y, (t, o))?))
         }
-        _ => plain::linear(x, w, b),
+        _ => Ok(None),
     }
 }
 
 /// See [`plain::linear_backward_input`].
 pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
     let ((t, o), (w_o, i)) = (dy.dims2()?, w.dims2()?);
-    match (cpu::values(dy), cpu::values(w)) {
-        (Some(ds), Some(ws)) if o == w_o => {
-            let mut dx = unwritten(t * i);
-            gemm(
-                (t, i, o),
-                &mut dx,
-                i,
-                Dst::Overwrite,
-                Matrix::rows(&ds, o),
-                Matrix::rows(&ws, i),
-                1.0,
-                true,
-            );
-            tensor(dx, (t, i))
-        }
-        _ => plain::linear_backward_input(dy, w),
-    }
+    with_element!(dy, E => if let (Some(ds), Some(ws)) = (values::<E>(dy), values::<E>(w))
+        && o == w_o
+    {
+        let mut dx = unwritten::<E>(t * i);
+        gemm(
+            (t, i, o),
+            &mut dx,
+            i,
+            Dst::Overwrite,
+            Matrix::rows(&ds, o),
+            Matrix::rows(&ws, i),
+            1.0,
+            true,
+        );
+        return tensor(dx, (t, i));
+    });
+    plain::linear_backward_input(dy, w)
 }
 
 /// See [`plain::attention`].
@@ -201,16 +205,14 @@ pub fn attention(
     {
         return attention_gpu::forward(&gpu, q, k, v, seqs, scale);
     }
-    match (cpu::values(q), cpu::values(k), cpu::values(v)) {
-        (Some(qs), Some(ks), Some(vs)) => {
-            let (o, lse) = attention_cpu::forward(&qs, &ks, &vs, seqs, shape);
-            Ok((
-                tensor(o, q.shape())?,
-                tensor(lse, (seqs.total(), shape.num_heads))?,
-            ))
-        }
-        _ => plain::attention(q, k, v, seqs, scale),
-    }
+    with_element!(q, E => if let (Some(qs), Some(ks), Some(vs)) = (values::<E>(q), values::<E>(k), values::<E>(v)) {
+        let (o, lse) = attention_cpu::forward(&qs, &ks, &vs, seqs, shape);
+        return Ok((
+            tensor(o, q.shape())?,
+            tensor(lse, (seqs.total(), shape.num_heads))?,
+        ));
+    });
+    plain::attention(q, k, v, seqs, scale)
 }
 
 /// See [`plain::attention_backward`].
@@ -236,19 +238,22 @@ pub fn attention_backward(
     {
         return attention_gpu::backward(&gpu, q, k, v, o, lse, d_o, seqs, scale);
     }
-    let saved = (cpu::values(o), cpu::values(lse), cpu::values(d_o));
-    match (cpu::values(q), cpu::values(k), cpu::values(v), saved) {
-        (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos))) if saved_fits => {
+    with_element!(q, E => {
+        let saved = (values::<E>(o), values::<f32>(lse), values::<E>(d_o));
+        if let (Some(qs), Some(ks), Some(vs), (Some(os), Some(lses), Some(dos))) =
+            (values::<E>(q), values::<E>(k), values::<E>(v), saved)
+            && saved_fits
+        {
             let (dq, dk, dv) =
                 attention_cpu::backward(&qs, &ks, &vs, &os, &lses, &dos, seqs, shape);
-            Ok((
+            return Ok((
                 tensor(dq, q.shape())?,
                 tensor(dk, k.shape())?,
                 tensor(dv, v.shape())?,
-            ))
+            ));
         }
-        _ => plain::attention_backward(q, k, v, o, lse, d_o, seqs, scale),
-    }
+    });
+    plain::attention_backward(q, k, v, o, lse, d_o, seqs, scale)
 }
 
 fn attention_shape(
@@ -287,10 +292,10 @@ pub fn linear_logprobs(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f3
     if let Some(gpu) = Gpu::of(h) {
         return Ok(head_gpu::token_stats(&gpu, h, w, targets)?.logprobs);
     }
-    match (cpu::values(h), cpu::values(w)) {
-        (Some(hs), Some(ws)) => Ok(head_cpu::logprobs(&hs, &ws, c, targets)),
-        _ => plain::linear_logprobs(h, w, targets),
-    }
+    with_element!(h, E => if let (Some(hs), Some(ws)) = (values::<E>(h), values::<E>(w)) {
+        return Ok(head_cpu::logprobs(&hs, &ws, c, targets));
+    });
+    plain::linear_logprobs(h, w, targets)
 }
 
 /// See [`plain::linear_logprobs_backward`].
@@ -315,15 +320,13 @@ pub fn linear_logprobs_backward(
         let (stats, dh) = head_gpu::policy_backward(&gpu, h, w, targets, coefs, grads, w_id)?;
         return Ok((stats.logprobs, dh));
     }
-    match (cpu::values(h), cpu::values(w)) {
-        (Some(hs), Some(ws)) => {
-            let (logprobs, dh) = grads.with_slot(w_id, |dw| {
-                head_cpu::backward(&hs, &ws, c, targets, coef, dw)
-            })?;
-            Ok((logprobs, tensor(dh, h.shape())?))
-        }
-        _ => plain::linear_logprobs_backward(h, w, targets, coef, grads, w_id),
-    }
+    with_element!(h, E => if let (Some(hs), Some(ws)) = (values::<E>(h), values::<E>(w)) {
+        let (logprobs, dh) = grads.with_slot(w_id, |dw| {
+            head_cpu::backward(&hs, &ws, c, targets, coef, dw)
+        })?;
+        return Ok((logprobs, tensor(dh, h.shape())?));
+    });
+    plain::linear_logprobs_backward(h, w, targets, coef, grads, w_id)
 }
 
 /// See [`plain::linear_token_stats`].
@@ -332,10 +335,10 @@ pub fn linear_token_stats(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Tok
     if let Some(gpu) = Gpu::of(h) {
         return head_gpu::token_stats(&gpu, h, w, targets);
     }
-    match (cpu::values(h), cpu::values(w)) {
-        (Some(hs), Some(ws)) => Ok(head_cpu::stats(&hs, &ws, c, targets)),
-        _ => plain::linear_token_stats(h, w, targets),
-    }
+    with_element!(h, E => if let (Some(hs), Some(ws)) = (values::<E>(h), values::<E>(w)) {
+        return Ok(head_cpu::stats(&hs, &ws, c, targets));
+    });
+    plain::linear_token_stats(h, w, targets)
 }
 
 /// See [`plain::linear_policy_backward`].
@@ -362,15 +365,13 @@ pub fn linear_policy_backward(
     if let Some(gpu) = Gpu::of(h) {
         return head_gpu::policy_backward(&gpu, h, w, targets, coefs, grads, w_id);
     }
-    match (cpu::values(h), cpu::values(w)) {
-        (Some(hs), Some(ws)) => {
-            let (stats, dh) = grads.with_slot(w_id, |dw| {
-                head_cpu::policy_backward(&hs, &ws, c, targets, coefs, dw)
-            })??;
-            Ok((stats, tensor(dh, h.shape())?))
-        }
-        _ => plain::linear_policy_backward(h, w, targets, coefs, grads, w_id),
-    }
+    with_element!(h, E => if let (Some(hs), Some(ws)) = (values::<E>(h), values::<E>(w)) {
+        let (stats, dh) = grads.with_slot(w_id, |dw| {
+            head_cpu::policy_backward(&hs, &ws, c, targets, coefs, dw)
+        })??;
+        return Ok((stats, tensor(dh, h.shape())?));
+    });
+    plain::linear_policy_backward(h, w, targets, coefs, grads, w_id)
 }
 
 fn check_head(h: &Tensor, w: &Tensor, targets: &[u32]) -> Result<usize> {

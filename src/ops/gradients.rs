@@ -1,6 +1,7 @@
 //! One f32 gradient a trained parameter, accumulated over the micro-batches of a step.
 
 use super::cpu::{self, Dst, Matrix, gemm, unwritten};
+use super::element::{Element, with_element};
 use super::gpu::{Gpu, Operand};
 use super::{optim_gpu, plain, rows_cpu, rows_gpu};
 use crate::{Error, Result};
@@ -84,7 +85,7 @@ impl Gradients {
         {
             return Ok(());
         }
-        if let (Some(slot), Some(values)) = (&self.slots[id.0], cpu::values(&t))
+        if let (Some(slot), Some(values)) = (&self.slots[id.0], cpu::values::<f32>(&t))
             && cpu::modify(slot, |sum| rows_cpu::add(sum, &values))?
         {
             return Ok(());
@@ -110,32 +111,10 @@ impl Gradients {
             let (dy, x) = (gpu.readable(dy)?, gpu.readable(x)?);
             return self.add_gemm(&gpu, id, t, Operand::rows(&dy, o).t(), Operand::rows(&x, i));
         }
-        if let (Some(ds), Some(xs)) = (cpu::values(dy), cpu::values(x))
-            && t == x_t
-            && self.shapes[id.0] == [o, i]
-        {
-            let product = |dst: &mut [f32], into| {
-                gemm(
-                    (o, i, t),
-                    dst,
-                    i,
-                    into,
-                    Matrix::rows(&ds, o).t(),
-                    Matrix::rows(&xs, i),
-                    1.0,
-                    true,
-                );
-            };
-            if let Some(slot) = &self.slots[id.0] {
-                if cpu::modify(slot, |sum| product(sum, Dst::Add))? {
-                    return Ok(());
-                }
-            } else {
-                let mut first = unwritten(o * i);
-                product(&mut first, Dst::Overwrite);
-                self.slots[id.0] = Some(cpu::tensor(first, (o, i))?);
+        if t == x_t && self.shapes[id.0] == [o, i] {
+            with_element!(dy, E => if self.add_matmul_on_cpu::<E>(id, dy, x, (o, i, t))? {
                 return Ok(());
-            }
+            });
         }
         let wide = |t: &Tensor| -> Result<Tensor> {
             Ok(match t.dtype() {
@@ -144,6 +123,38 @@ impl Gradients {
             })
         };
         self.add(id, &plain::matmul(&wide(dy)?.t()?, &wide(x)?)?)
+    }
+
+    /// [`Self::add_matmul`] where all is on the CPU and of this type; `false` elsewhere.
+    fn add_matmul_on_cpu<E: Element>(
+        &mut self,
+        id: ParamId,
+        dy: &Tensor,
+        x: &Tensor,
+        (o, i, t): (usize, usize, usize),
+    ) -> Result<bool> {
+        let (Some(ds), Some(xs)) = (cpu::values::<E>(dy), cpu::values::<E>(x)) else {
+            return Ok(false);
+        };
+        let product = |dst: &mut [f32], into| {
+            gemm(
+                (o, i, t),
+                dst,
+                i,
+                into,
+                Matrix::rows(&ds, o).t(),
+                Matrix::rows(&xs, i),
+                1.0,
+                true,
+            );
+        };
+        if let Some(slot) = &self.slots[id.0] {
+            return cpu::modify(slot, |sum| product(sum, Dst::Add));
+        }
+        let mut first = unwritten(o * i);
+        product(&mut first, Dst::Overwrite);
+        self.slots[id.0] = Some(cpu::tensor(first, (o, i))?);
+        Ok(true)
     }
 
     /// `slot += a b` for operands of `[O, k]` and `[k, I]` on a GPU, whatever their dtype.
@@ -195,17 +206,17 @@ impl Gradients {
             self.slots[id.0] = Some(slot);
             return Ok(());
         }
-        if let Some(ds) = cpu::values(dy) {
+        with_element!(dy, E => if let Some(ds) = cpu::values::<E>(dy) {
             let done = self.modify(id, |sum| {
                 for (&row, d) in ids.iter().zip(ds.chunks_exact(c)) {
                     let at = row as usize * c;
-                    sum[at..at + c].iter_mut().zip(d).for_each(|(s, d)| *s += d);
+                    sum[at..at + c].iter_mut().zip(d).for_each(|(s, d)| *s += d.wide());
                 }
             })?;
             if done {
                 return Ok(());
             }
-        }
+        });
         let dtype = if dy.dtype() == DType::F64 {
             DType::F64
         } else {
@@ -295,7 +306,7 @@ pub fn sum_squares(gradient: &Tensor) -> Result<f64> {
     {
         return optim_gpu::sum_squares(&gpu, &[gradient]);
     }
-    if let Some(values) = cpu::values(gradient) {
+    if let Some(values) = cpu::values::<f32>(gradient) {
         return Ok(rows_cpu::sum_squares(&values));
     }
     let wide = gradient.to_dtype(DType::F64)?;

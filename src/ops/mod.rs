@@ -5,8 +5,7 @@
 //! F feed-forward width, V vocabulary, S cache slots, P cache positions.
 //!
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here, which
-//! [`dispatch`] holds, take a fast kernel where the tensors are f32, contiguous and on the CPU, or f32 or bf16 on a CUDA
-//! device.
+//! [`dispatch`] holds, take a fast kernel where the tensors are f32 or bf16, contiguous and on the CPU or a CUDA device.
 
 pub mod adam8;
 mod attention_cpu;
@@ -18,7 +17,10 @@ mod decode_cpu;
 mod decode_gpu;
 pub mod device;
 pub mod dispatch;
+#[cfg(target_arch = "x86_64")]
+mod dpbf16;
 mod dynamic_map;
+mod element;
 mod gpu;
 pub mod gradients;
 mod head_cpu;
@@ -26,6 +28,7 @@ mod head_gpu;
 pub mod nf4;
 mod optim_gpu;
 pub mod plain;
+mod product;
 mod rows_cpu;
 mod rows_gpu;
 mod sample_gpu;

@@ -10,10 +10,12 @@
 
 use super::cpu::{self, unwritten};
 use super::dynamic_map;
+use super::element::Element;
 use super::gpu::Gpu;
 use super::rows_gpu;
 use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Values that share a scale.
@@ -139,8 +141,12 @@ impl Nf4 {
             let w = rows_gpu::dequantise_nf4(&gpu, self.parts(), maps, rows * columns, dtype)?;
             return Ok(w.reshape(self.shape)?);
         }
-        if let Some(values) = self.on_cpu(rows * columns)? {
-            return Ok(cpu::tensor(values, self.shape)?.to_dtype(dtype)?);
+        let on_cpu = match dtype {
+            DType::BF16 => self.on_cpu::<bf16>(rows * columns)?,
+            _ => self.on_cpu::<f32>(rows * columns)?,
+        };
+        if let Some(matrix) = on_cpu {
+            return Ok(matrix.to_dtype(dtype)?);
         }
         self.plain()?
             .narrow(0, 0, rows * columns)?
@@ -149,7 +155,7 @@ impl Nf4 {
             .map_err(Error::from)
     }
 
-    fn on_cpu(&self, n: usize) -> Result<Option<Vec<f32>>> {
+    fn on_cpu<E: Element>(&self, n: usize) -> Result<Option<Tensor>> {
         if !self.codes.device().is_cpu() {
             return Ok(None);
         }
@@ -164,7 +170,7 @@ impl Nf4 {
             return Ok(None);
         };
         let scale_map = dynamic_map::signed().values();
-        let mut values = unwritten(codes.len() * 2);
+        let mut values: Vec<E> = unwritten(codes.len() * 2);
         values
             .par_chunks_mut(BLOCK)
             .zip(codes.par_chunks(BLOCK / 2))
@@ -173,12 +179,12 @@ impl Nf4 {
                 let scale = scale_map[usize::from(scale_codes[i])] * scales[i / SCALE_BLOCK];
                 let absmax = scale + self.offset;
                 for (pair, code) in values.chunks_exact_mut(2).zip(codes) {
-                    pair[0] = VALUES[usize::from(code >> 4)] * absmax;
-                    pair[1] = VALUES[usize::from(code & 15)] * absmax;
+                    pair[0] = E::of(VALUES[usize::from(code >> 4)] * absmax);
+                    pair[1] = E::of(VALUES[usize::from(code & 15)] * absmax);
                 }
             });
         values.truncate(n);
-        Ok(Some(values))
+        cpu::tensor(values, self.shape).map(Some)
     }
 
     /// The same of candle's operations, for every device; whole blocks.

@@ -1,5 +1,6 @@
 //! Operations that change a tensor in place.
 
+use super::element::with_element;
 use super::gpu::Gpu;
 use super::{cpu, optim_gpu, rows_cpu, rows_gpu};
 use crate::Result;
@@ -26,12 +27,12 @@ pub fn add_inplace(dst: &Tensor, x: &Tensor) -> Result<()> {
     {
         return Ok(());
     }
-    if !cpu::share_memory(dst, x)
-        && let Some(values) = cpu::values(x)
-        && dst.dims() == x.dims()
-        && cpu::modify(dst, |dst| rows_cpu::add(dst, &values))?
-    {
-        return Ok(());
+    if !cpu::share_memory(dst, x) && dst.dims() == x.dims() {
+        with_element!(x, E => if let Some(values) = cpu::values::<E>(x)
+            && cpu::modify(dst, |dst| rows_cpu::add(dst, &values))?
+        {
+            return Ok(());
+        });
     }
     let sum = (dst + x.to_dtype(dst.dtype())?)?;
     Ok(dst.slice_set(&sum, 0, 0)?)
@@ -55,10 +56,10 @@ pub fn adamw_inplace(
         return Ok(());
     }
     if adamw_cpu(w, m, v, grad, c)? {
-        if master.is_some() {
-            value.slice_set(&w.to_dtype(value.dtype())?, 0, 0)?;
-        }
-        return Ok(());
+        return match master {
+            Some(master) => round_into(value, master),
+            None => Ok(()),
+        };
     }
     let next = adamw_plain(w, m, v, grad, c)?;
     m.slice_set(&next.m, 0, 0)?;
@@ -95,11 +96,22 @@ pub(super) fn adamw_plain(
     Ok(Stepped { w, m, v })
 }
 
+/// `value = w`, rounded to its type.
+pub(super) fn round_into(value: &Tensor, w: &Tensor) -> Result<()> {
+    if let Some(ws) = cpu::values::<f32>(w)
+        && value.dims() == w.dims()
+        && cpu::modify::<half::bf16>(value, |value| rows_cpu::round(&ws, value))?
+    {
+        return Ok(());
+    }
+    Ok(value.slice_set(&w.to_dtype(value.dtype())?, 0, 0)?)
+}
+
 /// The fused step; `false` where a tensor is not f32 on the CPU.
 fn adamw_cpu(w: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor, c: &AdamWStep) -> Result<bool> {
     let same = [m, v, grad].iter().all(|t| t.dims() == w.dims());
-    let fast = [w, m, v].iter().all(|t| cpu::values(t).is_some());
-    let Some(g) = cpu::values(grad) else {
+    let fast = [w, m, v].iter().all(|t| cpu::values::<f32>(t).is_some());
+    let Some(g) = cpu::values::<f32>(grad) else {
         return Ok(false);
     };
     if !same || !fast {
@@ -129,9 +141,9 @@ pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
     if let Some(gpu) = Gpu::of(x) {
         return rows_gpu::sum_rows(&gpu, x);
     }
-    if let Some(values) = cpu::values(x) {
+    with_element!(x, E => if let Some(values) = cpu::values::<E>(x) {
         return cpu::tensor(rows_cpu::sum_rows(&values, c), c);
-    }
+    });
     let wide = if x.dtype() == DType::F64 {
         DType::F64
     } else {

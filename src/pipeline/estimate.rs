@@ -212,7 +212,7 @@ fn of_sampling(
         at_once: false,
         pack_length: 0,
         max_length: 0,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         num_slots,
         slot_length,
         rollouts: None,
@@ -301,7 +301,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
             plan.sft.max_length
         },
         max_length: plan.sft.max_length,
-        fast_cpu: is_cpu(&plan.device) && plan.student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && plan.student.dtype != Dtype::F16,
         num_slots: eval.map_or(0, |e| e.batch_size),
         slot_length,
         rollouts: None,
@@ -344,7 +344,7 @@ fn of_pairs(
             false => 2 * training.max_length,
         },
         max_length: training.max_length,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         num_slots: 0,
         slot_length: 0,
         rollouts: None,
@@ -383,7 +383,7 @@ fn of_grpo(
         at_once: false,
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         // a remote engine has memory of its own
         num_slots: match grpo.remote {
             Some(_) => 0,

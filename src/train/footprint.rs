@@ -40,7 +40,7 @@ pub struct Load {
     pub pack_length: usize,
     /// Tokens of the longest sequence.
     pub max_length: usize,
-    /// The CPU's own operations, in f32: attention without a matrix of scores, logits that their gradient is written over.
+    /// The CPU's own operations, f32 or bf16: attention without a matrix of scores, logits that their gradient is written over.
     /// The portable ones hold a block of rows of the scores, and several tensors of a chunk of logits.
     pub fast_cpu: bool,
     /// Sequences sampled side by side, in an evaluation or between updates, and their length; 0 without.
