@@ -1,6 +1,7 @@
-"""transformers' side of `cargo bench --bench sft`: SFT steps of qwen2-42m, 2 x 1024 tokens, f32, fused AdamW, 2 threads.
+"""transformers' side of `cargo bench --bench sft`: SFT steps of qwen2-42m, 2 x 1024 tokens, fused AdamW, 2 threads.
 
-PYTHON .bench/sft_step.py [none|block] [steps]
+PYTHON .bench/sft_step.py [none|block] [steps] [float32|bfloat16]
+In bfloat16 everything is: weights, gradients, states.
 """
 import resource
 import sys
@@ -23,7 +24,8 @@ config = Qwen2Config(
     tie_word_embeddings=True,
     max_position_embeddings=4096,
 )
-model = Qwen2ForCausalLM(config)
+dtype = getattr(torch, sys.argv[3] if len(sys.argv) > 3 else "float32")
+model = Qwen2ForCausalLM(config).to(dtype)
 if recompute == "block":
     model.gradient_checkpointing_enable()
 model.train()
@@ -39,4 +41,4 @@ for _ in range(steps):
     times.append(time.time() - start)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 times = sorted(times[1:] or times)
-print(f"torch {recompute}: median {2048 / times[len(times) // 2]:.0f} tokens/s, best {2048 / times[0]:.0f}, peak {peak:.2f} GiB")
+print(f"torch {recompute} {dtype}: median {2048 / times[len(times) // 2]:.0f} tokens/s, best {2048 / times[0]:.0f}, peak {peak:.2f} GiB")

@@ -1,6 +1,6 @@
 //! New tokens a second of our sampling; `.bench/generate.py` measures transformers on the same work.
 //!
-//! `cargo bench --bench generate [-- ROUNDS]`: the shape `qwen2-42m` with random weights in f32, 16 prompts of 64 tokens,
+//! `cargo bench --bench generate [-- ROUNDS] [bf16]`: the shape `qwen2-42m` with random weights in f32 or bf16, 16 prompts of 64 tokens,
 //! 256 new tokens each at temperature 1.
 
 use std::time::Instant;
@@ -24,6 +24,10 @@ fn main() -> distill::Result<()> {
     let rounds = std::env::args()
         .find_map(|arg| arg.parse().ok())
         .unwrap_or(3);
+    let dtype = match std::env::args().any(|arg| arg == "bf16") {
+        true => DType::BF16,
+        false => DType::F32,
+    };
     let config = json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 512, "num_hidden_layers": 12,
         "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 1408, "vocab_size": VOCAB,
@@ -33,7 +37,7 @@ fn main() -> distill::Result<()> {
         ModelConfig::from_json(&config, "qwen2-42m")?,
         0,
         &Device::Cpu,
-        DType::F32,
+        dtype,
     )?;
     let tokenizer = words()?;
     let prompt = |row: usize| {

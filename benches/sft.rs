@@ -1,7 +1,7 @@
 //! Tokens a second and peak memory of our training step; `.bench/sft_step.py` measures transformers on the same work.
 //!
-//! `cargo bench --bench sft [-- none|block] [STEPS]`: the shape `qwen2-42m` with random weights in f32, 2 x 1024 tokens a
-//! step, all trained, AdamW and clipping included.
+//! `cargo bench --bench sft [-- none|block] [f32|bf16] [STEPS]`: the shape `qwen2-42m` with random weights, 2 x 1024 tokens
+//! a step, all trained, AdamW (with an f32 master copy beside bf16) and clipping included.
 
 use candle_core::{DType, Device};
 use distill::model::{CausalLm, family};
@@ -64,9 +64,13 @@ fn main() -> Result<()> {
         false => Recompute::None,
     };
     let steps = args.iter().find_map(|a| a.parse().ok()).unwrap_or(5);
+    let dtype = match args.iter().any(|a| a == "bf16") {
+        true => DType::BF16,
+        false => DType::F32,
+    };
     let config = family::config("qwen2-42m").ok_or_else(|| Error::input("no shape `qwen2-42m`"))?;
     let vocab = config.vocab_size;
-    let model = CausalLm::random(config, 0, &Device::Cpu, DType::F32)?;
+    let model = CausalLm::random(config, 0, &Device::Cpu, dtype)?;
     // one epoch, since the end of each would save
     let row = |r: usize| {
         (0..LENGTH)
@@ -112,7 +116,7 @@ fn main() -> Result<()> {
     sorted.sort_by(f64::total_cmp);
     let rate = |s: f64| 2.0 * LENGTH as f64 / s;
     println!(
-        "ours {recompute:?}: median {:.0} tokens/s, best {:.0}, peak {:.2} GiB",
+        "ours {recompute:?} {dtype:?}: median {:.0} tokens/s, best {:.0}, peak {:.2} GiB",
         rate(sorted[sorted.len() / 2]),
         rate(sorted[0]),
         peak_gib()

@@ -22,8 +22,8 @@ Examples:
   distill bench --shape qwen2-42m
   distill bench --shape qwen2.5-1.5b --device cuda --dtype bf16 --length 4096 --recompute --json
 
-Weights are random. Utilisation is against the largest of three square matrix products in the same dtype on the same
-device, measured in the same run. Peak memory is that of the process; on a GPU it is not measured.")]
+Weights are random. Utilisation is of the operations that the model needs (not of those computed again) against the largest of three square matrix products in the same dtype on the same
+device, measured in the same run. Peak memory is that of the process, or of the tensors on a CUDA device; on Metal it is not measured.")]
 pub struct Args {
     /// Name of a shape, such as `qwen2-42m` or `qwen2.5-1.5b`, or a folder with a `config.json`
     #[arg(long, value_name = "NAME")]
@@ -78,14 +78,14 @@ struct Measured {
     backward_s: f64,
     optimizer_s: f64,
     train_tokens_per_s: f64,
-    /// Of the training step, as counted by weights and attention.
+    /// Of the training step, as counted by weights and attention; what is computed again counts once.
     flops_per_step: f64,
     /// Of the largest product.
     peak_flops_per_s: f64,
     utilisation: f64,
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
-    /// Of the process; none where it cannot be told.
+    /// Of the process, or of the tensors on a CUDA device; none where it cannot be told.
     peak_memory: Option<u64>,
 }
 
@@ -139,10 +139,8 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     reporter.note("sampling");
     let (prefill_tokens_per_s, decode_tokens_per_s) = sample(args, &model)?;
     let peak_flops_per_s = product(&device, dtype)?;
-    let recompute = match args.recompute {
-        true => recipe::Recompute::Block,
-        false => recipe::Recompute::None,
-    };
+    // of the model: what is computed twice counts once
+    let recompute = recipe::Recompute::None;
     let lengths = vec![args.length; args.num_sequences];
     let flops = step_flops(model.config(), &lengths, recompute);
     let flops = match args.lora {
@@ -169,7 +167,10 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         utilisation: flops / step_s / peak_flops_per_s,
         prefill_tokens_per_s,
         decode_tokens_per_s,
-        peak_memory: peak_memory().filter(|_| device.is_cpu()),
+        peak_memory: match device.is_cpu() {
+            true => peak_memory(),
+            false => ops::device::peak_memory(&device),
+        },
     };
     match args.json {
         true => stdout::json(&measured),
@@ -259,12 +260,21 @@ fn sample(args: &Args, model: &CausalLm) -> Result<(f64, f64)> {
         Ok(())
     })?;
     let next = tokens(args.batch_size, model);
+    let us = vec![0.5; args.batch_size];
+    let draw_of_all = ops::Filters {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+    };
     let mut written = 0.0;
     for _ in 0..args.new_tokens {
         written += timed(model.device(), || {
             let logits = model.decode(&mut cache, &slots, &next)?;
-            // sampling needs them on the host
-            logits.to_device(&Device::Cpu)?;
+            if ops::sample(&logits, &draw_of_all, &us)?.is_none() {
+                // the draw needs them on the host
+                logits.to_device(&Device::Cpu)?;
+            }
             Ok(())
         })?;
     }
@@ -278,7 +288,11 @@ fn sample(args: &Args, model: &CausalLm) -> Result<(f64, f64)> {
 /// Floating-point operations a second of the largest of three products, each the best of three.
 fn product(device: &Device, dtype: DType) -> Result<f64> {
     let mut most = 0.0f64;
-    for n in [512usize, 1024, 2048] {
+    let sizes: &[usize] = match device.is_cpu() {
+        true => &[512, 1024, 2048],
+        false => &[2048, 4096, 8192],
+    };
+    for &n in sizes {
         let a = Tensor::randn(0f32, 1.0, (n, n), device)?.to_dtype(dtype)?;
         let b = Tensor::randn(0f32, 1.0, (n, n), device)?.to_dtype(dtype)?;
         for _ in 0..3 {

@@ -2,7 +2,7 @@
 //! with other programs number by number (`tests/peers/model_live.py`).
 
 use super::Session;
-use crate::model::{Batch, CausalLm, LoadOptions, Recompute};
+use crate::model::{Batch, CausalLm, LoadOptions};
 use crate::ops::ParamId;
 use crate::pipeline::open::dtype;
 use crate::recipe;
@@ -62,10 +62,7 @@ pub fn run(args: &Args, _: &Session) -> Result<()> {
         model = model.with_saved_adapters(adapter)?;
         model.save_adapters(&args.output.join("adapter"))?;
     }
-    let recompute = match job.recompute {
-        recipe::Recompute::None => Recompute::None,
-        recipe::Recompute::Block => Recompute::Block,
-    };
+    let recompute = job.recompute.into();
     let logits = model.logits(&job.tokens, &job.seq_lens)?;
     let batch = Batch {
         tokens: job.tokens,

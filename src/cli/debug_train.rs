@@ -2,7 +2,7 @@
 //! by number (`tests/peers/train_sft.py`).
 
 use super::{Session, stdout};
-use crate::model::{CausalLm, LoadOptions, ModelConfig};
+use crate::model::{CausalLm, FrozenAs, LoadOptions, ModelConfig};
 use crate::train::{Examples, Observer, SftSettings, StepRecord, train_sft};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -27,6 +27,9 @@ pub struct Args {
     /// Keep the frozen weights in 4 bits
     #[arg(long, requires = "adapter")]
     nf4: bool,
+    /// Keep the frozen weights in their files
+    #[arg(long, requires = "adapter")]
+    stream: bool,
     /// Settings and rows
     #[arg(long)]
     job: PathBuf,
@@ -87,14 +90,12 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         device: Device::Cpu,
         dtype: DType::F32,
     };
-    let mut model = match args.nf4 {
-        true => CausalLm::load_nf4(
-            &args.model,
-            ModelConfig::from_folder(&args.model)?,
-            &options,
-        )?,
-        false => CausalLm::load(&args.model, &options)?,
+    let how = FrozenAs {
+        nf4: args.nf4,
+        stream: args.stream,
     };
+    let config = ModelConfig::from_folder(&args.model)?;
+    let mut model = CausalLm::load_frozen(&args.model, config, &options, how)?;
     if let Some(adapter) = &args.adapter {
         model = model.with_saved_adapters(adapter)?;
     }

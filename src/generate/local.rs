@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Storage, Tensor};
 
+use super::sampler::{Choice, MIN_TEMPERATURE};
 use super::schedule::{self, Lm};
 use super::stopping::Detokenize;
 use super::{Completion, Engine, Request, Sampling};
@@ -82,7 +83,7 @@ struct Cached<'a> {
 }
 
 impl Lm for Cached<'_> {
-    /// [V] or [B, V], f32, contiguous, on the CPU
+    /// [V] or [B, V], f32, where the model is
     type Logits = Tensor;
 
     fn vocab_size(&self) -> usize {
@@ -95,12 +96,12 @@ impl Lm for Cached<'_> {
 
     fn prefill(&mut self, slot: u32, prompt: &[u32]) -> Result<Tensor> {
         let (model, cache) = (self.model, &mut self.cache);
-        to_cpu(ops::in_pool(|| model.prefill(cache, slot, prompt))?)
+        ops::in_pool(|| model.prefill(cache, slot, prompt))
     }
 
     fn decode(&mut self, slots: &[u32], tokens: &[u32]) -> Result<Tensor> {
         let (model, cache) = (self.model, &mut self.cache);
-        to_cpu(ops::in_pool(|| model.decode(cache, slots, tokens))?)
+        ops::in_pool(|| model.decode(cache, slots, tokens))
     }
 
     fn share(&mut self, from: u32, to: u32, len: usize) -> Result<()> {
@@ -111,7 +112,28 @@ impl Lm for Cached<'_> {
         self.cache.clear(slot)
     }
 
+    fn draw(
+        &self,
+        logits: &Tensor,
+        sampling: &Sampling,
+        us: &[f64],
+    ) -> Result<Option<Vec<Option<Choice>>>> {
+        let filters = ops::Filters {
+            temperature: match sampling.temperature < MIN_TEMPERATURE {
+                true => 0.0,
+                false => sampling.temperature,
+            },
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+        };
+        let logits = logits.reshape((us.len(), ()))?;
+        let drawn = ops::sample(&logits, &filters, us)?;
+        Ok(drawn.map(|rows| rows.into_iter().map(|row| row.map(Choice::from)).collect()))
+    }
+
     fn with_rows<R>(&self, logits: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        let logits = to_cpu(logits)?;
         let (storage, layout) = logits.storage_and_layout();
         let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
         else {
@@ -124,7 +146,7 @@ impl Lm for Cached<'_> {
 }
 
 /// Free where the model is on the CPU already.
-fn to_cpu(logits: Tensor) -> Result<Tensor> {
+fn to_cpu(logits: &Tensor) -> Result<Tensor> {
     Ok(logits
         .to_device(&Device::Cpu)?
         .to_dtype(candle_core::DType::F32)?

@@ -9,6 +9,7 @@
 
 use super::Sampling;
 use super::softmax::{self, CHUNK, Weights};
+use crate::ops;
 use crate::random::{GOLDEN, mix};
 
 /// The token drawn and its natural log-probability under the unfiltered distribution at temperature 1.
@@ -18,6 +19,16 @@ pub struct Choice {
     pub logprob: f32,
     /// The same at the temperature of the draw; 0 for a greedy one.
     pub sampled_logprob: f32,
+}
+
+impl From<ops::Drawn> for Choice {
+    fn from(drawn: ops::Drawn) -> Self {
+        Self {
+            token: drawn.token,
+            logprob: drawn.logprob,
+            sampled_logprob: drawn.sampled_logprob,
+        }
+    }
 }
 
 /// Buffers of one thread, used again for each row.
@@ -33,7 +44,7 @@ pub struct Scratch {
 }
 
 /// Below it a draw is greedy: the reciprocal of a smaller one leaves f32's range of use.
-const MIN_TEMPERATURE: f64 = 1e-6;
+pub(super) const MIN_TEMPERATURE: f64 = 1e-6;
 
 /// A number in [0, 1) that is a pure function of its three arguments: [`mix`] over each in turn.
 pub fn uniform(seed: u64, request: u64, position: u64) -> f64 {

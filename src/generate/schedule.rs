@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 /// What the loop asks of a language model. Rows of logits are f32; V is the vocabulary.
 pub trait Lm {
-    /// Logits in the memory of the CPU: one row after prefill, B rows after decode.
+    /// Logits: one row after prefill, B rows after decode.
     type Logits;
     fn vocab_size(&self) -> usize;
     /// The longest sequence, prompt and completion together.
@@ -30,6 +30,16 @@ pub trait Lm {
     fn share(&mut self, from: u32, to: u32, len: usize) -> Result<()>;
     /// Forgets what a slot holds.
     fn clear(&mut self, slot: u32) -> Result<()>;
+    /// One choice a row with the numbers `us`, none for a row that is no distribution, where the model can draw by itself
+    /// where its logits are; repetition is not looked at.
+    fn draw(
+        &self,
+        _logits: &Self::Logits,
+        _sampling: &Sampling,
+        _us: &[f64],
+    ) -> Result<Option<Vec<Option<Choice>>>> {
+        Ok(None)
+    }
     /// The numbers of all rows, one after the other.
     fn with_rows<R>(&self, logits: &Self::Logits, read: impl FnOnce(&[f32]) -> R) -> Result<R>;
 }
@@ -116,10 +126,8 @@ pub fn run<M: Lm>(
             let mut sequence = Sequence::new(request, index, slot, sampling, model.max_positions());
             if let Some(logits) = &prompts[prompt].logits {
                 let first = std::slice::from_ref(&sequence);
-                let choices = model.with_rows(logits, |rows| {
-                    choose_rows(rows, first, requests, sampling, &mut scratch)
-                })?;
-                match sequence.push(choices?[0], request, sampling, decoder)? {
+                let choices = choose(model, logits, first, requests, sampling, &mut scratch)?;
+                match sequence.push(choices[0], request, sampling, decoder)? {
                     Some(completion) => {
                         free.push(slot);
                         on_done(completion)?;
@@ -143,9 +151,7 @@ pub fn run<M: Lm>(
             .filter_map(|sequence| sequence.tokens.last().copied())
             .collect();
         let logits = model.decode(&slots, &last)?;
-        let choices = model.with_rows(&logits, |rows| {
-            choose_rows(rows, &active, requests, sampling, &mut scratch)
-        })??;
+        let choices = choose(model, &logits, &active, requests, sampling, &mut scratch)?;
         let mut going = Vec::with_capacity(num_slots);
         for (mut sequence, choice) in active.drain(..).zip(choices) {
             match sequence.push(choice, &requests[sequence.request], sampling, decoder)? {
@@ -212,6 +218,32 @@ fn take_slot<L>(
     free.swap_remove(best)
 }
 
+/// One choice a row of `logits`, by the model itself where it can.
+fn choose<M: Lm>(
+    model: &M,
+    logits: &M::Logits,
+    sequences: &[Sequence],
+    requests: &[Request],
+    sampling: &Sampling,
+    scratch: &mut Vec<Scratch>,
+) -> Result<Vec<Choice>> {
+    if sampling.repetition_penalty == 1.0 {
+        let us: Vec<f64> = sequences
+            .iter()
+            .map(|s| s.uniform(requests, sampling))
+            .collect();
+        if let Some(drawn) = model.draw(logits, sampling, &us)? {
+            let choices = drawn.into_iter().zip(sequences);
+            return choices
+                .map(|(choice, sequence)| choice.ok_or_else(|| sequence.not_finite(requests)))
+                .collect();
+        }
+    }
+    model.with_rows(logits, |rows| {
+        choose_rows(rows, sequences, requests, sampling, scratch)
+    })?
+}
+
 /// One choice a row, rows in parallel. `rows` is [B, V] flat, B the number of sequences.
 fn choose_rows(
     rows: &[f32],
@@ -223,17 +255,12 @@ fn choose_rows(
     scratch.resize_with(scratch.len().max(sequences.len()), Scratch::default);
     let vocab = rows.len() / sequences.len();
     let choose = |(row, (sequence, scratch)): (&[f32], (&Sequence, &mut Scratch))| {
-        let request = &requests[sequence.request];
-        let position = sequence.tokens.len() as u64;
-        let u = sampler::uniform(sampling.seed, request.id, position);
-        sampler::choose(row, sampling, sequence.seen.iter().copied(), u, scratch).ok_or_else(|| Error::NonFinite {
-            message: format!(
-                "request {}: the logits of token {} of its completion are not finite",
-                request.id,
-                position + 1
-            ),
-            hint: Some("the weights hold NaN or infinite values, or a 16-bit dtype overflows: try `dtype = \"f32\"`".into()),
-        })
+        let (seen, u) = (
+            sequence.seen.iter().copied(),
+            sequence.uniform(requests, sampling),
+        );
+        sampler::choose(row, sampling, seen, u, scratch)
+            .ok_or_else(|| sequence.not_finite(requests))
     };
     if sequences.len() == 1 {
         return Ok(vec![choose((rows, (&sequences[0], &mut scratch[0])))?]);
@@ -267,6 +294,23 @@ impl Sequence {
             limit: sampling
                 .max_new_tokens
                 .min(max_positions - request.prompt.len()),
+        }
+    }
+
+    /// The number that its next token is drawn with.
+    fn uniform(&self, requests: &[Request], sampling: &Sampling) -> f64 {
+        let position = self.tokens.len() as u64;
+        sampler::uniform(sampling.seed, requests[self.request].id, position)
+    }
+
+    fn not_finite(&self, requests: &[Request]) -> Error {
+        Error::NonFinite {
+            message: format!(
+                "request {}: the logits of token {} of its completion are not finite",
+                requests[self.request].id,
+                self.tokens.len() + 1
+            ),
+            hint: Some("the weights hold NaN or infinite values, or a 16-bit dtype overflows: try `dtype = \"f32\"`".into()),
         }
     }
 

@@ -382,7 +382,7 @@ impl CausalLm {
     pub fn merge(mut self) -> Result<Self> {
         for i in 0..self.num_base() {
             self.parameters[i].value = self.merged_weight(ParamId(i))?;
-            self.quantised.remove(&ParamId(i));
+            self.frozen.remove(ParamId(i));
         }
         self.parameters.truncate(self.num_base());
         (self.adapters, self.num_frozen) = (None, 0);

@@ -5,7 +5,7 @@ use super::CausalLm;
 use super::block::Places;
 use crate::ops::{self, SeqLens, decode};
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 /// Positions a new cache has room for.
 const FIRST_CAPACITY: usize = 64;
@@ -198,10 +198,6 @@ impl CausalLm {
 
     fn decode_head(&self, x: &Tensor) -> Result<Tensor> {
         let h = ops::rms_norm(x, self.w(self.norm), self.config().rms_norm_eps)?;
-        let logits = decode::linears(&h, &[(self.w(self.head), None)])?;
-        let Some(logits) = logits.first() else {
-            return Err(Error::input("a product without a weight"));
-        };
-        Ok(logits.to_dtype(DType::F32)?)
+        decode::logits(&h, self.w(self.head))
     }
 }

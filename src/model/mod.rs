@@ -7,7 +7,7 @@
 //! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
 //! - `block`: one transformer block, `linear`: a projection of it; [`adapter`]: LoRA, rsLoRA and DoRA beside frozen weights,
 //!   [`adapter_files`]: theirs;
-//! - [`quantised`]: frozen weights in 4 bits; [`cache`]: keys and values of sequences being sampled;
+//! - [`frozen`]: weights beside adapters, in 4 bits or in their files; [`cache`]: keys and values of sequences being sampled;
 //! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences;
 //! - [`reward`]: the same blocks with one number as their result;
 //! - [`gguf`], [`gguf_types`], `gguf_names`, [`gguf_tokenizer`]: the file that llama.cpp reads.
@@ -18,13 +18,13 @@ mod block;
 pub mod cache;
 pub mod config;
 pub mod family;
+pub mod frozen;
 pub mod gguf;
 mod gguf_names;
 pub mod gguf_tokenizer;
 pub mod gguf_types;
 mod linear;
 pub mod policy;
-pub mod quantised;
 pub mod reward;
 mod rope;
 pub mod weights;
@@ -32,16 +32,19 @@ pub mod weights;
 pub use adapter::AdapterConfig;
 pub use cache::KvCache;
 pub use config::{Architecture, Head, Llama3Scaling, ModelConfig};
+pub use frozen::FrozenAs;
 pub use policy::{TokenObjective, TokenStats};
 pub use reward::RewardModel;
 
 use crate::ops::{self, Gradients, ParamId, RopeTable, SeqLens};
 use crate::random::{GOLDEN, mix};
+use crate::recipe;
 use crate::{Error, Result};
 use adapter::Adapters;
 use block::{Block, Places, Saved};
 use candle_core::{DType, Device, Tensor};
-use quantised::Quantised;
+use frozen::FrozenWeights;
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -68,6 +71,18 @@ pub enum Recompute {
     None,
     /// A block's input is kept, the rest computed again.
     Block,
+    /// The same, and the inputs wait in the memory of the host.
+    Offload,
+}
+
+impl From<recipe::Recompute> for Recompute {
+    fn from(recompute: recipe::Recompute) -> Self {
+        match recompute {
+            recipe::Recompute::None => Self::None,
+            recipe::Recompute::Block => Self::Block,
+            recipe::Recompute::Offload => Self::Offload,
+        }
+    }
 }
 
 /// Sequences end to end with what each token should predict.
@@ -91,7 +106,7 @@ pub struct CausalLm {
     num_frozen: usize,
     adapters: Option<Adapters>,
     /// Weights whose place among the parameters is empty.
-    quantised: Quantised,
+    frozen: FrozenWeights,
     blocks: Vec<Block>,
     embed: ParamId,
     norm: ParamId,
@@ -186,7 +201,7 @@ impl CausalLm {
             parameters,
             num_frozen: 0,
             adapters: None,
-            quantised: Quantised::new(),
+            frozen: FrozenWeights::default(),
             device: device.clone(),
             dtype,
         })
@@ -199,7 +214,7 @@ impl CausalLm {
             parameters: self.parameters.clone(),
             num_frozen: self.num_frozen,
             adapters: self.adapters.as_ref().map(Adapters::copy).transpose()?,
-            quantised: self.quantised.clone(),
+            frozen: self.frozen.clone(),
             blocks: self.blocks.clone(),
             embed: self.embed,
             norm: self.norm,
@@ -314,6 +329,7 @@ impl CausalLm {
             kept.push(match recompute {
                 Recompute::None => Kept::All(Box::new(saved)),
                 Recompute::Block => Kept::Input(x),
+                Recompute::Offload => Kept::Input(x.to_device(&Device::Cpu)?),
             });
             x = y;
         }
@@ -323,7 +339,10 @@ impl CausalLm {
             let Some(kept) = kept.pop() else { break };
             let saved = match kept {
                 Kept::All(saved) => *saved,
-                Kept::Input(x) => block.forward(self, &x, &seqs, &places)?.1,
+                Kept::Input(x) => {
+                    let x = x.to_device(&self.device)?;
+                    block.forward(self, &x, &seqs, &places)?.1
+                }
             };
             dx = block.backward(self, saved, dx, &seqs, &places, grads)?;
         }
@@ -481,6 +500,7 @@ fn unit(seed: u64, stream: u64, i: u64) -> f64 {
 /// n numbers of a stream between `-most` and `most`.
 fn uniform(seed: u64, stream: u64, n: usize, most: f64) -> Vec<f32> {
     (0..n as u64)
+        .into_par_iter()
         .map(|i| (most * (2.0 * unit(seed, stream, i) - 1.0)) as f32)
         .collect()
 }
@@ -488,6 +508,7 @@ fn uniform(seed: u64, stream: u64, n: usize, most: f64) -> Vec<f32> {
 /// n normal numbers of a stream, by Box-Muller.
 fn normal(seed: u64, stream: u64, n: usize, std: f64) -> Vec<f32> {
     (0..n as u64)
+        .into_par_iter()
         .map(|i| {
             let (a, b) = (unit(seed, stream, 2 * i), unit(seed, stream, 2 * i + 1));
             let radius = (-2.0 * (1.0 - a).ln()).sqrt();

@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -29,12 +31,13 @@ pub fn load(
     device: &Device,
     dtype: DType,
 ) -> Result<Vec<Tensor>> {
-    load_each(folder, config, dtype, &mut |_, tensor| {
+    load_each(folder, config, dtype, &mut |_, tensor, _| {
         Ok(tensor.to_device(device)?)
     })
 }
 
-/// The same where `keep` decides what is kept of each, which is given to it on the CPU with its place in that order.
+/// The same where `keep` decides what is kept of each, which is given to it on the CPU with its place in that order, and as
+/// it lies in its file.
 ///
 /// # Errors
 /// As [`load`], and those of `keep`.
@@ -42,12 +45,12 @@ pub(super) fn load_each(
     folder: &Path,
     config: &ModelConfig,
     dtype: DType,
-    keep: &mut dyn FnMut(usize, Tensor) -> Result<Tensor>,
+    keep: &mut dyn FnMut(usize, Tensor, &Stored<'_>) -> Result<Tensor>,
 ) -> Result<Vec<Tensor>> {
     with_stored(folder, config, |all| {
         let kept = |(place, stored): (usize, &Stored<'_>)| {
             let tensor = convert(&stored.view, stored.view.shape(), dtype);
-            let kept = tensor.and_then(|tensor| keep(place, tensor));
+            let kept = tensor.and_then(|tensor| keep(place, tensor, stored));
             let kept = kept.map_err(|e| e.at(stored.place()))?;
             stored.forget();
             Ok(kept)
@@ -61,7 +64,7 @@ pub(super) struct Stored<'a> {
     pub name: String,
     pub view: TensorView<'a>,
     path: &'a Path,
-    mmap: &'a Mmap,
+    mmap: &'a Arc<Mmap>,
 }
 
 impl Stored<'_> {
@@ -73,6 +76,46 @@ impl Stored<'_> {
     /// It has been read; see [`forget`].
     pub fn forget(&self) {
         forget(self.mmap, self.view.data());
+    }
+
+    /// The same to be kept.
+    pub fn in_file(&self) -> Result<InFile> {
+        let start = self.view.data().as_ptr() as usize - self.mmap.as_ptr() as usize;
+        Ok(InFile {
+            mmap: self.mmap.clone(),
+            bytes: start..start + self.view.data().len(),
+            stored: stored_dtype(&self.view)?,
+            shape: self.view.shape().to_vec(),
+        })
+    }
+}
+
+/// A weight that stays in its file; its values were looked at when it was found.
+pub(super) struct InFile {
+    mmap: Arc<Mmap>,
+    bytes: Range<usize>,
+    stored: DType,
+    shape: Vec<usize>,
+}
+
+impl InFile {
+    /// Its values on a device; the pages of the file are let go again.
+    pub fn read(&self, device: &Device, dtype: DType) -> Result<Tensor> {
+        let data = &self.mmap[self.bytes.clone()];
+        let tensor = Tensor::from_raw_buffer(data, self.stored, &self.shape, &Device::Cpu)?;
+        forget(&self.mmap, data);
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    /// It will be read soon.
+    pub fn expect(&self) {
+        // that it did not work costs time
+        #[cfg(unix)]
+        let _ = self.mmap.advise_range(
+            memmap2::Advice::WillNeed,
+            self.bytes.start,
+            self.bytes.len(),
+        );
     }
 }
 
@@ -90,9 +133,9 @@ pub(super) fn with_stored<T>(
         listed,
         list,
     } = files(folder)?;
-    let maps: Vec<(PathBuf, Mmap)> = paths
+    let maps: Vec<(PathBuf, Arc<Mmap>)> = paths
         .into_iter()
-        .map(|path| map(&path).map(|m| (path, m)))
+        .map(|path| map(&path).map(|m| (path, Arc::new(m))))
         .collect::<Result<_>>()?;
     let mut places: HashMap<String, (usize, TensorView<'_>)> = HashMap::new();
     for (i, (path, mmap)) in maps.iter().enumerate() {

@@ -1,17 +1,23 @@
 //! Operations of decoding, one token a sequence: a row's result depends on that row only, bit for bit.
 //!
-//! f32 tensors in the memory of the CPU go through the kernels of `decode_cpu` and `decode_attention_cpu`; everything else through the portable forms
-//! here, composed of candle's operations.
+//! f32 and bf16 tensors in the memory of the CPU go through the kernels of `decode_cpu` and `decode_attention_cpu`, on a CUDA
+//! device through those of `decode_gpu`; everything else through the portable forms here, composed of candle's operations.
 
 use super::decode_attention_cpu::{self, CacheShape};
+use super::decode_gpu;
+use super::element::{Element, with_element};
+use super::gpu::Gpu;
 use super::{Projection, cpu, decode_cpu, plain};
 use crate::Result;
 use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Tensor};
+use std::marker::PhantomData;
 
 /// `y = x w^T + b` for each weight and bias, row by row. x: `[B, I]`, w: `[O, I]` -> `[B, O]` each.
 pub fn linears(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
     match fast_linears(x, weights)? {
         Some(ys) => Ok(ys),
+        // a row's last bits may depend on the others there, in exchange for one product instead of many
+        None if Gpu::of(x).is_some() => super::linears(x, weights),
         None => weights
             .iter()
             .map(|&(w, b)| linear_portable(x, w, b))
@@ -19,7 +25,7 @@ pub fn linears(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
     }
 }
 
-/// [`linears`] of many rows, the tokens of a prompt. On the CPU in f32 a row's result is the same as in [`linears`];
+/// [`linears`] of many rows, the tokens of a prompt. On the CPU in f32 or bf16 a row's result is the same as in [`linears`];
 /// elsewhere it may differ in the last bits.
 pub fn linears_of_prompt(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tensor>> {
     match fast_linears(x, weights)? {
@@ -29,34 +35,51 @@ pub fn linears_of_prompt(x: &Tensor, weights: &[Projection]) -> Result<Vec<Tenso
 }
 
 fn fast_linears(x: &Tensor, weights: &[Projection]) -> Result<Option<Vec<Tensor>>> {
+    with_element!(x, E => return linears_on_cpu::<E, E>(x, weights));
+    Ok(None)
+}
+
+fn linears_on_cpu<E: Element, Y: Element>(
+    x: &Tensor,
+    weights: &[Projection],
+) -> Result<Option<Vec<Tensor>>> {
     let (num_rows, num_in) = x.dims2()?;
-    let Some(xs) = cpu::values(x) else {
+    let Some(xs) = cpu::values::<E>(x) else {
         return Ok(None);
     };
     let mut held = Vec::with_capacity(weights.len());
     for (w, b) in weights {
         let (num_out, w_in) = w.dims2()?;
-        let bias = b.map(cpu::values);
+        let bias = b.map(cpu::values::<E>);
         let fits = num_in > 0 && w_in == num_in && b.is_none_or(|b| b.dims() == [num_out]);
-        match (cpu::values(w), bias) {
+        match (cpu::values::<E>(w), bias) {
             (Some(w), None) if fits => held.push((w, None)),
             (Some(w), Some(Some(bias))) if fits => held.push((w, Some(bias))),
             _ => return Ok(None),
         }
     }
-    let projections: Vec<decode_cpu::Projection> = held
+    let projections: Vec<decode_cpu::Projection<E>> = held
         .iter()
         .map(|(w, bias)| decode_cpu::Projection {
             w,
             bias: bias.as_deref(),
         })
         .collect();
-    let ys = decode_cpu::linears(&xs, &projections, num_in);
+    let ys = decode_cpu::linears::<E, Y>(&xs, &projections, num_in);
     ys.into_iter()
         .zip(weights)
         .map(|(y, (w, _))| cpu::tensor(y, (num_rows, w.dim(0)?)))
         .collect::<Result<_>>()
         .map(Some)
+}
+
+/// `y = x w^T` in f32, not rounded to the type of the weights. x: `[B, C]`, w: `[V, C]` -> `[B, V]`
+pub fn logits(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    with_element!(x, E => if let Some(ys) = linears_on_cpu::<E, f32>(x, &[(w, None)])? {
+        return Ok(Tensor::cat(&ys, 0)?);
+    });
+    let ys = linears(x, &[(w, None)])?;
+    Ok(Tensor::cat(&ys, 0)?.to_dtype(DType::F32)?)
 }
 
 fn linear_portable(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
@@ -68,19 +91,26 @@ fn linear_portable(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor>
 
 /// `cache[slots[t], :, positions[t], :] = x[t]`. cache: `[S, K, P, D]`, x: `[T, K, D]`.
 pub fn append(cache: &Tensor, x: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
-    if cpu::values(cache).is_some() && cpu::values(x).is_some() {
-        return Ok(cache.inplace_op2(x, &Append { slots, positions })?);
+    if let Some(gpu) = Gpu::of(cache)
+        && decode_gpu::appends(&gpu, cache, x, slots, positions)?
+    {
+        return decode_gpu::append(&gpu, cache, x, slots, positions);
     }
+    with_element!(cache, E => if cpu::values::<E>(cache).is_some() && cpu::values::<E>(x).is_some() {
+        let append = Append { slots, positions, element: PhantomData::<E> };
+        return Ok(cache.inplace_op2(x, &append)?);
+    });
     append_portable(cache, x, slots, positions)
 }
 
 /// [`append`] in the cache's own memory.
-struct Append<'a> {
+struct Append<'a, E> {
     slots: &'a [u32],
     positions: &'a [u32],
+    element: PhantomData<E>,
 }
 
-impl InplaceOp2 for Append<'_> {
+impl<E: Element> InplaceOp2 for Append<'_, E> {
     fn name(&self) -> &'static str {
         "append-to-cache"
     }
@@ -113,10 +143,10 @@ impl InplaceOp2 for Append<'_> {
                 cache_layout.shape()
             )
         }
-        let CpuStorage::F32(cache) = cache else {
-            candle_core::bail!("append-to-cache: not f32")
+        let (Some(cache), Some(x)) = (E::slice_mut(cache), E::slice(x)) else {
+            candle_core::bail!("append-to-cache: another type")
         };
-        let rows = x.as_slice::<f32>()?[x_start..].chunks_exact(d);
+        let rows = x[x_start..].chunks_exact(d);
         for (row, x) in rows.take(t * k).enumerate() {
             let (slot, position) = (
                 self.slots[row / k] as usize,
@@ -164,29 +194,28 @@ pub fn attention(
         && (slots.len(), lens.len()) == (b, b)
         && slots.iter().all(|&slot| (slot as usize) < s)
         && lens.iter().all(|&len| (1..=p).contains(&(len as usize)));
-    if let (true, Some(q_data), Some(keys), Some(values)) = (
-        fits,
-        cpu::values(q),
-        cpu::values(k_cache),
-        cpu::values(v_cache),
-    ) {
-        let shape = CacheShape {
-            num_heads: h,
-            num_kv_heads: k,
-            num_positions: p,
-            head_dim: d,
-        };
-        let o = decode_attention_cpu::attention(
-            &q_data,
-            &keys,
-            &values,
-            shape,
-            slots,
-            lens,
-            scale as f32,
-        );
-        return Ok(Tensor::from_vec(o, (b, h, d), q.device())?);
+    if let Some(gpu) = Gpu::of(q)
+        && fits
+        && decode_gpu::attends(&gpu, q, k_cache, v_cache)
+    {
+        return decode_gpu::attention(&gpu, q, k_cache, v_cache, slots, lens, scale);
     }
+    let shape = CacheShape {
+        num_heads: h,
+        num_kv_heads: k,
+        num_positions: p,
+        head_dim: d,
+    };
+    with_element!(q, E => if let (true, Some(qs), Some(keys), Some(values)) = (
+        fits,
+        cpu::values::<E>(q),
+        cpu::values::<E>(k_cache),
+        cpu::values::<E>(v_cache),
+    ) {
+        let scale = scale as f32;
+        let o = decode_attention_cpu::attention(&qs, &keys, &values, shape, slots, lens, scale);
+        return cpu::tensor(o, (b, h, d));
+    });
     attention_portable(q, k_cache, v_cache, slots, lens, scale)
 }
 

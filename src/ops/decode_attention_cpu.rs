@@ -1,4 +1,4 @@
-//! Attention of one new token a sequence over its cached keys and values, f32 on the CPU.
+//! Attention of one new token a sequence over its cached keys and values, f32 or bf16 on the CPU; sums are f32.
 //!
 //! Sums are made in the same order whatever else is decoded beside a sequence.
 //!
@@ -6,6 +6,8 @@
 
 use rayon::prelude::*;
 
+use super::cpu::unwritten;
+use super::element::Element;
 use super::vector::{LANES, dot, exp, max_of, reduce, vectorised};
 
 /// How the caches of [`attention`] lie in memory.
@@ -19,15 +21,15 @@ pub(super) struct CacheShape {
 
 /// Attention of one query a sequence over the first `lens[b]` positions of its slot. q: `[B, H, D]`, caches
 /// `[S, K, P, D]` -> `[B, H, D]`.
-pub(super) fn attention(
-    q: &[f32],
-    k_cache: &[f32],
-    v_cache: &[f32],
+pub(super) fn attention<E: Element>(
+    q: &[E],
+    k_cache: &[E],
+    v_cache: &[E],
     shape: CacheShape,
     slots: &[u32],
     lens: &[u32],
     scale: f32,
-) -> Vec<f32> {
+) -> Vec<E> {
     let CacheShape {
         num_heads,
         num_kv_heads,
@@ -35,26 +37,29 @@ pub(super) fn attention(
         head_dim,
     } = shape;
     let per_kv = num_heads / num_kv_heads * head_dim;
-    let mut o = vec![0.0; q.len()];
+    let mut o: Vec<E> = unwritten(q.len());
     let tasks = o
         .par_chunks_mut(per_kv)
         .zip(q.par_chunks(per_kv))
         .enumerate();
-    tasks.for_each_init(Vec::new, |scores, (task, (o, q))| {
+    let scratch = || (Vec::new(), vec![0.0; per_kv], vec![0.0; per_kv]);
+    tasks.for_each_init(scratch, |(scores, wide_q, wide_o), (task, (o, q))| {
         let (b, kv) = (task / num_kv_heads, task % num_kv_heads);
         let start = (slots[b] as usize * num_kv_heads + kv) * num_positions * head_dim;
         let held = start..start + lens[b] as usize * head_dim;
         let (k, v) = (&k_cache[held.clone()], &v_cache[held]);
-        attend(q, k, v, head_dim, scale, scores, o);
+        wide_q.iter_mut().zip(q).for_each(|(to, q)| *to = q.wide());
+        attend(wide_q, k, v, head_dim, scale, scores, wide_o);
+        o.iter_mut().zip(wide_o).for_each(|(to, o)| *to = E::of(*o));
     });
     o
 }
 
 /// The queries of one key/value head. q, o: `[G, D]`, k, v: `[L, D]`.
-fn attend(
+fn attend<E: Element>(
     q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    k: &[E],
+    v: &[E],
     head_dim: usize,
     scale: f32,
     scores: &mut Vec<f32>,
@@ -66,10 +71,10 @@ fn attend(
         unsafe {
             match head_dim / LANES {
                 _ if !head_dim.is_multiple_of(LANES) => {}
-                1 => return attend_avx512::<1, 4>(q, k, v, scale, scores, o),
-                2 => return attend_avx512::<2, 4>(q, k, v, scale, scores, o),
-                4 => return attend_avx512::<4, 4>(q, k, v, scale, scores, o),
-                8 => return attend_avx512::<8, 2>(q, k, v, scale, scores, o),
+                1 => return attend_avx512::<E, 1, 4>(q, k, v, scale, scores, o),
+                2 => return attend_avx512::<E, 2, 4>(q, k, v, scale, scores, o),
+                4 => return attend_avx512::<E, 4, 4>(q, k, v, scale, scores, o),
+                8 => return attend_avx512::<E, 8, 2>(q, k, v, scale, scores, o),
                 _ => {}
             }
         }
@@ -79,7 +84,7 @@ fn attend(
 
 vectorised! {
     /// [`attend`] for any head dim and processor.
-    fn attend_any(q: &[f32], k: &[f32], v: &[f32], head_dim: usize, scale: f32, scores: &mut Vec<f32>, o: &mut [f32]) {
+    fn attend_any<E: Element>(q: &[f32], k: &[E], v: &[E], head_dim: usize, scale: f32, scores: &mut Vec<f32>, o: &mut [f32]) {
         let len = k.len() / head_dim;
         scores.clear();
         scores.resize(q.len() / head_dim * len, 0.0);
@@ -99,7 +104,7 @@ vectorised! {
             for (g, o) in o.chunks_exact_mut(head_dim).enumerate() {
                 let p = scores[g * len + t];
                 for (o, v) in o.iter_mut().zip(v) {
-                    *o += p * v;
+                    *o += p * v.wide();
                 }
             }
         }
@@ -129,10 +134,10 @@ fn exp_and_sum(scores: &mut [f32]) -> f32 {
 /// [`attend`] where D is CHUNKS registers; the values are weighted for HEADS heads at once.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
-fn attend_avx512<const CHUNKS: usize, const HEADS: usize>(
+fn attend_avx512<E: Element, const CHUNKS: usize, const HEADS: usize>(
     q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    k: &[E],
+    v: &[E],
     scale: f32,
     scores: &mut Vec<f32>,
     o: &mut [f32],
@@ -149,7 +154,7 @@ fn attend_avx512<const CHUNKS: usize, const HEADS: usize>(
             // SAFETY: rows start..len of k, and LANES scores from start on, are there
             unsafe {
                 let dots =
-                    dots::<CHUNKS>(q.as_ptr(), k.as_ptr().add(start * head_dim), len - start);
+                    dots::<E, CHUNKS>(q.as_ptr(), k.as_ptr().add(start * head_dim), len - start);
                 let dots = _mm512_mul_ps(dots, _mm512_set1_ps(scale));
                 _mm512_storeu_ps(scores.as_mut_ptr().add(g * row + start), dots);
             }
@@ -165,11 +170,30 @@ fn attend_avx512<const CHUNKS: usize, const HEADS: usize>(
             *scale = 1.0 / exp_and_sum(&mut scores[at..at + len]);
         }
         if heads == HEADS {
-            weighted_values::<CHUNKS, HEADS>(&scores[g * row..], row, v, scale, o);
+            weighted_values::<E, CHUNKS, HEADS>(&scores[g * row..], row, v, scale, o);
         } else {
-            weighted_values::<CHUNKS, 1>(&scores[g * row..], row, v, [scale[0]], o);
+            weighted_values::<E, CHUNKS, 1>(&scores[g * row..], row, v, [scale[0]], o);
         }
         g += heads;
+    }
+}
+
+/// LANES values in f32.
+///
+/// # Safety
+/// They must be there.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load<E: Element>(from: *const E) -> std::arch::x86_64::__m512 {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's
+    unsafe {
+        if E::IS_F32 {
+            return _mm512_loadu_ps(from.cast());
+        }
+        let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
     }
 }
 
@@ -180,9 +204,9 @@ fn attend_avx512<const CHUNKS: usize, const HEADS: usize>(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn dots<const CHUNKS: usize>(
+unsafe fn dots<E: Element, const CHUNKS: usize>(
     q: *const f32,
-    k: *const f32,
+    k: *const E,
     num_rows: usize,
 ) -> std::arch::x86_64::__m512 {
     use std::arch::x86_64::*;
@@ -194,7 +218,7 @@ unsafe fn dots<const CHUNKS: usize>(
             // SAFETY: a row that is there, and D = CHUNKS * LANES
             unsafe {
                 let q = _mm512_loadu_ps(q.add(c * LANES));
-                *acc = _mm512_fmadd_ps(q, _mm512_loadu_ps(k.add(c * LANES)), *acc);
+                *acc = _mm512_fmadd_ps(q, load(k.add(c * LANES)), *acc);
             }
         }
     }
@@ -226,10 +250,10 @@ unsafe fn dots<const CHUNKS: usize>(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn weighted_values<const CHUNKS: usize, const HEADS: usize>(
+fn weighted_values<E: Element, const CHUNKS: usize, const HEADS: usize>(
     p: &[f32],
     row: usize,
-    v: &[f32],
+    v: &[E],
     scale: [f32; HEADS],
     o: &mut [f32],
 ) {
@@ -242,7 +266,7 @@ fn weighted_values<const CHUNKS: usize, const HEADS: usize>(
         let mut value = [_mm512_setzero_ps(); CHUNKS];
         for (c, value) in value.iter_mut().enumerate() {
             // SAFETY: t < L and c < CHUNKS
-            *value = unsafe { _mm512_loadu_ps(v.as_ptr().add(t * head_dim + c * LANES)) };
+            *value = unsafe { load(v.as_ptr().add(t * head_dim + c * LANES)) };
         }
         for (g, acc) in acc.iter_mut().enumerate() {
             // SAFETY: g < HEADS and t < L, as asserted

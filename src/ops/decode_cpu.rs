@@ -1,14 +1,17 @@
-//! The CPU kernels of decoding, f32: one token a sequence, up to a few dozen sequences.
+//! The CPU kernels of decoding, f32 or bf16 with sums in f32: one token a sequence, up to a few dozen sequences.
 //!
 //! Such a step reads every weight once and does little with it, so the kernels are laid out to read weights in order and
 //! only once. A row's sums are made in the same order whatever the other rows are: the result is the same, bit for bit, in
 //! every batch. Attention over the cache is in `decode_attention_cpu`.
+//!
+//! Pairs: processors with AVX-512-BF16 take two inputs at a time in bf16, in the same order for every row.
 //!
 //! Letters: B rows (sequences, or tokens of a prompt), I inputs, O outputs.
 
 use rayon::prelude::*;
 
 use super::cpu::{Shared, unwritten};
+use super::element::Element;
 use super::vector::{LANES, vectorised};
 
 /// Rows of weights that are worked on together: as many independent sums as hide the latency of one.
@@ -18,9 +21,9 @@ const BLOCK_GROUPS: usize = 8;
 
 /// A weight `[O, I]` and its bias `[O]`.
 #[derive(Clone, Copy)]
-pub(super) struct Projection<'a> {
-    pub w: &'a [f32],
-    pub bias: Option<&'a [f32]>,
+pub(super) struct Projection<'a, E> {
+    pub w: &'a [E],
+    pub bias: Option<&'a [E]>,
 }
 
 /// Outputs `from..to` of one of the weights.
@@ -34,12 +37,16 @@ struct Task {
 ///
 /// LANES rows of x are turned on their side, `[I, LANES]`: each weight is then multiplied into all of them at once, and
 /// no sum has to be gathered from the lanes of a register. Each sum is made in order of I, whatever B is.
-pub(super) fn linears(x: &[f32], weights: &[Projection], num_in: usize) -> Vec<Vec<f32>> {
+pub(super) fn linears<E: Element, Y: Element>(
+    x: &[E],
+    weights: &[Projection<E>],
+    num_in: usize,
+) -> Vec<Vec<Y>> {
     let num_rows = x.len() / num_in;
-    let sides = on_their_side(x, num_in);
+    let Sides { sides, depth } = Sides::of(x, num_in);
     let num_outs: Vec<usize> = weights.iter().map(|p| p.w.len() / num_in).collect();
-    let mut ys: Vec<Vec<f32>> = num_outs.iter().map(|o| unwritten(num_rows * o)).collect();
-    let outs: Vec<Shared> = ys.iter_mut().map(|y| Shared(y.as_mut_ptr())).collect();
+    let mut ys: Vec<Vec<Y>> = num_outs.iter().map(|o| unwritten(num_rows * o)).collect();
+    let outs: Vec<Shared<Y>> = ys.iter_mut().map(|y| Shared(y.as_mut_ptr())).collect();
     // a few tasks a thread, of whole tiles
     let per_task = num_outs
         .iter()
@@ -61,28 +68,22 @@ pub(super) fn linears(x: &[f32], weights: &[Projection], num_in: usize) -> Vec<V
         let write = |sums: &[[f32; LANES]], group: usize, o: usize| {
             for lane in 0..LANES.min(num_rows - group * LANES) {
                 for (r, sums) in sums.iter().enumerate() {
-                    let value = sums[lane] + bias.map_or(0.0, |bias| bias[o + r]);
+                    let value = sums[lane] + bias.map_or(0.0, |bias| bias[o + r].wide());
                     // SAFETY: row < B and o + r < O; these outputs belong to this task only
-                    unsafe { *y.add((group * LANES + lane) * num_out + o + r) = value };
+                    unsafe { *y.add((group * LANES + lane) * num_out + o + r) = Y::of(value) };
                 }
             }
         };
-        for (block, sides) in sides.chunks(BLOCK_GROUPS * num_in * LANES).enumerate() {
+        for (block, sides) in sides.chunks(BLOCK_GROUPS * depth * LANES).enumerate() {
             let mut o = task.from;
             while o < task.to {
                 let height = if o + TILE <= task.to { TILE } else { 1 };
                 let tile = &w[o * num_in..(o + height) * num_in];
-                for (pair, sides) in sides.chunks(2 * num_in * LANES).enumerate() {
+                for (pair, sides) in sides.chunks(2 * depth * LANES).enumerate() {
                     let group = block * BLOCK_GROUPS + 2 * pair;
                     let mut sums = [[[0.0; LANES]; TILE]; 2];
-                    if height == TILE {
-                        tile_sums(sides, tile, &mut sums);
-                    } else {
-                        for (side, sums) in sides.chunks(num_in * LANES).zip(&mut sums) {
-                            row_sums(side, tile, &mut sums[0]);
-                        }
-                    }
-                    for (i, sums) in sums.iter().take(sides.len() / (num_in * LANES)).enumerate() {
+                    tile_sums(sides, depth, tile, num_in, &mut sums);
+                    for (i, sums) in sums.iter().take(sides.len() / (depth * LANES)).enumerate() {
                         write(&sums[..height], group + i, o);
                     }
                 }
@@ -95,6 +96,46 @@ pub(super) fn linears(x: &[f32], weights: &[Projection], num_in: usize) -> Vec<V
         tasks => tasks.par_iter().for_each(work),
     }
     ys
+}
+
+/// Rows of x on their side: a lane holds one input of a row in f32, or the bits of two in bf16.
+struct Sides {
+    /// `[B / LANES, depth, LANES]`
+    sides: Vec<f32>,
+    /// I, or the number of pairs.
+    depth: usize,
+}
+
+/// Whether inputs are taken in pairs.
+fn in_pairs<E: Element>() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if !E::IS_F32 && super::dpbf16::is_available() {
+        return true;
+    }
+    false
+}
+
+impl Sides {
+    fn of<E: Element>(x: &[E], num_in: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if in_pairs::<E>() {
+            let sides = super::dpbf16::turned_pairs(x, num_in);
+            let depth = num_in.div_ceil(2);
+            return Self { sides, depth };
+        }
+        let wide: Vec<f32>;
+        let x = match E::IS_F32 {
+            true => bytemuck::cast_slice(x),
+            false => {
+                wide = x.iter().map(|x| x.wide()).collect();
+                &wide
+            }
+        };
+        Self {
+            sides: on_their_side(x, num_in),
+            depth: num_in,
+        }
+    }
 }
 
 /// x `[B, I]` -> `[B / LANES, I, LANES]`, zeros where there are no rows.
@@ -173,24 +214,96 @@ unsafe fn transpose_avx512(rows: [*const f32; LANES], to: *mut f32) {
     }
 }
 
-/// `sums[g][r][lane] = sum_i side[g][i][lane] * w[r][i]` of one or two groups, each sum in order of i.
-fn tile_sums(sides: &[f32], w: &[f32], sums: &mut [[[f32; LANES]; TILE]; 2]) {
-    let num_in = w.len() / TILE;
+/// `sums[g][r][lane] = sum_i side[g][i][lane] * w[r][i]` of one or two groups and one or TILE rows, each sum in order of i.
+fn tile_sums<E: Element>(
+    sides: &[f32],
+    depth: usize,
+    w: &[E],
+    num_in: usize,
+    sums: &mut [[[f32; LANES]; TILE]; 2],
+) {
+    let [first, second] = &mut *sums;
+    let (two, whole) = (sides.len() == 2 * depth * LANES, w.len() == TILE * num_in);
     #[cfg(target_arch = "x86_64")]
-    if super::vector::has_avx512() {
-        let [first, second] = sums;
+    if in_pairs::<E>() {
         // SAFETY: the features were found a line above
         return unsafe {
-            if sides.len() == 2 * num_in * LANES {
-                tile_sums_avx512(sides, w, [first, second]);
-            } else {
-                tile_sums_avx512(sides, w, [first]);
+            match (two, whole) {
+                (true, true) => tile_sums_pairs::<E, 2, TILE>(sides, w, [first, second]),
+                (true, false) => tile_sums_pairs::<E, 2, 1>(sides, w, [first, second]),
+                (false, true) => tile_sums_pairs::<E, 1, TILE>(sides, w, [first]),
+                (false, false) => tile_sums_pairs::<E, 1, 1>(sides, w, [first]),
+            }
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if E::IS_F32 && whole && super::vector::has_avx512() {
+        let w = bytemuck::cast_slice(w);
+        // SAFETY: the features were found a line above
+        return unsafe {
+            match two {
+                true => tile_sums_avx512(sides, w, [first, second]),
+                false => tile_sums_avx512(sides, w, [first]),
             }
         };
     }
     for (side, sums) in sides.chunks_exact(num_in * LANES).zip(sums) {
         for (w, sums) in w.chunks_exact(num_in).zip(sums) {
             row_sums(side, w, sums);
+        }
+    }
+}
+
+/// [`tile_sums`] of HEIGHT rows of bf16 in pairs.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn tile_sums_pairs<E: Element, const GROUPS: usize, const HEIGHT: usize>(
+    sides: &[f32],
+    w: &[E],
+    sums: [&mut [[f32; LANES]; TILE]; GROUPS],
+) {
+    use std::arch::x86_64::*;
+    use std::mem::transmute;
+    let num_in = w.len() / HEIGHT;
+    let depth = num_in.div_ceil(2);
+    let fits = sides.len() == GROUPS * depth * LANES && w.len() == num_in * HEIGHT;
+    assert!(fits && !E::IS_F32);
+    let (sides, w) = (sides.as_ptr(), w.as_ptr().cast::<u16>());
+    let mut acc = [[_mm512_setzero_ps(); HEIGHT]; GROUPS];
+    let mut add = |i: usize, pairs: [i32; HEIGHT]| {
+        for (g, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: i < depth, and the length was asserted
+            let x = unsafe { _mm512_loadu_si512(sides.add((g * depth + i) * LANES).cast()) };
+            for (acc, pair) in acc.iter_mut().zip(pairs) {
+                // SAFETY: the same bits as pairs of bf16
+                *acc = unsafe {
+                    let pair = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair));
+                    _mm512_dpbf16_ps(*acc, transmute::<__m512i, __m512bh>(x), pair)
+                };
+            }
+        }
+    };
+    let whole = num_in / 2;
+    for start in (0..whole).step_by(LANES) {
+        for r in 0..HEIGHT {
+            // one cache line of each row of the next tile; past the end nothing happens
+            _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add((HEIGHT + r) * num_in + 2 * start).cast());
+        }
+        for i in start..whole.min(start + LANES) {
+            // SAFETY: r < HEIGHT and 2 i + 1 < I
+            let pair = |r| unsafe { w.add(r * num_in + 2 * i).cast::<i32>().read_unaligned() };
+            add(i, std::array::from_fn(pair));
+        }
+    }
+    if whole < depth {
+        // SAFETY: r < HEIGHT, and the last value of a row
+        let last = |r| unsafe { i32::from(*w.add(r * num_in + num_in - 1)) };
+        add(whole, std::array::from_fn(last));
+    }
+    for (sums, acc) in sums.into_iter().zip(acc) {
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            // SAFETY: LANES values
+            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), acc) };
         }
     }
 }
@@ -237,11 +350,11 @@ fn tile_sums_avx512<const GROUPS: usize>(
 
 vectorised! {
     /// The same for one row of weights and one group.
-    fn row_sums(side: &[f32], w: &[f32], sums: &mut [f32; LANES]) {
+    fn row_sums<E: Element>(side: &[f32], w: &[E], sums: &mut [f32; LANES]) {
         let mut acc = [0.0f32; LANES];
         for (x, &w) in side.as_chunks::<LANES>().0.iter().zip(w) {
             for l in 0..LANES {
-                acc[l] = x[l].mul_add(w, acc[l]);
+                acc[l] = x[l].mul_add(w.wide(), acc[l]);
             }
         }
         *sums = acc;

@@ -1,7 +1,9 @@
 //! One f32 gradient a trained parameter, accumulated over the micro-batches of a step.
 
 use super::cpu::{self, Dst, Matrix, gemm, unwritten};
-use super::{plain, rows_cpu};
+use super::element::{Element, with_element};
+use super::gpu::{Gpu, Operand};
+use super::{optim_gpu, plain, rows_cpu, rows_gpu};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -73,7 +75,12 @@ impl Gradients {
                 self.shapes[id.0]
             )));
         }
-        if let (Some(slot), Some(values)) = (&self.slots[id.0], cpu::values(&t))
+        if let (Some(gpu), Some(slot)) = (Gpu::of(&t), &self.slots[id.0])
+            && rows_gpu::add(&gpu, slot, &t)?
+        {
+            return Ok(());
+        }
+        if let (Some(slot), Some(values)) = (&self.slots[id.0], cpu::values::<f32>(&t))
             && cpu::modify(slot, |sum| rows_cpu::add(sum, &values))?
         {
             return Ok(());
@@ -91,32 +98,18 @@ impl Gradients {
             return Ok(());
         }
         let ((t, o), (x_t, i)) = (dy.dims2()?, x.dims2()?);
-        if let (Some(ds), Some(xs)) = (cpu::values(dy), cpu::values(x))
+        if let Some(gpu) = Gpu::of(dy)
             && t == x_t
+            && dy.dtype() == x.dtype()
             && self.shapes[id.0] == [o, i]
         {
-            let product = |dst: &mut [f32], into| {
-                gemm(
-                    (o, i, t),
-                    dst,
-                    i,
-                    into,
-                    Matrix::rows(&ds, o).t(),
-                    Matrix::rows(&xs, i),
-                    1.0,
-                    true,
-                );
-            };
-            if let Some(slot) = &self.slots[id.0] {
-                if cpu::modify(slot, |sum| product(sum, Dst::Add))? {
-                    return Ok(());
-                }
-            } else {
-                let mut first = unwritten(o * i);
-                product(&mut first, Dst::Overwrite);
-                self.slots[id.0] = Some(cpu::tensor(first, (o, i))?);
+            let (dy, x) = (gpu.readable(dy)?, gpu.readable(x)?);
+            return self.add_gemm(&gpu, id, t, Operand::rows(&dy, o).t(), Operand::rows(&x, i));
+        }
+        if t == x_t && self.shapes[id.0] == [o, i] {
+            with_element!(dy, E => if self.add_matmul_on_cpu::<E>(id, dy, x, (o, i, t))? {
                 return Ok(());
-            }
+            });
         }
         let wide = |t: &Tensor| -> Result<Tensor> {
             Ok(match t.dtype() {
@@ -125,6 +118,63 @@ impl Gradients {
             })
         };
         self.add(id, &plain::matmul(&wide(dy)?.t()?, &wide(x)?)?)
+    }
+
+    /// [`Self::add_matmul`] where all is on the CPU and of this type; `false` elsewhere.
+    fn add_matmul_on_cpu<E: Element>(
+        &mut self,
+        id: ParamId,
+        dy: &Tensor,
+        x: &Tensor,
+        (o, i, t): (usize, usize, usize),
+    ) -> Result<bool> {
+        let (Some(ds), Some(xs)) = (cpu::values::<E>(dy), cpu::values::<E>(x)) else {
+            return Ok(false);
+        };
+        let product = |dst: &mut [f32], into| {
+            gemm(
+                (o, i, t),
+                dst,
+                i,
+                into,
+                Matrix::rows(&ds, o).t(),
+                Matrix::rows(&xs, i),
+                1.0,
+                true,
+            );
+        };
+        if let Some(slot) = &self.slots[id.0] {
+            return cpu::modify(slot, |sum| product(sum, Dst::Add));
+        }
+        let mut first = unwritten(o * i);
+        product(&mut first, Dst::Overwrite);
+        self.slots[id.0] = Some(cpu::tensor(first, (o, i))?);
+        Ok(true)
+    }
+
+    /// `slot += a b` for operands of `[O, k]` and `[k, I]` on a GPU, whatever their dtype.
+    pub(super) fn add_gemm(
+        &mut self,
+        gpu: &Gpu,
+        id: ParamId,
+        k: usize,
+        a: Operand,
+        b: Operand,
+    ) -> Result<()> {
+        if !self.is_trained(id) {
+            return Ok(());
+        }
+        let &[o, i] = self.shapes[id.0].as_slice() else {
+            return Err(Error::input(format!("parameter {} is no matrix", id.0)));
+        };
+        let add = self.slots[id.0].is_some();
+        let slot = match &self.slots[id.0] {
+            Some(slot) => slot.clone(),
+            None => gpu.empty((o, i), DType::F32)?,
+        };
+        gpu.gemm((o, i, k), a, b, (&slot, i), add)?;
+        self.slots[id.0] = Some(slot);
+        Ok(())
     }
 
     /// `slot[ids[t]] += dy[t]`. dy: `[T, C]`, slot: `[V, C]`.
@@ -142,17 +192,26 @@ impl Gradients {
                 id.0
             )));
         }
-        if let Some(ds) = cpu::values(dy) {
+        if let Some(gpu) = Gpu::of(dy) {
+            let slot = match &self.slots[id.0] {
+                Some(slot) => slot.clone(),
+                None => gpu.zeros(self.shapes[id.0].as_slice(), DType::F32)?,
+            };
+            rows_gpu::add_rows(&gpu, &slot, ids, dy)?;
+            self.slots[id.0] = Some(slot);
+            return Ok(());
+        }
+        with_element!(dy, E => if let Some(ds) = cpu::values::<E>(dy) {
             let done = self.modify(id, |sum| {
                 for (&row, d) in ids.iter().zip(ds.chunks_exact(c)) {
                     let at = row as usize * c;
-                    sum[at..at + c].iter_mut().zip(d).for_each(|(s, d)| *s += d);
+                    sum[at..at + c].iter_mut().zip(d).for_each(|(s, d)| *s += d.wide());
                 }
             })?;
             if done {
                 return Ok(());
             }
-        }
+        });
         let dtype = if dy.dtype() == DType::F64 {
             DType::F64
         } else {
@@ -203,8 +262,14 @@ impl Gradients {
 
     /// Sum of the squares of all gradients.
     pub fn sum_squares(&self) -> Result<f64> {
+        let slots: Vec<&Tensor> = self.slots.iter().flatten().collect();
+        if let Some(gpu) = slots.first().and_then(|slot| Gpu::of(slot))
+            && slots.iter().all(|slot| slot.dtype() == DType::F32)
+        {
+            return optim_gpu::sum_squares(&gpu, &slots);
+        }
         let mut sum = 0.0;
-        for slot in self.slots.iter().flatten() {
+        for slot in slots {
             if let Some(values) = cpu::values(slot) {
                 sum += rows_cpu::sum_squares(&values);
                 continue;

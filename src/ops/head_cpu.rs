@@ -1,6 +1,8 @@
-//! The language-model head and its loss over f32 slices: logits exist for a chunk of rows at a time, in one buffer.
+//! The language-model head and its loss over f32 or bf16 slices: logits, always f32, exist for a chunk of rows at a
+//! time, in one buffer.
 
 use super::cpu::{Dst, Matrix, gemm, unwritten};
+use super::element::Element;
 use super::vector::{LANES, exp, max_of, reduce, vectorised};
 use super::{CoefsFn, TokenStats};
 use crate::Result;
@@ -103,7 +105,7 @@ fn stats_of_row(row: &[f32], target: usize) -> RowStats {
 }
 
 /// Log-probabilities of targets and entropies. h: rows of c, w: V rows of c.
-pub(super) fn stats(h: &[f32], w: &[f32], c: usize, targets: &[u32]) -> TokenStats {
+pub(super) fn stats<E: Element>(h: &[E], w: &[E], c: usize, targets: &[u32]) -> TokenStats {
     let vocab = w.len() / c;
     let rows = rows_of_chunk(vocab);
     let mut logits = unwritten(rows.min(targets.len()) * vocab);
@@ -118,7 +120,7 @@ pub(super) fn stats(h: &[f32], w: &[f32], c: usize, targets: &[u32]) -> TokenSta
     all
 }
 
-fn logits_of(h: &[f32], w: &[f32], c: usize, logits: &mut [f32]) {
+fn logits_of<E: Element>(h: &[E], w: &[E], c: usize, logits: &mut [f32]) {
     let vocab = w.len() / c;
     gemm(
         (h.len() / c, vocab, c),
@@ -142,14 +144,14 @@ fn rows_stats(logits: &[f32], vocab: usize, targets: &[u32]) -> Vec<RowStats> {
 
 /// [`stats`] and dh of `sum_t coef[t] * logp[t]`, where `coefs` makes a chunk's coefficients of its log-probabilities; dw,
 /// where the weight is trained, is added to.
-pub(super) fn policy_backward(
-    h: &[f32],
-    w: &[f32],
+pub(super) fn policy_backward<E: Element>(
+    h: &[E],
+    w: &[E],
     c: usize,
     targets: &[u32],
     coefs: CoefsFn,
     mut dw: Option<&mut [f32]>,
-) -> Result<(TokenStats, Vec<f32>)> {
+) -> Result<(TokenStats, Vec<E>)> {
     let vocab = w.len() / c;
     let rows = rows_of_chunk(vocab);
     let mut logits = unwritten(rows.min(targets.len()) * vocab);
@@ -180,12 +182,12 @@ pub(super) fn policy_backward(
 }
 
 /// `dh = dlogits w`, `dw += dlogits^T h`.
-fn products_of_gradient(
+fn products_of_gradient<E: Element>(
     dlogits: &[f32],
-    h: &[f32],
-    w: &[f32],
+    h: &[E],
+    w: &[E],
     c: usize,
-    dh: &mut [f32],
+    dh: &mut [E],
     dw: Option<&mut [f32]>,
 ) {
     let (n, vocab) = (h.len() / c, w.len() / c);
@@ -214,7 +216,7 @@ fn products_of_gradient(
 }
 
 /// Log-probabilities of targets. h: rows of c, w: V rows of c.
-pub(super) fn logprobs(h: &[f32], w: &[f32], c: usize, targets: &[u32]) -> Vec<f32> {
+pub(super) fn logprobs<E: Element>(h: &[E], w: &[E], c: usize, targets: &[u32]) -> Vec<f32> {
     let vocab = w.len() / c;
     let rows = rows_of_chunk(vocab);
     let mut logits = unwritten(rows.min(targets.len()) * vocab);
@@ -232,14 +234,14 @@ pub(super) fn logprobs(h: &[f32], w: &[f32], c: usize, targets: &[u32]) -> Vec<f
 }
 
 /// Log-probabilities of targets and dh of `sum_t coef[t] * logp[t]`; dw, where the weight is trained, is added to.
-pub(super) fn backward(
-    h: &[f32],
-    w: &[f32],
+pub(super) fn backward<E: Element>(
+    h: &[E],
+    w: &[E],
     c: usize,
     targets: &[u32],
     coef: &[f32],
     mut dw: Option<&mut [f32]>,
-) -> (Vec<f32>, Vec<f32>) {
+) -> (Vec<f32>, Vec<E>) {
     let vocab = w.len() / c;
     let rows = rows_of_chunk(vocab);
     let mut logits = unwritten(rows.min(targets.len()) * vocab);

@@ -5,19 +5,31 @@
 //! F feed-forward width, V vocabulary, S cache slots, P cache positions.
 //!
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here, which
-//! [`dispatch`] holds, take a fast kernel where the tensors are f32, contiguous and on the CPU.
+//! [`dispatch`] holds, take a fast kernel where the tensors are f32 or bf16, contiguous and on the CPU or a CUDA device.
 
 mod attention_cpu;
+mod attention_gpu;
 mod cpu;
 pub mod decode;
 mod decode_attention_cpu;
 mod decode_cpu;
+mod decode_gpu;
+pub mod device;
 pub mod dispatch;
+#[cfg(target_arch = "x86_64")]
+mod dpbf16;
+mod element;
+mod gpu;
 pub mod gradients;
 mod head_cpu;
+mod head_gpu;
 pub mod nf4;
+mod optim_gpu;
 pub mod plain;
+mod product;
 mod rows_cpu;
+mod rows_gpu;
+mod sample_gpu;
 pub mod seq_lens;
 pub mod update;
 pub(crate) mod vector;
@@ -27,9 +39,12 @@ pub use dispatch::{
     linear_logprobs_backward, linear_policy_backward, linear_token_stats, rms_norm,
     rms_norm_backward, rope, rope_backward, swiglu, swiglu_backward,
 };
+#[cfg(feature = "cuda-emulator")]
+pub use gpu::{pause_emulator, use_emulator};
 pub use gradients::{Gradients, ParamId};
 pub use nf4::Nf4;
 pub use plain::embedding;
+pub use sample_gpu::{Drawn, Filters, sample};
 pub use seq_lens::SeqLens;
 pub use update::{AdamWStep, adamw_inplace, add_inplace, sum_rows};
 

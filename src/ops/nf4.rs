@@ -9,8 +9,12 @@
 //! Nothing is computed in 4 bits: a product dequantises its weight first, and so does its backward.
 
 use super::cpu::{self, unwritten};
+use super::element::Element;
+use super::gpu::Gpu;
+use super::rows_gpu;
 use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 use std::sync::LazyLock;
 
@@ -114,6 +118,25 @@ impl Nf4 {
         })
     }
 
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        self.codes.device()
+    }
+
+    /// The same on another device; as cheap as a clone where it is there already.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            shape: self.shape,
+            codes: self.codes.to_device(device)?,
+            scale_codes: self.scale_codes.to_device(device)?,
+            scales: self.scales.to_device(device)?,
+            offset: self.offset,
+        })
+    }
+
     /// Rows and columns.
     pub fn shape(&self) -> (usize, usize) {
         self.shape
@@ -135,8 +158,20 @@ impl Nf4 {
     /// The device refuses.
     pub fn dequantise(&self, dtype: DType) -> Result<Tensor> {
         let (rows, columns) = self.shape;
-        if let Some(values) = self.on_cpu(rows * columns)? {
-            return Ok(cpu::tensor(values, self.shape)?.to_dtype(dtype)?);
+        // its scales are f32 wherever they are
+        if let Some(gpu) = Gpu::of(&self.scales)
+            && matches!(dtype, DType::F32 | DType::BF16)
+        {
+            let maps = (&VALUES[..], &SCALE_MAP[..]);
+            let w = rows_gpu::dequantise_nf4(&gpu, self.parts(), maps, rows * columns, dtype)?;
+            return Ok(w.reshape(self.shape)?);
+        }
+        let on_cpu = match dtype {
+            DType::BF16 => self.on_cpu::<bf16>(rows * columns)?,
+            _ => self.on_cpu::<f32>(rows * columns)?,
+        };
+        if let Some(matrix) = on_cpu {
+            return Ok(matrix.to_dtype(dtype)?);
         }
         self.plain()?
             .narrow(0, 0, rows * columns)?
@@ -145,7 +180,7 @@ impl Nf4 {
             .map_err(Error::from)
     }
 
-    fn on_cpu(&self, n: usize) -> Result<Option<Vec<f32>>> {
+    fn on_cpu<E: Element>(&self, n: usize) -> Result<Option<Tensor>> {
         if !self.codes.device().is_cpu() {
             return Ok(None);
         }
@@ -159,7 +194,7 @@ impl Nf4 {
         else {
             return Ok(None);
         };
-        let mut values = unwritten(codes.len() * 2);
+        let mut values: Vec<E> = unwritten(codes.len() * 2);
         values
             .par_chunks_mut(BLOCK)
             .zip(codes.par_chunks(BLOCK / 2))
@@ -168,12 +203,12 @@ impl Nf4 {
                 let scale = SCALE_MAP[usize::from(scale_codes[i])] * scales[i / SCALE_BLOCK];
                 let absmax = scale + self.offset;
                 for (pair, code) in values.chunks_exact_mut(2).zip(codes) {
-                    pair[0] = VALUES[usize::from(code >> 4)] * absmax;
-                    pair[1] = VALUES[usize::from(code & 15)] * absmax;
+                    pair[0] = E::of(VALUES[usize::from(code >> 4)] * absmax);
+                    pair[1] = E::of(VALUES[usize::from(code & 15)] * absmax);
                 }
             });
         values.truncate(n);
-        Ok(Some(values))
+        cpu::tensor(values, self.shape).map(Some)
     }
 
     /// The same of candle's operations, for every device; whole blocks.

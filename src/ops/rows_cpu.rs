@@ -1,7 +1,8 @@
-//! RMSNorm, RoPE and SwiGLU over rows of f32, and sums over all values. Work is cut by shape alone, so that results do not
+//! RMSNorm, RoPE and SwiGLU over rows of f32 or bf16, and sums over all values, in f32. Work is cut by shape alone, so that results do not
 //! depend on the number of threads.
 
 use super::cpu::unwritten;
+use super::element::Element;
 use super::vector::{LANES, exp, reduce, vectorised};
 use rayon::prelude::*;
 
@@ -11,19 +12,19 @@ const ROWS: usize = 32;
 const PIECE: usize = 1 << 14;
 
 vectorised! {
-    fn norm_rows(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    fn norm_rows<E: Element>(x: &[E], w: &[E], eps: f32, y: &mut [E]) {
         let c = w.len();
         for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
             let r = rstd(x, eps);
             for i in 0..c {
-                y[i] = x[i] * r * w[i];
+                y[i] = E::of(x[i].wide() * r * w[i].wide());
             }
         }
     }
 }
 
 vectorised! {
-    fn norm_rows_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+    fn norm_rows_backward<E: Element>(x: &[E], w: &[E], eps: f32, dy: &[E], dx: &mut [E], dw: &mut [f32]) {
         let c = w.len();
         for ((x, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
             let r = rstd(x, eps);
@@ -31,42 +32,43 @@ vectorised! {
             let mut i = 0;
             while i + LANES <= c {
                 for l in 0..LANES {
-                    lanes[l] += dy[i + l] * w[i + l] * x[i + l];
+                    lanes[l] += dy[i + l].wide() * w[i + l].wide() * x[i + l].wide();
                 }
                 i += LANES;
             }
             let mut inner = reduce(lanes, |a, b| a + b);
             while i < c {
-                inner += dy[i] * w[i] * x[i];
+                inner += dy[i].wide() * w[i].wide() * x[i].wide();
                 i += 1;
             }
             // mean(g n) * r, with n = x r
             let shrink = inner * r * r * r / c as f32;
             for i in 0..c {
-                dx[i] = dy[i] * w[i] * r - x[i] * shrink;
-                dw[i] += dy[i] * x[i] * r;
+                let (x, dy) = (x[i].wide(), dy[i].wide());
+                dx[i] = E::of(dy * w[i].wide() * r - x * shrink);
+                dw[i] += dy * x * r;
             }
         }
     }
 }
 
 #[inline(always)]
-fn rstd(x: &[f32], eps: f32) -> f32 {
+fn rstd<E: Element>(x: &[E], eps: f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for l in 0..LANES {
-            lanes[l] += chunk[l] * chunk[l];
+            lanes[l] += chunk[l].wide() * chunk[l].wide();
         }
     }
     let sum = rest
         .iter()
-        .fold(reduce(lanes, |a, b| a + b), |s, v| s + v * v);
+        .fold(reduce(lanes, |a, b| a + b), |s, v| s + v.wide() * v.wide());
     1.0 / (sum / x.len() as f32 + eps).sqrt()
 }
 
 /// `y = x * rstd * w`; rows of `w.len()` values.
-pub(super) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+pub(super) fn rms_norm<E: Element>(x: &[E], w: &[E], eps: f32) -> Vec<E> {
     let mut y = unwritten(x.len());
     let piece = ROWS * w.len();
     y.par_chunks_mut(piece)
@@ -76,12 +78,12 @@ pub(super) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
 }
 
 /// dx, and dw summed over rows.
-pub(super) fn rms_norm_backward(
-    x: &[f32],
-    w: &[f32],
+pub(super) fn rms_norm_backward<E: Element>(
+    x: &[E],
+    w: &[E],
     eps: f32,
-    dy: &[f32],
-) -> (Vec<f32>, Vec<f32>) {
+    dy: &[E],
+) -> (Vec<E>, Vec<f32>) {
     let mut dx = unwritten(x.len());
     let piece = ROWS * w.len();
     let parts: Vec<Vec<f32>> = dx
@@ -106,30 +108,31 @@ fn sum_in_order(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
 }
 
 vectorised! {
-    fn rotate_token(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32]) {
+    fn rotate_token<E: Element>(x: &[E], cos: &[f32], sin: &[f32], sign: f32, y: &mut [E]) {
         let half = cos.len();
         for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
             let (x1, x2) = x.split_at(half);
             let (y1, y2) = y.split_at_mut(half);
             for i in 0..half {
                 let s = sin[i] * sign;
-                y1[i] = x1[i] * cos[i] - x2[i] * s;
-                y2[i] = x2[i] * cos[i] + x1[i] * s;
+                let (x1, x2) = (x1[i].wide(), x2[i].wide());
+                y1[i] = E::of(x1 * cos[i] - x2 * s);
+                y2[i] = E::of(x2 * cos[i] + x1 * s);
             }
         }
     }
 }
 
 /// Rotates the heads of each token, `width` values a token; `sign` -1 rotates back.
-pub(super) fn rotate(
-    x: &[f32],
+pub(super) fn rotate<E: Element>(
+    x: &[E],
     width: usize,
     half: usize,
     cos: &[f32],
     sin: &[f32],
     positions: &[u32],
     sign: f32,
-) -> Vec<f32> {
+) -> Vec<E> {
     let mut y = unwritten(x.len());
     y.par_chunks_mut(ROWS * width)
         .zip(x.par_chunks(ROWS * width).zip(positions.par_chunks(ROWS)))
@@ -154,28 +157,30 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 vectorised! {
-    fn swiglu_piece(gate: &[f32], up: &[f32], y: &mut [f32]) {
-        for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
-            *y = g * sigmoid(g) * u;
+    fn swiglu_piece<E: Element>(gate: &[E], up: &[E], y: &mut [E]) {
+        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+            let g = g.wide();
+            *y = E::of(g * sigmoid(g) * u.wide());
         }
     }
 }
 
 vectorised! {
-    fn swiglu_backward_piece(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    fn swiglu_backward_piece<E: Element>(gate: &[E], up: &[E], dy: &[E], dgate: &mut [E], dup: &mut [E]) {
         let n = gate.len();
         let (up, dy) = (&up[..n], &dy[..n]);
         let (dgate, dup) = (&mut dgate[..n], &mut dup[..n]);
         for i in 0..n {
-            let (g, s) = (gate[i], sigmoid(gate[i]));
-            dgate[i] = dy[i] * up[i] * s * (1.0 + g * (1.0 - s));
-            dup[i] = dy[i] * g * s;
+            let (g, dy) = (gate[i].wide(), dy[i].wide());
+            let s = sigmoid(g);
+            dgate[i] = E::of(dy * up[i].wide() * s * (1.0 + g * (1.0 - s)));
+            dup[i] = E::of(dy * g * s);
         }
     }
 }
 
 /// `silu(gate) * up`.
-pub(super) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+pub(super) fn swiglu<E: Element>(gate: &[E], up: &[E]) -> Vec<E> {
     let mut y = unwritten(gate.len());
     y.par_chunks_mut(PIECE)
         .zip(gate.par_chunks(PIECE).zip(up.par_chunks(PIECE)))
@@ -184,7 +189,7 @@ pub(super) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
 }
 
 /// dgate and dup.
-pub(super) fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn swiglu_backward<E: Element>(gate: &[E], up: &[E], dy: &[E]) -> (Vec<E>, Vec<E>) {
     let (mut dgate, mut dup) = (unwritten(gate.len()), unwritten(gate.len()));
     dgate
         .par_chunks_mut(PIECE)
@@ -201,18 +206,33 @@ pub(super) fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>
 }
 
 vectorised! {
-    fn add_piece(dst: &mut [f32], x: &[f32]) {
+    fn add_piece<E: Element>(dst: &mut [E], x: &[E]) {
         for (d, x) in dst.iter_mut().zip(x) {
-            *d += x;
+            *d = E::of(d.wide() + x.wide());
         }
     }
 }
 
 /// `dst += x`.
-pub(super) fn add(dst: &mut [f32], x: &[f32]) {
+pub(super) fn add<E: Element>(dst: &mut [E], x: &[E]) {
     dst.par_chunks_mut(PIECE)
         .zip(x.par_chunks(PIECE))
         .for_each(|(d, x)| add_piece(d, x));
+}
+
+vectorised! {
+    fn round_piece<E: Element>(x: &[f32], to: &mut [E]) {
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = E::of(*x);
+        }
+    }
+}
+
+/// Each value of x, rounded.
+pub(super) fn round<E: Element>(x: &[f32], to: &mut [E]) {
+    to.par_chunks_mut(PIECE)
+        .zip(x.par_chunks(PIECE))
+        .for_each(|(to, x)| round_piece(x, to));
 }
 
 vectorised! {
@@ -245,18 +265,18 @@ pub(super) fn sum_squares(x: &[f32]) -> f64 {
 }
 
 vectorised! {
-    fn sum_rows_piece(x: &[f32], sum: &mut [f32]) {
+    fn sum_rows_piece<E: Element>(x: &[E], sum: &mut [f32]) {
         let c = sum.len();
         for row in x.chunks_exact(c) {
             for i in 0..c {
-                sum[i] += row[i];
+                sum[i] += row[i].wide();
             }
         }
     }
 }
 
 /// Sum over rows of `c` values.
-pub(super) fn sum_rows(x: &[f32], c: usize) -> Vec<f32> {
+pub(super) fn sum_rows<E: Element>(x: &[E], c: usize) -> Vec<f32> {
     let parts: Vec<Vec<f32>> = x
         .par_chunks(ROWS * c)
         .map(|x| {

@@ -1,6 +1,8 @@
 //! Operations that change a tensor in place.
 
-use super::{cpu, rows_cpu};
+use super::element::with_element;
+use super::gpu::Gpu;
+use super::{cpu, optim_gpu, rows_cpu, rows_gpu};
 use crate::Result;
 use candle_core::{DType, Tensor};
 
@@ -20,12 +22,17 @@ pub struct AdamWStep {
 
 /// `dst += x`; they may share their memory.
 pub fn add_inplace(dst: &Tensor, x: &Tensor) -> Result<()> {
-    if !cpu::share_memory(dst, x)
-        && let Some(values) = cpu::values(x)
-        && dst.dims() == x.dims()
-        && cpu::modify(dst, |dst| rows_cpu::add(dst, &values))?
+    if let Some(gpu) = Gpu::of(dst)
+        && rows_gpu::add(&gpu, dst, x)?
     {
         return Ok(());
+    }
+    if !cpu::share_memory(dst, x) && dst.dims() == x.dims() {
+        with_element!(x, E => if let Some(values) = cpu::values::<E>(x)
+            && cpu::modify(dst, |dst| rows_cpu::add(dst, &values))?
+        {
+            return Ok(());
+        });
     }
     let sum = (dst + x.to_dtype(dst.dtype())?)?;
     Ok(dst.slice_set(&sum, 0, 0)?)
@@ -43,11 +50,16 @@ pub fn adamw_inplace(
     c: &AdamWStep,
 ) -> Result<()> {
     let w = master.unwrap_or(value);
-    if adamw_cpu(w, m, v, grad, c)? {
-        if master.is_some() {
-            value.slice_set(&w.to_dtype(value.dtype())?, 0, 0)?;
-        }
+    if let Some(gpu) = Gpu::of(w)
+        && optim_gpu::adamw(&gpu, value, master, (m, v), grad, c)?
+    {
         return Ok(());
+    }
+    if adamw_cpu(w, m, v, grad, c)? {
+        return match master {
+            Some(master) => round_into(value, master),
+            None => Ok(()),
+        };
     }
     let g = (grad.to_dtype(DType::F32)? * c.grad_scale)?;
     let m_new = ((m * c.beta1)? + (&g * (1.0 - c.beta1))?)?;
@@ -65,11 +77,22 @@ pub fn adamw_inplace(
     Ok(())
 }
 
+/// `value = w`, rounded to its type.
+fn round_into(value: &Tensor, w: &Tensor) -> Result<()> {
+    if let Some(ws) = cpu::values::<f32>(w)
+        && value.dims() == w.dims()
+        && cpu::modify::<half::bf16>(value, |value| rows_cpu::round(&ws, value))?
+    {
+        return Ok(());
+    }
+    Ok(value.slice_set(&w.to_dtype(value.dtype())?, 0, 0)?)
+}
+
 /// The fused step; `false` where a tensor is not f32 on the CPU.
 fn adamw_cpu(w: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor, c: &AdamWStep) -> Result<bool> {
     let same = [m, v, grad].iter().all(|t| t.dims() == w.dims());
-    let fast = [w, m, v].iter().all(|t| cpu::values(t).is_some());
-    let Some(g) = cpu::values(grad) else {
+    let fast = [w, m, v].iter().all(|t| cpu::values::<f32>(t).is_some());
+    let Some(g) = cpu::values::<f32>(grad) else {
         return Ok(false);
     };
     if !same || !fast {
@@ -96,9 +119,12 @@ fn adamw_cpu(w: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor, c: &AdamWStep) -
 /// Sum over the rows of x `[T, C]`, in f32 (f64 for f64). -> `[C]`
 pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
     let (_, c) = x.dims2()?;
-    if let Some(values) = cpu::values(x) {
-        return cpu::tensor(rows_cpu::sum_rows(&values, c), c);
+    if let Some(gpu) = Gpu::of(x) {
+        return rows_gpu::sum_rows(&gpu, x);
     }
+    with_element!(x, E => if let Some(values) = cpu::values::<E>(x) {
+        return cpu::tensor(rows_cpu::sum_rows(&values, c), c);
+    });
     let wide = if x.dtype() == DType::F64 {
         DType::F64
     } else {

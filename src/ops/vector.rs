@@ -1,18 +1,20 @@
 //! Plain loops compiled for the vector units of the processor at hand. Nothing here knows tensors.
 
+use super::element::Element;
+
 /// Compiles `$body` for AVX-512, AVX2 and the baseline, and calls the best one the processor has.
 macro_rules! vectorised {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$e:ident: $bound:ident>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
-        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$e: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$e: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx512 $(<$e: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx2 $(<$e: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 if $crate::ops::vector::has_avx512() {
                     // SAFETY: the features were found a line above
                     return unsafe { avx512($($arg),*) };
@@ -96,16 +98,16 @@ pub(crate) fn max_of(row: &[f32]) -> f32 {
 
 /// The inner product of two rows of the same length.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
     let mut lanes = [0.0; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
         for l in 0..LANES {
-            lanes[l] += a[l] * b[l];
+            lanes[l] += a[l].wide() * b[l].wide();
         }
     }
     for (l, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        lanes[l] += a * b;
+        lanes[l] += a.wide() * b.wide();
     }
     reduce(lanes, |a, b| a + b)
 }

@@ -155,10 +155,11 @@ fn of_sampling(
         recompute: Recompute::None,
         num_adapter_weights: None,
         nf4: false,
+        stream: false,
         dora: false,
         pack_length: 0,
         max_length: 0,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         num_slots,
         slot_length,
         rollouts: None,
@@ -198,6 +199,13 @@ fn is_nf4(student: &StudentPlan) -> bool {
     student.adapter.as_ref().is_some_and(|adapter| adapter.nf4)
 }
 
+fn is_streamed(student: &StudentPlan) -> bool {
+    student
+        .adapter
+        .as_ref()
+        .is_some_and(|adapter| adapter.stream)
+}
+
 fn is_dora(student: &StudentPlan) -> bool {
     student.adapter.as_ref().is_some_and(|adapter| adapter.dora)
 }
@@ -230,6 +238,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         recompute: plan.sft.recompute,
         num_adapter_weights: num_adapter_weights(&plan.student, config),
         nf4: is_nf4(&plan.student),
+        stream: is_streamed(&plan.student),
         dora: is_dora(&plan.student),
         pack_length: if plan.sft.packing {
             plan.sft.pack_length
@@ -237,7 +246,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
             plan.sft.max_length
         },
         max_length: plan.sft.max_length,
-        fast_cpu: is_cpu(&plan.device) && plan.student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && plan.student.dtype != Dtype::F16,
         num_slots: eval.map_or(0, |e| e.batch_size),
         slot_length,
         rollouts: None,
@@ -261,6 +270,7 @@ fn of_pairs(
         recompute: training.recompute,
         num_adapter_weights: num_adapter_weights(student, &config),
         nf4: is_nf4(student),
+        stream: is_streamed(student),
         dora: is_dora(student),
         // a pack holds whole pairs
         pack_length: match training.packing {
@@ -268,7 +278,7 @@ fn of_pairs(
             false => 2 * training.max_length,
         },
         max_length: training.max_length,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         num_slots: 0,
         slot_length: 0,
         rollouts: None,
@@ -301,10 +311,11 @@ fn of_grpo(
         recompute: grpo.recompute,
         num_adapter_weights: num_adapter_weights(student, &config),
         nf4: is_nf4(student),
+        stream: is_streamed(student),
         dora: is_dora(student),
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
-        fast_cpu: is_cpu(&plan.device) && student.dtype == Dtype::F32,
+        fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         // a remote engine has memory of its own
         num_slots: match grpo.remote {
             Some(_) => 0,
@@ -380,6 +391,7 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
         Some(changes) => changes
             .iter()
             .map(|change| match change {
+                Change::Offload => format!("`{table}.recompute = \"offload\"`: blocks are computed again from inputs that wait in the memory of the host"),
                 Change::RecomputeBlocks => format!("`{table}.recompute = \"block\"`: about a third more work, the same numbers"),
                 Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
                 Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),

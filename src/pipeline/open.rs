@@ -6,7 +6,7 @@ use crate::progress::Reporter;
 use crate::recipe::plan::{StudentSource, model_source};
 use crate::recipe::{Dtype, shipped};
 use crate::tokenize::Chat;
-use crate::{Error, Result, hub};
+use crate::{Error, Result, hub, ops};
 use candle_core::{DType, Device};
 use rayon::prelude::*;
 use serde_json::json;
@@ -35,7 +35,7 @@ pub fn device(name: &str) -> Result<Device> {
         "cpu" => return Ok(Device::Cpu),
         "auto" => {
             if cfg!(feature = "cuda")
-                && let Ok(device) = Device::new_cuda(0)
+                && let Ok(device) = ops::device::cuda(0)
             {
                 return Ok(device);
             }
@@ -61,13 +61,13 @@ pub fn device(name: &str) -> Result<Device> {
         return Err(Error::input(format!("unknown device `{name}`"))
             .with_hint("devices: auto, cpu, cuda:N, metal"));
     };
-    Device::new_cuda(ordinal).map_err(|e| {
+    ops::device::cuda(ordinal).map_err(|e| {
         Error::input(format!("device `{name}` cannot be used: {}", first_line(&e)))
             .with_hint("build with `--features cuda` on a machine with an NVIDIA driver, or use `--device cpu`")
     })
 }
 
-fn first_line(e: &candle_core::Error) -> String {
+fn first_line(e: &impl std::fmt::Display) -> String {
     e.to_string().lines().next().unwrap_or_default().to_string()
 }
 

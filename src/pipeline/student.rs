@@ -5,7 +5,9 @@ use super::open::{
     with_tokenizer,
 };
 use crate::data::builtin;
-use crate::model::{AdapterConfig, Architecture, CausalLm, Head, LoadOptions, ModelConfig, family};
+use crate::model::{
+    AdapterConfig, Architecture, CausalLm, FrozenAs, Head, LoadOptions, ModelConfig, family,
+};
 use crate::progress::{Reporter, Silent};
 use crate::recipe::Init;
 use crate::recipe::plan::{AdapterPlan, Plan, StudentPlan, StudentSource};
@@ -185,6 +187,11 @@ impl Student {
     pub fn trained_identity(&self) -> Value {
         let mut identity = self.identity.clone();
         if let Some(adapter) = &self.adapter {
+            // where frozen weights wait changes nothing of what is learnt
+            let adapter = AdapterPlan {
+                stream: false,
+                ..adapter.clone()
+            };
             identity["adapter"] = json!(adapter);
         }
         identity
@@ -206,13 +213,25 @@ impl Student {
             (None, Weights::Folder(folder)) => Some(folder.as_path()),
             (None, _) => None,
         };
-        let nf4 = self.adapter.as_ref().is_some_and(|adapter| adapter.nf4);
+        let how = self
+            .adapter
+            .as_ref()
+            .map_or(FrozenAs::default(), |a| FrozenAs {
+                nf4: a.nf4,
+                stream: a.stream,
+            });
         let model = match folder {
-            Some(folder) if nf4 => {
-                CausalLm::load_nf4(folder, self.config.clone(), &self.options())?
+            Some(folder) if how != FrozenAs::default() => {
+                CausalLm::load_frozen(folder, self.config.clone(), &self.options(), how)?
             }
             Some(folder) => self.with_weights_in(folder)?,
-            None if nf4 => self.untrained()?.into_nf4()?,
+            None if how.stream => {
+                return Err(Error::input(
+                    "weights that are in no file of their own cannot be streamed from there",
+                )
+                .with_hint("give a checkpoint folder, or leave `student.lora.stream` out"));
+            }
+            None if how.nf4 => self.untrained()?.into_nf4()?,
             None => self.untrained()?,
         };
         match &self.adapter {

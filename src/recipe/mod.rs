@@ -100,6 +100,7 @@ impl Student {
                 alpha: own.alpha.or(theirs.alpha),
                 target_modules: own.target_modules.or(theirs.target_modules),
                 rslora: own.rslora.or(theirs.rslora),
+                stream: own.stream.or(theirs.stream),
             });
         }
         self.dtype = self.dtype.or(other.dtype);
@@ -134,6 +135,10 @@ pub struct Lora {
     /// Scale by `alpha / sqrt(rank)` in place of `alpha / rank`. Default: false.
     #[serde(default)]
     pub rslora: Option<bool>,
+    /// Keep the frozen projections in the memory of the host (their files are mapped, 4-bit ones are held) and copy each to
+    /// the device when it is used: for models larger than the device. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<bool>,
 }
 
 /// `[student.init]`: a student with random weights.
@@ -376,6 +381,8 @@ pub enum Recompute {
     None,
     /// A block's inputs are kept, the rest is computed again.
     Block,
+    /// The same, and the inputs wait in the memory of the host.
+    Offload,
 }
 
 /// `[eval]`

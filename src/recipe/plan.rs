@@ -90,6 +90,7 @@ impl StudentPlan {
                     alpha: Some(plan.alpha),
                     target_modules: Some(plan.target_modules),
                     rslora: Some(plan.rslora),
+                    stream: Some(plan.stream),
                 }),
                 ..Student::default()
             });
@@ -116,6 +117,9 @@ pub struct AdapterPlan {
     /// Beside weights in 4-bit NormalFloat.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nf4: bool,
+    /// Frozen projections are copied to the device for each use.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stream: bool,
 }
 
 /// Where the first weights come from.
@@ -368,6 +372,7 @@ pub(super) fn resolve_adapter(
         rslora: lora.rslora.unwrap_or(false),
         dora: method == Method::Dora,
         nf4: method == Method::Qlora,
+        stream: lora.stream.unwrap_or(false),
     };
     if plan.rank == 0 || plan.alpha <= 0.0 || !plan.alpha.is_finite() {
         return Err(Error::input(format!(

@@ -27,13 +27,15 @@ pub struct Load {
     pub num_adapter_weights: Option<u64>,
     /// The projections of the blocks are in 4 bits.
     pub nf4: bool,
+    /// The projections of the blocks are on the host, and copied to the device for each use.
+    pub stream: bool,
     /// Adapters with magnitudes apart.
     pub dora: bool,
     /// Tokens of a micro-batch.
     pub pack_length: usize,
     /// Tokens of the longest sequence.
     pub max_length: usize,
-    /// The CPU's own operations, in f32: attention without a matrix of scores, logits that their gradient is written over.
+    /// The CPU's own operations, f32 or bf16: attention without a matrix of scores, logits that their gradient is written over.
     /// The portable ones hold a block of rows of the scores, and several tensors of a chunk of logits.
     pub fast_cpu: bool,
     /// Sequences sampled side by side, in an evaluation or between updates, and their length; 0 without.
@@ -118,14 +120,22 @@ impl Footprint {
         let kept = (4 * c + 2 * q + 2 * kv + 2 * f + qk_norm) * element + heads * F32;
         let activations = match load.recompute {
             Recompute::None => t * layers * kept,
-            Recompute::Block => t * (layers * c * element + kept),
+            // on the CPU the host is where they are anyway
+            Recompute::Offload if !load.fast_cpu => t * kept,
+            Recompute::Block | Recompute::Offload => t * (layers * c * element + kept),
         };
-        let projections = match load.nf4 {
+        let projections = match load.nf4 || load.stream {
             true => layers * (2 * c * q + 2 * c * kv + 3 * c * f),
+            false => 0,
+        };
+        // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales; the host is the device where that is the CPU
+        let packed = match load.nf4 && (load.fast_cpu || !load.stream) {
+            true => projections / 2 + projections / 64 + projections / 4096,
             false => 0,
         };
         // gate and up whole again; on the portable way through f32 codes, their places and values
         let dequantised = match (load.nf4, load.fast_cpu) {
+            (false, _) if load.stream => 2 * c * f * element,
             (false, _) => 0,
             (true, true) => 2 * c * f * element,
             (true, false) => c * f * (12 + element),
@@ -142,11 +152,7 @@ impl Footprint {
             .max()
             .unwrap_or(0);
         let all = Self {
-            // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales
-            weights: (parameters - projections) * element
-                + projections / 2
-                + projections / 64
-                + projections / 4096,
+            weights: (parameters - projections) * element + packed,
             master: if element < F32 { trained * F32 } else { 0 },
             gradients: trained * F32,
             optimizer: 2 * trained * F32,
@@ -277,7 +283,7 @@ pub fn step_flops(config: &ModelConfig, lengths: &[usize], recompute: Recompute)
     let width = (config.num_attention_heads * config.head_dim * config.num_hidden_layers) as f64;
     let passes = match recompute {
         Recompute::None => 3.0,
-        Recompute::Block => 4.0,
+        Recompute::Block | Recompute::Offload => 4.0,
     };
     // q k^T and p v: 2 products of 2 operations over half of the square
     passes * (2.0 * tokens * blocks + 2.0 * squares * width) + 6.0 * tokens * embedding
@@ -288,7 +294,7 @@ pub fn step_flops(config: &ModelConfig, lengths: &[usize], recompute: Recompute)
 pub fn share_beside_frozen(recompute: Recompute) -> f64 {
     match recompute {
         Recompute::None => 2.0 / 3.0,
-        Recompute::Block => 3.0 / 4.0,
+        Recompute::Block | Recompute::Offload => 3.0 / 4.0,
     }
 }
 
@@ -297,6 +303,8 @@ pub fn share_beside_frozen(recompute: Recompute) -> f64 {
 pub enum Change {
     /// `sft.recompute = "block"`: a third more work, the same numbers.
     RecomputeBlocks,
+    /// And their inputs wait in the memory of the host.
+    Offload,
     /// `sft.pack_length`: more, smaller micro-batches; the same numbers.
     PackLength(usize),
     /// `sft.max_length`: drops or cuts long rows, so it changes what is learned.
@@ -356,6 +364,14 @@ pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<
     if load.recompute == Recompute::None {
         load.recompute = Recompute::Block;
         changes.push(Change::RecomputeBlocks);
+        if fits(&load) {
+            return Some(changes);
+        }
+    }
+    if !load.fast_cpu && load.recompute == Recompute::Block {
+        load.recompute = Recompute::Offload;
+        changes.retain(|c| *c != Change::RecomputeBlocks);
+        changes.push(Change::Offload);
         if fits(&load) {
             return Some(changes);
         }

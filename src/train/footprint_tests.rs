@@ -8,6 +8,7 @@ const LOAD: Load = Load {
     recompute: Recompute::None,
     num_adapter_weights: None,
     nf4: false,
+    stream: false,
     dora: false,
     pack_length: 2048,
     max_length: 1024,

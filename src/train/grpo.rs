@@ -23,7 +23,7 @@ use crate::progress::Stop;
 use crate::recipe::grpo::Grpo;
 use crate::reward::Rewards;
 use crate::tokenize::TextTokenizer;
-use crate::{Error, Result, recipe};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -402,10 +402,7 @@ fn passed(before: usize, now: usize, every: usize) -> bool {
 }
 
 fn recompute(settings: &Grpo) -> Recompute {
-    match settings.recompute {
-        recipe::Recompute::None => Recompute::None,
-        recipe::Recompute::Block => Recompute::Block,
-    }
+    settings.recompute.into()
 }
 
 /// Completions to learn from, and which answer of which group each is.

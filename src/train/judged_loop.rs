@@ -12,7 +12,7 @@ use crate::ops::{self, Gradients};
 use crate::optim::{AdamW, clip_scale};
 use crate::progress::Stop;
 use crate::tokenize::pack;
-use crate::{Error, Result, recipe};
+use crate::{Error, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -129,10 +129,7 @@ pub fn run(
     let steps_per_epoch = settings.steps_per_epoch(rows.len());
     let total_steps = settings.total_steps(rows.len());
     let schedule = settings.schedule(total_steps);
-    let recompute = match settings.recompute {
-        recipe::Recompute::None => Recompute::None,
-        recipe::Recompute::Block => Recompute::Block,
-    };
+    let recompute = settings.recompute.into();
 
     let mut optimizer = super::optimizer(learner.weights(), settings.adamw())?;
     let mut gradients = learner.weights().new_gradients();

@@ -7,11 +7,11 @@
 use super::checkpoint::{Checkpoints, Cursor};
 use super::micro_batch::{self, MicroBatch};
 use super::{Examples, SftSettings, non_finite, order};
-use crate::model::{CausalLm, Recompute};
+use crate::model::CausalLm;
 use crate::ops;
 use crate::optim::{AdamW, clip_scale};
 use crate::progress::Stop;
-use crate::{Error, Result, recipe};
+use crate::{Error, Result};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
@@ -88,10 +88,7 @@ pub fn train_sft(
     let steps_per_epoch = settings.steps_per_epoch(num_rows);
     let total_steps = settings.total_steps(num_rows);
     let schedule = settings.schedule(total_steps);
-    let recompute = match settings.recompute {
-        recipe::Recompute::None => Recompute::None,
-        recipe::Recompute::Block => Recompute::Block,
-    };
+    let recompute = settings.recompute.into();
 
     let mut optimizer = super::optimizer(model, settings.adamw())?;
     let mut gradients = model.new_gradients();

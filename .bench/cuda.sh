@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# What a machine with a GPU is asked, in one go and with both sides on it: the kernels' tests, then training and sampling of two
+# students beside transformers. Takes the programs that were built elsewhere with
+#   cargo build --release --features cuda; cargo test --release --features cuda --test cuda_kernels --test cuda_attention --test cuda_model --no-run
+# .bench/cuda.sh FOLDER      with distill, cuda_kernels and cuda_model in it; python3 there has torch and transformers
+set -uo pipefail
+cd "$(dirname "$0")/.."
+bin=$1
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+for tests in cuda_kernels cuda_attention cuda_model; do
+  "$bin/$tests" --test-threads=1 2>&1 | grep -E "^test |off by|panicked|error" || echo "$tests: no result"
+done
+bench() { "$bin/distill" bench --device cuda --dtype bf16 --recompute "$@" 2>&1 | grep -v "^random\|^training$\|^sampling$"; }
+bench --shape qwen2.5-1.5b --length 32768 --num-sequences 1 --batch-size 64 --prompt-length 64 --new-tokens 128
+python3 .bench/cuda_peer.py qwen2.5-1.5b 32768 1 --decode 64 64 128
+bench --shape qwen2.5-1.5b --length 4096 --num-sequences 8 --new-tokens 1
+python3 .bench/cuda_peer.py qwen2.5-1.5b 4096 8
+bench --shape qwen2.5-7b --lora 16 --length 32768 --num-sequences 1 --new-tokens 1
+python3 .bench/cuda_peer.py qwen2.5-7b 32768 1 --lora 16
