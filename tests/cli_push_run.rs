@@ -427,3 +427,185 @@ tags = [\"toy\"]
         assert!(error.contains(want), "{error}");
     }
 }
+
+#[test]
+fn an_adapter_goes_up_by_itself_with_what_it_learnt_from() {
+    let (place, server) = (Place::new(), Server::start());
+    pushed(
+        run(),
+        &server,
+        &[
+            "run/cold/model",
+            "--repo",
+            "tester/base",
+            "--license",
+            "cc-by-4.0",
+        ],
+    );
+    let trace = |i: usize| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"What is {i} + 1?\"}}, {{\"role\": \"assistant\", \"content\": \"<think>\\none more\\n</think>\\n\\n{}\"}}]}}\n",
+            i + 1
+        )
+    };
+    let rows: String = (0..12).map(trace).collect();
+    let card = "---\nlicense: cc-by-nc-4.0\n---\n";
+    server.put(
+        "datasets/tester/rows",
+        &[
+            ("README.md", card.as_bytes()),
+            ("rows.jsonl", rows.as_bytes()),
+        ],
+    );
+    // a folder whose name could be one of the Hub
+    place.file(
+        "data/traces/own.jsonl",
+        (20..26).map(trace).collect::<String>(),
+    );
+    place.file(
+        "lora.toml",
+        "name = \"lora\"\ndevice = \"cpu\"\n[student]\nmodel = \"tester/base\"\nmethod = \"lora\"\ndtype = \"f32\"\n[student.lora]\nrank = 2\n\
+         [[traces]]\nsource = \"tester/rows\"\n[[traces]]\nsource = \"data/traces\"\n[sft]\nlearning_rate = 1e-2\nmax_length = 512\nmax_steps = 2\n",
+    );
+    let ran = finished(command(
+        &place,
+        &server,
+        &["--recipe", "lora.toml", "--run-dir", "run", "-q"],
+    ));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let args = ["push", "run", "--repo", "tester/a", "--adapter"];
+    let told = finished(command(&place, &server, &args));
+    assert_eq!(told.code, Some(0), "{}", told.stderr);
+    let warning =
+        "the data set tester/rows is under `cc-by-nc-4.0`, which allows no commercial use";
+    assert!(told.stderr.contains(warning), "{}", told.stderr);
+    let files = server.files("tester/a", "main");
+    for (name, bytes) in on_disk(&place.path().join("run/sft/adapter")) {
+        assert!(files[&name] == bytes, "{name}");
+    }
+    assert!(
+        !files.contains_key("model.safetensors"),
+        "{:?}",
+        files.keys()
+    );
+    let config: Value = serde_json::from_str(&text(&files, "adapter_config.json")).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "tester/base");
+    assert_eq!(
+        config["revision"],
+        server.commit_of("tester/base", "main").unwrap()
+    );
+    let card = text(&files, "README.md");
+    for line in [
+        "license: cc-by-4.0\n",
+        "library_name: peft\n",
+        "base_model: tester/base\nbase_model_relation: adapter\n",
+        "datasets:\n- tester/rows\n",
+        "| data/traces |  | train |  |  |",
+        "The data set tester/rows is under `cc-by-nc-4.0`, which allows no commercial use.",
+        "AutoPeftModelForCausalLM.from_pretrained(\"tester/a\")",
+    ] {
+        assert!(card.contains(line), "{line}:\n{card}");
+    }
+    assert!(!card.contains("- data/traces"), "{card}");
+    // and is one again where it is pulled
+    place.file("p.jsonl", "{\"prompt\": \"What is 3 + 1?\"}\n");
+    let mut answers = Vec::new();
+    for model in ["tester/a", "run/sft/model"] {
+        let args = [
+            "generate",
+            "--model",
+            model,
+            "--input",
+            "p.jsonl",
+            "--output",
+            "o.jsonl",
+            "--temperature",
+            "0",
+            "--max-new-tokens",
+            "8",
+            "--dtype",
+            "f32",
+        ];
+        let run = finished(command(&place, &server, &args));
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let row: Value = serde_json::from_str(&place.read("o.jsonl")).unwrap();
+        answers.push(row["generations"][0]["tokens"].clone());
+        std::fs::remove_file(place.path().join("o.jsonl")).unwrap();
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
+#[test]
+fn a_reward_model_is_one_again_where_it_is_pulled() {
+    let (place, server) = (Place::new(), Server::start());
+    let pair = |i: usize| {
+        format!("{{\"prompt\": \"What is {i} + 2?\", \"chosen\": \"yes\", \"rejected\": \"no\"}}\n")
+    };
+    place.file("pairs.jsonl", (0..8).map(pair).collect::<String>());
+    let scorer = concat!(
+        "name = \"scorer\"\n",
+        small_student!(),
+        "
+[[stage]]
+name = \"rm\"
+kind = \"reward-model\"
+pairs = \"pairs.jsonl\"
+[stage.reward_model]
+learning_rate = 3e-3
+epochs = 1
+batch_size = 4
+max_length = 256
+scope = \"all\"
+"
+    );
+    place.file("scorer.toml", scorer);
+    place.works(&["--recipe", "scorer.toml", "--run-dir", "run", "-q"]);
+    pushed(
+        &place,
+        &server,
+        &["run", "--repo", "tester/rm", "--license", "mit"],
+    );
+    let files = server.files("tester/rm", "main");
+    let card = text(&files, "README.md");
+    for line in [
+        "pipeline_tag: text-classification\n",
+        "- reward-model\n",
+        "A reward model: random weights (qwen2), trained by preferences",
+        "AutoModelForSequenceClassification.from_pretrained(\"tester/rm\")",
+    ] {
+        assert!(card.contains(line), "{line}:\n{card}");
+    }
+    assert!(
+        !card.contains("vllm") && !card.contains("<think>"),
+        "{card}"
+    );
+    let pulled = finished(command(&place, &server, &["pull", "tester/rm", "--json"]));
+    let pulled: Value = serde_json::from_str(&pulled.stdout).unwrap();
+    let folder = pulled["folder"].as_str().unwrap();
+    let ours = place.path().join("run/rm/model");
+    for name in ["reward_model.json", "model.safetensors", "tokenizer.json"] {
+        let bytes = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+        assert!(bytes(Path::new(folder)) == bytes(&ours), "{name}");
+    }
+    // both score alike
+    let mut scores = Vec::new();
+    for (i, model) in [folder, ours.to_str().unwrap()].into_iter().enumerate() {
+        let recipe = format!(
+            "name = \"scored\"\n{}\n[[stage]]\nname = \"s\"\nkind = \"generate\"\n[[stage.prompts]]\nsource = \"builtin:arithmetic\"\nnum_problems = 2\n\
+             [stage.sampling]\nnum_samples = 2\nmax_new_tokens = 6\n[[stage.rewards]]\nname = \"reward_model\"\nmodel = \"{model}\"\n",
+            small_student!()
+        );
+        place.file("scored.toml", recipe);
+        let dir = format!("scored-{i}");
+        place.works(&["--recipe", "scored.toml", "--run-dir", &dir, "-q"]);
+        let row: Value = place
+            .read(&format!("{dir}/s/generations.jsonl"))
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .next()
+            .unwrap();
+        assert!(row["generations"][0]["reward"].is_f64(), "{row}");
+        scores.push(row["generations"][0]["reward"].clone());
+    }
+    assert_eq!(scores[0], scores[1]);
+}

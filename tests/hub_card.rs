@@ -38,6 +38,7 @@ fn card() -> ModelCard {
         languages: vec!["en".into(), "no".into()],
         tags: vec!["reasoning".into()],
         library: "transformers".into(),
+        task: None,
         results: vec![row("aime-2024")],
         lead: "A model.".into(),
         sections: vec![
@@ -184,6 +185,58 @@ fn results_of_suites_on_the_hub_have_a_file_each() {
         card.render()
             .contains("      name: arithmetic\n      type: arithmetic\n")
     );
+}
+
+#[test]
+fn results_that_differ_by_their_seed_are_one_for_machines() {
+    let mut card = card();
+    let seeded = |seed: u64, value: f64, ci95: (f64, f64)| EvalRow {
+        seeds: vec![seed],
+        value,
+        ci95: Some(ci95),
+        ..row("aime-2024")
+    };
+    card.results = vec![
+        seeded(1, 50.0, (40.0, 60.0)),
+        seeded(2, 60.0, (52.0, 68.0)),
+        // asked in another way
+        EvalRow {
+            k: 1,
+            ..seeded(1, 30.0, (20.0, 40.0))
+        },
+    ];
+    let files = card.eval_results();
+    assert_eq!(files.len(), 1);
+    assert_eq!(
+        files[0].1,
+        r#"- dataset:
+    id: HuggingFaceH4/aime_2024
+    task_id: default
+    revision: "2fe88a2f"
+  value: 55.0
+  date: "2026-01-31"
+  notes: "pass@1 in percent over 64 samples of 30 problems, 95% interval 46.0 to 64.0, mean of 2 seeds; temperature 0.6, top p 0.95, seeds 1 2; verifier math"
+- dataset:
+    id: HuggingFaceH4/aime_2024
+    task_id: default
+    revision: "2fe88a2f"
+  value: 30.0
+  date: "2026-01-31"
+  notes: "pass@1 in percent over 1 sample of 30 problems, 95% interval 20.0 to 40.0; temperature 0.6, top p 0.95, seed 1; verifier math"
+"#
+    );
+    let text = card.render();
+    for line in [
+        "      name: \"pass@1 over 64 samples a problem, mean of 2 seeds\"\n      value: 55.0\n",
+        "      name: \"pass@1 over 1 sample a problem\"\n      value: 30.0\n",
+        "| aime-2024 (version 1), seed 1 | 50.0 | 40.0 to 60.0 |",
+        "| aime-2024 (version 1), seed 2 | 60.0 | 52.0 to 68.0 |",
+        "| aime-2024 (version 1), mean of 2 seeds | 55.0 | 46.0 to 64.0 |",
+        "| aime-2024 (version 1) | 30.0 | 20.0 to 40.0 |",
+    ] {
+        assert!(text.contains(line), "{line}:\n{text}");
+    }
+    assert_eq!(text.matches("      value: ").count(), 2);
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub struct EvalRow {
     pub num_tokens_mean: Option<f64>,
     pub truncated: Option<f64>,
     pub sampling: Option<String>,
+    /// Of the samples; several where the same was done with each and the figures are their means.
+    pub seeds: Vec<u64>,
     pub verifier: Option<String>,
     /// The student before it was trained, in percent.
     pub before: Option<f64>,
@@ -103,6 +105,8 @@ pub struct ModelCard {
     pub tags: Vec<String>,
     /// `transformers`, or `peft` for an adapter.
     pub library: String,
+    /// `pipeline_tag`; default: `text-generation`.
+    pub task: Option<String>,
     pub results: Vec<EvalRow>,
     /// What stands above all sections.
     pub lead: String,
@@ -140,7 +144,7 @@ impl ModelCard {
     pub fn render(&self) -> String {
         let mut head = license_yaml(self.license.as_slice());
         head["library_name"] = json!(self.library);
-        head["pipeline_tag"] = json!("text-generation");
+        head["pipeline_tag"] = json!(self.task.as_deref().unwrap_or("text-generation"));
         if let Some((base, relation)) = &self.base {
             head["base_model"] = json!(base);
             head["base_model_relation"] = json!(relation.name());
@@ -149,7 +153,7 @@ impl ModelCard {
         head["language"] = json!(self.languages);
         head["tags"] = json!(self.tags);
         if !self.results.is_empty() {
-            let results: Vec<Value> = self.results.iter().map(index_entry).collect();
+            let results: Vec<Value> = pooled(&self.results).iter().map(index_entry).collect();
             head["model-index"] = json!([{ "name": self.name, "results": results }]);
         }
         let mut sections = self.sections.clone();
@@ -160,32 +164,39 @@ impl ModelCard {
         page(&head, &self.name, &self.lead, &sections)
     }
 
-    /// `.eval_results/*.yaml`: one file a suite whose problems are on the Hub.
+    /// `.eval_results/*.yaml`: one file a suite whose problems are on the Hub, with one entry for every way it was run.
     pub fn eval_results(&self) -> Vec<(String, String)> {
-        let with_dataset = self.results.iter().filter(|row| row.dataset.is_some());
-        with_dataset
-            .map(|row| {
-                let entry = json!([{
-                    "dataset": {
-                        "id": row.dataset,
-                        "task_id": row.config.as_deref().unwrap_or("default"),
-                        "revision": row.revision,
-                    },
-                    "value": rounded(row.value),
-                    "date": row.date,
-                    "notes": notes(row),
-                }]);
-                let file: String = row
-                    .suite
-                    .chars()
-                    .map(|c| match c.is_ascii_alphanumeric() || "-_.".contains(c) {
-                        true => c,
-                        false => '-',
-                    })
-                    .collect();
-                (format!(".eval_results/{file}.yaml"), to_yaml(&entry))
-            })
-            .collect()
+        let mut files: Vec<(String, Vec<Value>)> = Vec::new();
+        for row in pooled(&self.results) {
+            if row.dataset.is_none() {
+                continue;
+            }
+            let entry = json!({
+                "dataset": {
+                    "id": row.dataset,
+                    "task_id": row.config.as_deref().unwrap_or("default"),
+                    "revision": row.revision,
+                },
+                "value": rounded(row.value),
+                "date": row.date,
+                "notes": notes(&row),
+            });
+            let name: String = row
+                .suite
+                .chars()
+                .map(|c| match c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                    true => c,
+                    false => '-',
+                })
+                .collect();
+            let path = format!(".eval_results/{name}.yaml");
+            match files.iter_mut().find(|(known, _)| *known == path) {
+                Some((_, entries)) => entries.push(entry),
+                None => files.push((path, vec![entry])),
+            }
+        }
+        let text = |(path, entries)| (path, to_yaml(&Value::Array(entries)));
+        files.into_iter().map(text).collect()
     }
 
     fn evaluation(&self) -> Section {
@@ -207,11 +218,28 @@ impl ModelCard {
         }
         head.extend(["problems", "k", "tokens", "cut off"].map(String::from));
         let percent = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.1}"));
-        let rows = self.results.iter().map(|row| {
+        let mut shown: Vec<EvalRow> = Vec::new();
+        for mean in pooled(&self.results) {
+            let is_one = |row: &&EvalRow| is_same(row, &mean);
+            shown.extend(self.results.iter().filter(is_one).cloned());
+            if mean.seeds.len() > 1 {
+                shown.push(mean);
+            }
+        }
+        let rows = shown.iter().map(|row| {
             let version = row.version.as_deref();
-            let name = version.map_or(row.suite.clone(), |v| {
+            let mut name = version.map_or(row.suite.clone(), |v| {
                 format!("{} (version {v})", row.suite)
             });
+            let is_one_of_several = || {
+                let same = self.results.iter().filter(|other| is_same(other, row));
+                same.count() > 1
+            };
+            match row.seeds.as_slice() {
+                [seed] if is_one_of_several() => name += &format!(", seed {seed}"),
+                [_, _, ..] => name += &format!(", mean of {} seeds", row.seeds.len()),
+                _ => {}
+            }
             let mut cells = vec![
                 name,
                 format!("{:.1}", row.value),
@@ -250,8 +278,7 @@ impl ModelCard {
             text += " The figures of DeepSeek-R1-Distill are those of the paper (arXiv 2501.12948) for the student of the same base model, trained on its own 800k traces.";
         }
         blocks.push(Block::Text(text));
-        let protocol: Vec<Vec<String>> = self
-            .results
+        let protocol: Vec<Vec<String>> = pooled(&self.results)
             .iter()
             .map(|row| {
                 let problems = match (&row.dataset, &row.revision) {
@@ -262,7 +289,7 @@ impl ModelCard {
                 vec![
                     row.suite.clone(),
                     problems,
-                    row.sampling.clone().unwrap_or_default(),
+                    how(row),
                     row.verifier.clone().unwrap_or_default(),
                 ]
             })
@@ -405,7 +432,14 @@ fn index_entry(row: &EvalRow) -> Value {
         },
         "metrics": [{
             "type": "pass@1",
-            "name": format!("pass@1 over {} a problem", samples(row.k)),
+            "name": format!(
+                "pass@1 over {} a problem{}",
+                samples(row.k),
+                match row.seeds.len() {
+                    0 | 1 => String::new(),
+                    n => format!(", mean of {n} seeds"),
+                }
+            ),
             "value": rounded(row.value),
             "verified": false,
         }],
@@ -422,13 +456,81 @@ fn notes(row: &EvalRow) -> String {
     if let Some((low, high)) = row.ci95 {
         let _ = write!(text, ", 95% interval {low:.1} to {high:.1}");
     }
-    if let Some(sampling) = &row.sampling {
-        let _ = write!(text, "; {sampling}");
+    if let [_, _, ..] = row.seeds.as_slice() {
+        let _ = write!(text, ", mean of {} seeds", row.seeds.len());
+    }
+    let how = how(row);
+    if !how.is_empty() {
+        let _ = write!(text, "; {how}");
     }
     if let Some(verifier) = &row.verifier {
         let _ = write!(text, "; verifier {verifier}");
     }
     text
+}
+
+/// Sampling and seeds, in a line.
+fn how(row: &EvalRow) -> String {
+    let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
+    let seeds = match seeds.len() {
+        0 => None,
+        1 => Some(format!("seed {}", seeds[0])),
+        _ => Some(format!("seeds {}", seeds.join(" "))),
+    };
+    let parts: Vec<String> = row.sampling.iter().cloned().chain(seeds).collect();
+    parts.join(", ")
+}
+
+/// Whether two results differ by their seed alone: the same problems, asked in the same way.
+fn is_same(a: &EvalRow, b: &EvalRow) -> bool {
+    let problems = |row: &EvalRow| {
+        let EvalRow {
+            suite,
+            version,
+            dataset,
+            config,
+            split,
+            revision,
+            ..
+        } = row.clone();
+        (suite, version, dataset, config, split, revision)
+    };
+    problems(a) == problems(b)
+        && (a.num_problems, a.k) == (b.num_problems, b.k)
+        && (&a.sampling, &a.verifier) == (&b.sampling, &b.verifier)
+}
+
+/// The results with those that differ by their seed alone as one, their mean.
+///
+/// The mean of the bounds is an interval that is never too narrow: the deviation of a mean is at most the mean of the
+/// deviations.
+fn pooled(rows: &[EvalRow]) -> Vec<EvalRow> {
+    let mut groups: Vec<Vec<&EvalRow>> = Vec::new();
+    for row in rows {
+        match groups.iter_mut().find(|group| is_same(group[0], row)) {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+    }
+    let of_group = |group: Vec<&EvalRow>| {
+        let mean_of = |get: &dyn Fn(&EvalRow) -> Option<f64>| {
+            let values: Option<Vec<f64>> = group.iter().map(|row| get(row)).collect();
+            values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let low = mean_of(&|row| row.ci95.map(|(low, _)| low));
+        let high = mean_of(&|row| row.ci95.map(|(_, high)| high));
+        EvalRow {
+            value: mean_of(&|row| Some(row.value)).unwrap_or_default(),
+            ci95: low.zip(high),
+            cons: mean_of(&|row| row.cons),
+            num_tokens_mean: mean_of(&|row| row.num_tokens_mean),
+            truncated: mean_of(&|row| row.truncated),
+            before: mean_of(&|row| row.before),
+            seeds: group.iter().flat_map(|row| row.seeds.clone()).collect(),
+            ..group[0].clone()
+        }
+    };
+    groups.into_iter().map(of_group).collect()
 }
 
 fn samples(k: u64) -> String {

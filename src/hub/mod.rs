@@ -10,6 +10,7 @@
 
 mod cache;
 pub mod card;
+pub mod card_facts;
 mod card_read;
 mod card_yaml;
 mod check;
@@ -21,6 +22,7 @@ pub mod publish;
 pub mod publish_api;
 pub mod publish_files;
 pub mod publish_license;
+pub mod publish_secrets;
 mod publish_tree;
 mod publish_upload;
 mod publish_xet;
@@ -34,7 +36,7 @@ use crate::progress::Reporter;
 use crate::{Error, Result};
 
 pub use fetch::{Hub, HubOptions};
-pub use select::{Part, Wanted, is_data_file};
+pub use select::{INDEX as WEIGHTS_INDEX, Part, Wanted, is_data_file, missing_shard};
 
 /// A model folder in the Hugging Face layout.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! The choice is a list of what belongs to a published model or data set; everything else stays and is counted with its
 //! reason, so that optimiser states, logs and notes cannot slip in.
 
+use super::publish_secrets::{Kind, Search, refused, search_packed};
 use super::select::is_data_file;
 use crate::progress::Reporter;
 use crate::{Error, Result};
@@ -18,13 +19,6 @@ use std::path::{Path, PathBuf};
 pub const SAMPLE: usize = 512;
 /// Larger files are never kept in git itself.
 pub const MAX_INLINE: u64 = 10 << 20;
-/// Of files that are no text so much is searched for tokens: their headers.
-const SEARCHED: u64 = 8 << 20;
-/// Tokens have 34 characters behind their prefix.
-const TOKEN_LENGTH: usize = 20;
-const TOKEN_PREFIXES: [&[u8]; 2] = [b"hf_", b"api_org_"];
-/// Longer than any token with its prefix.
-const OVERLAP: usize = 256;
 
 /// A model or a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,7 +244,7 @@ fn left_out(path: &str, name: &str, is_dir: bool, kind: RepoKind) -> Option<&'st
 
 /// What `save_pretrained` writes, and GGUF.
 fn is_model_file(name: &str) -> bool {
-    const KNOWN: [&str; 12] = [
+    const KNOWN: [&str; 14] = [
         "config.json",
         "generation_config.json",
         "model.safetensors.index.json",
@@ -263,6 +257,8 @@ fn is_model_file(name: &str) -> bool {
         "merges.txt",
         "adapter_config.json",
         "chat_template.jinja",
+        "chat_template.json",
+        "reward_model.json",
     ];
     KNOWN.contains(&name) || name.ends_with(".safetensors") || name.ends_with(".gguf")
 }
@@ -311,6 +307,9 @@ pub fn prepare(
                 digest.update(&buffer[..n])?;
                 task.advance(n as u64);
             }
+            if let Source::File(path) = &upload.source {
+                search_packed(&upload.path, path, known)?;
+            }
             digest.finish(upload.source.clone())
         })
         .collect()
@@ -324,15 +323,12 @@ struct Digests<'a> {
     sample: Vec<u8>,
     bytes: u64,
     expected: u64,
-    known: &'a [String],
-    is_text: bool,
-    /// The end of what has been searched.
-    tail: Vec<u8>,
+    search: Search<'a>,
+    num_searched: u64,
 }
 
 impl<'a> Digests<'a> {
     fn new(path: &'a str, expected: u64, known: &'a [String]) -> Self {
-        let endings = [".safetensors", ".gguf", ".parquet", ".gz", ".zst", ".bin"];
         Self {
             path,
             sha256: Sha256::new(),
@@ -341,9 +337,8 @@ impl<'a> Digests<'a> {
             sample: Vec::new(),
             bytes: 0,
             expected,
-            known,
-            is_text: !endings.iter().any(|ending| path.ends_with(ending)),
-            tail: Vec::new(),
+            search: Search::new(known),
+            num_searched: Kind::of(path).num_searched(),
         }
     }
 
@@ -354,21 +349,10 @@ impl<'a> Digests<'a> {
         }
         let wanted = SAMPLE.saturating_sub(self.sample.len()).min(chunk.len());
         self.sample.extend_from_slice(&chunk[..wanted]);
-        if self.is_text || self.bytes < SEARCHED {
-            let seen = self.tail.len();
-            self.tail.extend_from_slice(chunk);
-            if let Some(at) = find_token(&self.tail, self.known) {
-                return Err(Error::input(format!(
-                    "`{}` holds an access token near byte {}",
-                    self.path,
-                    (self.bytes + at as u64).saturating_sub(seen as u64)
-                ))
-                .with_hint(
-                    "take it out of the file, and revoke the token if others have seen it",
-                ));
-            }
-            let keep = self.tail.len().saturating_sub(OVERLAP);
-            self.tail.drain(..keep);
+        if self.bytes < self.num_searched
+            && let Some(at) = self.search.next(chunk)
+        {
+            return Err(refused(self.path, &format!("near byte {at}")));
         }
         self.bytes += chunk.len() as u64;
         Ok(())
@@ -390,36 +374,6 @@ impl<'a> Digests<'a> {
             sample: self.sample,
         })
     }
-}
-
-/// Where an access token stands in a text.
-pub fn find_token(text: &[u8], known: &[String]) -> Option<usize> {
-    let by_prefix = TOKEN_PREFIXES.iter().filter_map(|prefix| {
-        positions(text, prefix).find(|at| {
-            let rest = text[at + prefix.len()..].iter();
-            rest.take_while(|b| b.is_ascii_alphanumeric()).count() >= TOKEN_LENGTH
-        })
-    });
-    let by_name = known
-        .iter()
-        .filter(|token| token.len() >= 8)
-        .filter_map(|token| positions(text, token.as_bytes()).next());
-    by_prefix.chain(by_name).min()
-}
-
-/// Where `needle` stands in a text.
-fn positions<'a>(text: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        let first = *needle.first()?;
-        loop {
-            let at = from + text.get(from..)?.iter().position(|b| *b == first)?;
-            from = at + 1;
-            if text[at..].starts_with(needle) {
-                return Some(at);
-            }
-        }
-    })
 }
 
 #[cfg(test)]

@@ -139,10 +139,6 @@ fn tokens_are_found_across_chunks_and_never_shown() {
             format!("`tokenizer_config.json` holds an access token near byte {before}")
         );
     }
-    assert_eq!(find_token(b"the hf_hub crate, hf_ and hf_short", &[]), None);
-    let known = ["marker-token-1".to_string()];
-    assert_eq!(find_token(b"x marker-token-1", &known), Some(2));
-    assert_eq!(find_token(b"x marker-token-2", &known), None);
 }
 
 #[test]

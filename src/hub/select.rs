@@ -36,6 +36,7 @@ const MODEL_FILES: &[&str] = &[
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "reward_model.json",
 ];
 /// Files that a licence may oblige to pass on.
 const LICENCE_FILES: &[&str] = &[
@@ -44,6 +45,7 @@ const LICENCE_FILES: &[&str] = &[
     "license.md",
     "notice",
     "notice.txt",
+    "notice.md",
     "use_policy.md",
 ];
 const DATA_ENDINGS: &[&str] = &[".parquet", ".jsonl", ".json", ".ndjson"];

@@ -368,6 +368,14 @@ pub fn token_from_env() -> Option<String> {
         .filter(|token| !token.is_empty())
 }
 
+/// Where what is fetched lies.
+pub fn cache_folder() -> PathBuf {
+    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    folder("HF_HUB_CACHE")
+        .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
+        .map_or_else(|| hf_home().join("hub"), PathBuf::from)
+}
+
 fn hf_home() -> PathBuf {
     let folder = |name: &str| {
         std::env::var_os(name)

@@ -7,7 +7,8 @@
 //!   [`stage_reward_model`], [`stage_preference`], [`stage_eval`]: what each kind does;
 //!   [`sample_rows`], [`pair_rows`]: which samples are fit to learn from, alone or in pairs;
 //! - [`publish`]: what of a run goes to the Hub; [`publish_card`], [`publish_data`]: what the cards say; [`publish_lineage`]:
-//!   where a model comes from; [`publish_license`]: what licences want; [`publish_parquet`]: rows as parquet;
+//!   where a model comes from, in its run; [`publish_chain`]: and before, with every licence; [`publish_license`]: what
+//!   licences want; [`publish_parquet`]: rows as parquet;
 //! - [`estimate`]: what a run would take; [`export`]: a model as a GGUF file;
 //! - [`preview`]: rows as the trainer will see them.
 
@@ -21,6 +22,7 @@ pub mod pair_rows;
 pub mod preview;
 pub mod publish;
 pub mod publish_card;
+pub mod publish_chain;
 pub mod publish_data;
 mod publish_folder;
 mod publish_language;
@@ -29,6 +31,7 @@ pub mod publish_lineage;
 mod publish_model;
 pub mod publish_parquet;
 mod publish_usage;
+mod publish_weights;
 pub mod run;
 pub mod sample_rows;
 pub mod stage_eval;

@@ -5,7 +5,7 @@ use crate::model::{CausalLm, LoadOptions, ModelConfig, adapter_files};
 use crate::progress::Reporter;
 use crate::recipe::plan::{StudentSource, model_source};
 use crate::recipe::{Dtype, shipped};
-use crate::tokenize::Chat;
+use crate::tokenize::{Chat, TextTokenizer};
 use crate::{Error, Result, hub, ops};
 use candle_core::{DType, Device};
 use rayon::prelude::*;
@@ -132,11 +132,12 @@ pub(super) fn shape_of(folder: &Path, base: Option<&Path>) -> Result<ModelConfig
     }
 }
 
-/// Where the tokenizer is: beside an adapter if it has one of its own.
-pub(super) fn with_tokenizer<'a>(folder: &'a Path, base: Option<&'a Path>) -> &'a Path {
+/// The tokenizer: that beside an adapter if it has one of its own, with its base's settings where it has none of its own.
+pub(super) fn tokenizer_of(folder: &Path, base: Option<&Path>) -> Result<TextTokenizer> {
     match base {
-        Some(base) if !folder.join("tokenizer.json").is_file() => base,
-        _ => folder,
+        None => TextTokenizer::load(folder),
+        Some(base) if !folder.join("tokenizer.json").is_file() => TextTokenizer::load(base),
+        Some(base) => TextTokenizer::load_beside(folder, base),
     }
 }
 
@@ -262,8 +263,9 @@ pub fn open_files(place: &str, reporter: &dyn Reporter) -> Result<ModelFiles> {
     let template = card.and_then(|c| c.chat_template);
     let template = template_text(template.as_deref())?;
     let base = base_folder(&folder, hub::Part::Everything, reporter)?;
-    let tokenizer = with_tokenizer(&folder, base.as_deref());
-    let chat = Chat::load_for_text(tokenizer, template.as_deref())?;
+    let tokenizer = tokenizer_of(&folder, base.as_deref())?;
+    let chat = Chat::for_text(tokenizer, template.as_deref())
+        .map_err(|error| error.at(format!("`{}`", folder.display())))?;
     let repo = match source {
         StudentSource::Hub { repo, .. } => Some((repo, revision)),
         _ => None,
@@ -296,6 +298,35 @@ pub(super) fn template_text(name: Option<&str>) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_adapters_own_tokenizer_keeps_its_bases_way_to_sample() {
+        let (base, adapter) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let tokenizer = crate::data::builtin::tokenizer("arithmetic").unwrap();
+        for folder in [base.path(), adapter.path()] {
+            std::fs::write(folder.join("tokenizer.json"), tokenizer.json()).unwrap();
+        }
+        let settings = r#"{"temperature": 0.6, "eos_token_id": [1]}"#;
+        std::fs::write(base.path().join("generation_config.json"), settings).unwrap();
+        let read = || {
+            let tokenizer = tokenizer_of(adapter.path(), Some(base.path())).unwrap();
+            let files = tokenizer.files();
+            let temperature = files
+                .generation_config
+                .as_ref()?
+                .get("temperature")?
+                .as_f64();
+            Some((temperature, files.generation_eos_ids()))
+        };
+        assert_eq!(read(), Some((Some(0.6), vec![1])));
+        // its own word is the last one
+        let own = r#"{"temperature": 0.9}"#;
+        std::fs::write(adapter.path().join("generation_config.json"), own).unwrap();
+        assert_eq!(read(), Some((Some(0.9), Vec::new())));
+        // without a tokenizer of its own everything is the base's
+        std::fs::remove_file(adapter.path().join("tokenizer.json")).unwrap();
+        assert_eq!(read(), Some((Some(0.6), vec![1])));
+    }
 
     #[test]
     fn how_a_reward_model_is_asked_counts_too() {

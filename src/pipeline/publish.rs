@@ -265,7 +265,7 @@ impl Scene<'_> {
             let wanted = stage
                 .as_deref()
                 .or(table.as_ref().and_then(|t| t.stage.as_deref()));
-            let stage = plan.stage(wanted, &[Leaves::Model])?;
+            let stage = plan.stage(wanted, &[Leaves::Model, Leaves::RewardModel])?;
             let lineage = plan.lineage(root, &stage)?;
             let model = Model {
                 scene: self,
@@ -307,11 +307,13 @@ impl Scene<'_> {
                 report: &report,
                 wishes: Wishes {
                     license: license.or(traces.and_then(|traces| traces.license.as_deref())),
-                    license_file: None,
+                    // with a model beside it, the file is the model's
+                    license_file: wish.license_file.as_deref().filter(|_| wish.dataset),
                 },
                 languages: &wish.languages,
                 hub: &self.hub,
                 known: &self.known,
+                reporter: self.reporter,
             };
             let message = format!("Rows of stage {stage} of run {}", plan.name());
             pending.push(Pending {

@@ -2,6 +2,7 @@
 //! setting and every count. Nothing in it changes from one push to the next.
 
 use super::folder::read_json;
+use super::publish_chain::{Chain, DataLicense};
 use super::publish_license::Duties;
 use super::publish_lineage::{EvalStage, Lineage, SourceUse, Step, in_words, public};
 use super::publish_usage::usage;
@@ -23,6 +24,8 @@ pub struct About<'a> {
     pub checkpoint: Option<u64>,
     /// The folder is an adapter.
     pub is_adapter: bool,
+    /// It scores answers, and writes none.
+    pub is_reward: bool,
 }
 
 /// The card of the model of `lineage.stage`.
@@ -32,12 +35,12 @@ pub struct About<'a> {
 pub fn model_card(
     root: &Path,
     lineage: &Lineage,
+    chain: &Chain,
     duties: &Duties,
     report: &ReportData,
     about: &About,
 ) -> Result<ModelCard> {
     let name = about.repo.rsplit('/').next().unwrap_or(about.repo);
-    let base = lineage.bases.first();
     let relation = match about.is_adapter {
         true => Relation::Adapter,
         false => Relation::Finetune,
@@ -49,12 +52,13 @@ pub fn model_card(
     };
     let mut datasets: Vec<String> = Vec::new();
     for source in lineage.steps.iter().flat_map(|step| &step.sources) {
-        if is_hub(&source.source) && !datasets.contains(&source.source) {
-            datasets.push(source.source.clone());
+        let repo = source.repo();
+        if source.is_on_hub && !datasets.iter().any(|known| known == repo) {
+            datasets.push(repo.to_string());
         }
     }
     let mut sections = vec![usage(about, report), training(root, lineage, report)];
-    sections.push(data(lineage, report));
+    sections.push(data(lineage, chain, report));
     sections.push(settings(lineage));
     sections.push(machine(report));
     if !duties.notes.is_empty() {
@@ -70,7 +74,7 @@ pub fn model_card(
     Ok(ModelCard {
         name: name.to_string(),
         license: duties.license.clone(),
-        base: base.and_then(|base| Some((base.repo()?.to_string(), relation))),
+        base: chain.repo().map(|repo| (repo.to_string(), relation)),
         datasets,
         languages: about.languages.to_vec(),
         tags: tags(lineage, about),
@@ -80,6 +84,7 @@ pub fn model_card(
             "transformers"
         }
         .into(),
+        task: about.is_reward.then(|| "text-classification".into()),
         results,
         lead: lead(lineage, duties, report, about),
         sections,
@@ -87,7 +92,7 @@ pub fn model_card(
 }
 
 /// Code spans stay, everything else is text.
-fn escape_all(note: &str) -> String {
+pub fn escape_all(note: &str) -> String {
     let parts = note.split('`').enumerate();
     let shown: Vec<String> = parts
         .map(|(i, part)| match i % 2 {
@@ -105,19 +110,24 @@ fn escape_all(note: &str) -> String {
     shown.concat()
 }
 
-/// Whether a source is a data set of the Hub.
+/// Whether this names a repository of the Hub, and nothing that lies here.
 pub fn is_hub(source: &str) -> bool {
     let mut parts = source.split('/');
     let is_part = |part: Option<&str>| part.is_some_and(|part| !part.is_empty());
     let both = is_part(parts.next()) && is_part(parts.next()) && parts.next().is_none();
     let is_file = crate::hub::is_data_file(source);
-    both && !is_file && !source.starts_with(['/', '.', '~', '@']) && !source.contains(':')
+    both && !is_file
+        && !source.starts_with(['/', '.', '~', '@'])
+        && !source.contains(':')
+        && !Path::new(source).exists()
 }
 
 fn tags(lineage: &Lineage, about: &About) -> Vec<String> {
-    let mut tags: Vec<String> = ["reasoning", "chain-of-thought", "distill"]
-        .map(String::from)
-        .into();
+    let first = match about.is_reward {
+        true => ["reward-model", "reasoning", "distill"],
+        false => ["reasoning", "chain-of-thought", "distill"],
+    };
+    let mut tags: Vec<String> = first.map(String::from).into();
     let own = lineage.steps.iter().filter(|step| step.is_own);
     let kinds: BTreeSet<&str> = own.map(|step| step.kind).collect();
     for kind in ["sft", "grpo", "preference"] {
@@ -138,7 +148,7 @@ fn tags(lineage: &Lineage, about: &About) -> Vec<String> {
 /// The first words: what it is, of what, and what a licence wants to be seen.
 fn lead(lineage: &Lineage, duties: &Duties, report: &ReportData, about: &About) -> String {
     let mut text = String::new();
-    if let Some(display) = &duties.display {
+    for display in &duties.displays {
         text += &format!("**{display}**\n\n");
     }
     let ways: Vec<&str> = ["sft", "preference", "grpo"]
@@ -153,6 +163,7 @@ fn lead(lineage: &Lineage, duties: &Duties, report: &ReportData, about: &About) 
         .collect();
     let what = match about.checkpoint {
         Some(step) => format!("Step {step} of a training"),
+        None if about.is_reward => "A reward model".to_string(),
         None => "A reasoning model".to_string(),
     };
     let from = match lineage.bases.first() {
@@ -170,8 +181,16 @@ fn lead(lineage: &Lineage, duties: &Duties, report: &ReportData, about: &About) 
     } else {
         ""
     };
+    let does = match about.is_reward {
+        true => "It gives an answer one number: the higher, the better.",
+        false => "It thinks between `<think>` and `</think>` before it answers.",
+    };
+    let ways = match about.is_reward {
+        true => vec!["preferences"],
+        false => ways,
+    };
     text += &format!(
-        "{what}{kind}: {from}, trained by {} the way DeepSeek-R1 was ([arXiv 2501.12948](https://arxiv.org/abs/2501.12948)), with `distill`{}. It thinks between `<think>` and `</think>` before it answers.",
+        "{what}{kind}: {from}, trained by {} the way DeepSeek-R1 was ([arXiv 2501.12948](https://arxiv.org/abs/2501.12948)), with `distill`{}. {does}",
         ways.join(" and "),
         fact(report, "version").map_or(String::new(), |v| format!(" {v}")),
     );
@@ -282,19 +301,17 @@ fn shape(root: &Path, lineage: &Lineage) -> String {
     parts.join(", ")
 }
 
-fn data(lineage: &Lineage, report: &ReportData) -> Section {
+fn data(lineage: &Lineage, chain: &Chain, report: &ReportData) -> Section {
     let mut blocks = Vec::new();
     let mut rows: Vec<Vec<String>> = Vec::new();
     for source in lineage.steps.iter().flat_map(|step| &step.sources) {
-        let row = source_row(source);
+        let row = source_row(source, &chain.data);
         if !source.source.starts_with('@') && !rows.contains(&row) {
             rows.push(row);
         }
     }
     blocks.push(Block::Table {
-        head: ["source", "config", "split", "revision"]
-            .map(String::from)
-            .into(),
+        head: SOURCE_HEAD.map(String::from).into(),
         rows,
     });
     for folder in lineage.steps.iter().flat_map(|step| &step.folders) {
@@ -309,13 +326,18 @@ fn data(lineage: &Lineage, report: &ReportData) -> Section {
     }
 }
 
+/// Above the rows of [`source_row`].
+pub const SOURCE_HEAD: [&str; 5] = ["source", "config", "split", "revision", "license"];
+
 /// A source as a row of a table.
-pub fn source_row(source: &SourceUse) -> Vec<String> {
+pub fn source_row(source: &SourceUse, licenses: &[DataLicense]) -> Vec<String> {
+    let license = licenses.iter().find(|data| data.source == source.source);
     vec![
         named(&source.source),
         source.config.clone().unwrap_or_default(),
         source.split.clone(),
         source.revision.clone().unwrap_or_default(),
+        license.map(DataLicense::in_words).unwrap_or_default(),
     ]
 }
 
@@ -450,7 +472,8 @@ fn evaluations(root: &Path, lineage: &Lineage, report: &ReportData) -> Result<Ve
     let mut before = Vec::new();
     for eval in lineage.evals.iter().filter(|eval| eval.before) {
         if let Some(result) = read(eval)? {
-            before.push((eval.suite.name.clone(), percent(&result, "pass@1")));
+            let seed = result["seed"].as_u64();
+            before.push((eval.suite.name.clone(), seed, percent(&result, "pass@1")));
         }
     }
     let paper = lineage.bases.first().and_then(|base| base.card.as_ref());
@@ -469,8 +492,7 @@ fn evaluations(root: &Path, lineage: &Lineage, report: &ReportData) -> Result<Ve
             let parts = sampling
                 .iter()
                 .map(|(key, value)| format!("{} {value}", key.replace('_', " ")));
-            let seed = result["seed"].as_u64().map(|seed| format!("seed {seed}"));
-            parts.chain(seed).collect::<Vec<_>>().join(", ")
+            parts.collect::<Vec<_>>().join(", ")
         });
         let source = &suite.dataset.source;
         let on_hub = is_hub(source);
@@ -492,11 +514,14 @@ fn evaluations(root: &Path, lineage: &Lineage, report: &ReportData) -> Result<Ve
             num_tokens_mean: result["num_tokens_mean"].as_f64(),
             truncated: percent(&result, "truncated_share"),
             sampling,
+            seeds: result["seed"].as_u64().into_iter().collect(),
             verifier: result["verifier"].as_str().map(String::from),
-            before: before
-                .iter()
-                .find(|(name, _)| *name == suite.name)
-                .and_then(|(_, value)| *value),
+            before: {
+                let same = || before.iter().filter(|(name, _, _)| *name == suite.name);
+                let seed = result["seed"].as_u64();
+                let found = same().find(|(_, own, _)| *own == seed);
+                found.or(same().next()).and_then(|(_, _, value)| *value)
+            },
             paper: paper.and_then(|card| card.paper.get(&suite.name).copied()),
             date: day.clone(),
         });

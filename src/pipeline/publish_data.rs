@@ -1,16 +1,19 @@
 //! The traces that a stage selected, or the answers that it sampled, as a data set: parquet, and a card that says where
 //! every row comes from and what became of the others.
 
-use super::publish_card::{counts, is_hub, source_row};
+use super::publish_card::{SOURCE_HEAD, counts, escape_all, source_row};
+use super::publish_chain::{Chain, Part};
 use super::publish_language::Languages;
-use super::publish_license::Wishes;
+use super::publish_license::{Wishes, limit};
 use super::publish_lineage::{Lineage, in_words};
 use super::publish_parquet::{self, Written};
 use super::stage_generate::GENERATIONS;
 use super::stage_select::TRACES;
 use crate::hub::card::{Block, DataCard, DataConfig, License, Section, escape};
-use crate::hub::publish_files::{RepoKind, Source, Upload, find_token};
+use crate::hub::publish_files::{Source, Upload};
 use crate::hub::publish_license::Licenses;
+use crate::hub::publish_secrets::find_token;
+use crate::progress::Reporter;
 use crate::report::ReportData;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -34,6 +37,7 @@ pub struct DataJob<'a> {
     pub hub: &'a Licenses,
     /// Tokens that may stand in no row.
     pub known: &'a [String],
+    pub reporter: &'a dyn Reporter,
 }
 
 impl DataJob<'_> {
@@ -70,51 +74,47 @@ impl DataJob<'_> {
             [] => found.borrow().codes(),
             given => given.to_vec(),
         };
-        let card = self.card(&written, is_samples, languages);
+        let chain = Chain::of(self.lineage, self.hub);
+        let card = self.card(&chain, &written, is_samples, languages);
         uploads.push(Upload::text("README.md", card.render()));
+        if let Some(path) = self.wishes.license_file {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))?;
+            uploads.push(Upload::text("LICENSE", text));
+        }
         Ok(uploads)
     }
 
-    fn card(&self, written: &Written, is_samples: bool, languages: Vec<String>) -> DataCard {
+    fn card(
+        &self,
+        chain: &Chain,
+        written: &Written,
+        is_samples: bool,
+        languages: Vec<String>,
+    ) -> DataCard {
         let (repo, lineage) = (self.repo, self.lineage);
         let name = repo.rsplit('/').next().unwrap_or(repo);
         let mut sources: Vec<String> = Vec::new();
         let mut rows: Vec<Vec<String>> = Vec::new();
-        let mut licenses: Vec<License> = Vec::new();
         for source in lineage.steps.iter().flat_map(|step| &step.sources) {
             if source.source.starts_with('@') {
                 continue;
             }
-            let mut row = source_row(source);
-            let on_hub = is_hub(&source.source);
-            let id = match on_hub {
-                true => self.hub.id(
-                    RepoKind::Dataset,
-                    &source.source,
-                    source.revision.as_deref(),
-                ),
-                false => None,
-            };
-            row.push(id.clone().unwrap_or_else(|| match on_hub {
-                true => "not stated".into(),
-                false => String::new(),
-            }));
-            if rows.contains(&row) {
-                continue;
+            let row = source_row(source, &chain.data);
+            if !rows.contains(&row) {
+                rows.push(row);
             }
-            rows.push(row);
-            if on_hub && !sources.contains(&source.source) {
-                sources.push(source.source.clone());
-            }
-            if let Some(id) = id
-                && !licenses.iter().any(|license| license.id == id)
-            {
-                licenses.push(License {
-                    id,
-                    ..License::default()
-                });
+            let id = source.repo();
+            if source.is_on_hub && !sources.iter().any(|known| known == id) {
+                sources.push(id.to_string());
             }
         }
+        let mut licenses: Vec<License> = Vec::new();
+        for license in chain.data.iter().flat_map(|data| &data.licenses).flatten() {
+            if !licenses.iter().any(|known| known == license) {
+                licenses.push(license.clone());
+            }
+        }
+        let terms = self.terms(chain);
         if let Some(id) = self.wishes.license {
             licenses = vec![License {
                 id: id.to_string(),
@@ -160,12 +160,15 @@ impl DataJob<'_> {
             },
             Section {
                 title: "Sources".into(),
-                blocks: vec![table(
-                    &["source", "config", "split", "revision", "license"],
-                    rows,
-                )],
+                blocks: vec![table(&SOURCE_HEAD, rows)],
             },
         ];
+        if !terms.is_empty() {
+            sections.push(Section {
+                title: "License".into(),
+                blocks: terms.into_iter().map(Block::Text).collect(),
+            });
+        }
         let mut blocks = Vec::new();
         for step in &lineage.steps {
             let stages = self.report.stages.iter();
@@ -208,6 +211,58 @@ impl DataJob<'_> {
             lead,
             sections,
         }
+    }
+}
+
+impl DataJob<'_> {
+    /// What whoever uses the rows has to know of the licences of their teachers and sources.
+    fn terms(&self, chain: &Chain) -> Vec<String> {
+        let mut notes: Vec<String> = Vec::new();
+        let teachers = chain
+            .ancestors
+            .iter()
+            .filter(|one| one.part == Part::Outputs);
+        for (teacher, terms) in teachers.filter_map(|one| Some((one, one.terms?))) {
+            let mut note = format!(
+                "{} wrote or judged rows. It is licensed under the {}",
+                escape_all(&teacher.name),
+                terms.name
+            );
+            match (terms.keeps_outputs, terms.prefix) {
+                (true, _) => {
+                    note += ", which does not allow its outputs to improve any other model.";
+                    self.reporter.warn(&format!(
+                        "{} is under the {}, which does not allow its outputs to improve any other model",
+                        teacher.name, terms.name
+                    ));
+                }
+                (false, Some(prefix)) => {
+                    note += &format!(
+                        ": a model that is trained on its outputs has a name that begins with `{prefix}`."
+                    );
+                }
+                (false, None) => {
+                    let words = terms.display.unwrap_or_default();
+                    note += &format!(": what is trained on its outputs shows \"{words}\".");
+                }
+            }
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        for data in &chain.data {
+            let limited = data.licenses.iter().flatten();
+            for (license, limit) in limited.filter_map(|one| Some((one, limit(one)?))) {
+                let id = super::publish_chain::shown(license);
+                let text = format!(
+                    "the data set {} is under `{id}`, which {limit}",
+                    data.source
+                );
+                self.reporter.warn(&text);
+                notes.push(escape_all(&format!("Of the sources, {text}.")));
+            }
+        }
+        notes
     }
 }
 

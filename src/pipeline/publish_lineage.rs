@@ -30,6 +30,10 @@ pub struct Lineage {
     pub stage: String,
     /// The models whose weights or outputs are in it; the first is the one that was trained.
     pub bases: Vec<Base>,
+    /// The first base was trained; else all of them only wrote what was learnt from, or is published.
+    pub has_weights: bool,
+    /// Models that judged what was learnt from, on an endpoint or in a folder.
+    pub judges: Vec<StudentSource>,
     pub method: Method,
     /// What led to it, in order, the stage itself last.
     pub steps: Vec<Step>,
@@ -71,6 +75,8 @@ pub struct SourceUse {
     pub split: String,
     /// The commit that was read, else what the recipe asks for.
     pub revision: Option<String>,
+    /// It was read from the Hub, and not from a folder of that name.
+    pub is_on_hub: bool,
 }
 
 /// An evaluation of the model, or of the one it began as.
@@ -231,6 +237,8 @@ fn of_student(plan: &Plan, root: &Path, stage: &str) -> Result<Lineage> {
         stage: stage.to_string(),
         method: plan.student.method,
         bases: vec![base],
+        has_weights: true,
+        judges: Vec::new(),
         steps: vec![step],
         evals: evals.collect(),
     })
@@ -251,6 +259,8 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
     }
     let (mut steps, mut bases) = (Vec::new(), Vec::<Base>::new());
     let mut trained = None;
+    let mut has_weights = false;
+    let mut judges = Vec::new();
     let mut method = Method::default();
     for stage in plan
         .stages
@@ -276,28 +286,31 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
             if stage.name == name {
                 method = student.method;
                 trained = Some(student);
+                let left = stage.kind.leaves();
+                has_weights = matches!(left, Some(Leaves::Model | Leaves::RewardModel));
             }
         }
+        let scorers = stage.job.rewards().into_iter().flat_map(|r| r.models());
+        let scorers = scorers.filter(|model| !model.starts_with('@'));
+        judges.extend(scorers.map(|model| StudentSource::Folder(model.to_string())));
+        judges_of(&json!(stage.job), &mut judges);
         let sources = match &stage.job {
             Job::Sft { traces, .. } | Job::Select { mix: traces, .. } => sources_of(traces, &dir)?,
             Job::Generate { prompts, .. } | Job::Grpo { prompts, .. } => {
                 let commits = Commits::read(&dir)?;
-                let one = |prompts: &crate::recipe::stage::Prompts| SourceUse {
-                    source: prompts.source.clone(),
-                    config: prompts.config.clone(),
-                    split: prompts.split.clone(),
-                    revision: commit_of(&commits, &prompts.source, prompts.revision.as_deref()),
+                let one = |prompts: &crate::recipe::stage::Prompts| {
+                    let asked = prompts.revision.as_deref();
+                    SourceUse {
+                        config: prompts.config.clone(),
+                        split: prompts.split.clone(),
+                        ..SourceUse::of(&commits, &prompts.source, asked)
+                    }
                 };
                 prompts.iter().map(one).collect()
             }
             Job::RewardModel { sources, .. } | Job::Preference { sources, .. } => {
                 let commits = Commits::read(&dir)?;
-                let one = |source: &String| SourceUse {
-                    source: source.clone(),
-                    config: None,
-                    split: "train".into(),
-                    revision: commit_of(&commits, source, None),
-                };
+                let one = |source: &String| SourceUse::of(&commits, source, None);
                 sources
                     .pairs
                     .iter()
@@ -362,6 +375,8 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
         run: plan.name.clone(),
         stage: name.to_string(),
         bases,
+        has_weights,
+        judges,
         method,
         steps,
         evals,
@@ -407,16 +422,55 @@ pub fn in_words(base: &Base) -> String {
 fn sources_of(traces: &[Traces], dir: &Path) -> Result<Vec<SourceUse>> {
     let commits = Commits::read(dir)?;
     let one = |traces: &Traces| SourceUse {
-        source: traces.source.clone(),
         config: traces.config.clone(),
         split: traces.split.clone(),
-        revision: commit_of(&commits, &traces.source, traces.revision.as_deref()),
+        ..SourceUse::of(&commits, &traces.source, traces.revision.as_deref())
     };
     Ok(traces.iter().map(one).collect())
 }
 
-fn commit_of(commits: &Commits, source: &str, asked: Option<&str>) -> Option<String> {
-    commits.read_at(source, asked).or(asked).map(String::from)
+impl SourceUse {
+    /// The repository, without the revision that may stand beside it.
+    pub fn repo(&self) -> &str {
+        self.source.split('@').next().unwrap_or(&self.source)
+    }
+
+    /// The training split of a source for which the recipe asks for this revision.
+    fn of(commits: &Commits, source: &str, asked: Option<&str>) -> Self {
+        let commit = commits.read_at(source, asked);
+        Self {
+            source: source.to_string(),
+            config: None,
+            split: "train".into(),
+            revision: commit.or(asked).map(String::from),
+            is_on_hub: commit.is_some(),
+        }
+    }
+}
+
+/// The models behind the endpoints that a stage asks for its opinion.
+fn judges_of(job: &Value, out: &mut Vec<StudentSource>) {
+    match job {
+        Value::Object(map) => {
+            let text = |key: &str| map.get(key).and_then(Value::as_str);
+            if let (Some(_), Some(_), Some(model)) =
+                (text("key_variable"), text("url"), text("model"))
+                && !out.iter().any(|known| is_named(known, model))
+            {
+                out.push(StudentSource::Hub {
+                    repo: model.to_string(),
+                    revision: "main".into(),
+                });
+            }
+            map.values().for_each(|value| judges_of(value, out));
+        }
+        Value::Array(items) => items.iter().for_each(|item| judges_of(item, out)),
+        _ => {}
+    }
+}
+
+fn is_named(source: &StudentSource, name: &str) -> bool {
+    matches!(source, StudentSource::Hub { repo, .. } if repo == name)
 }
 
 /// Nested tables to `a.b.c` and a short text each. What is not set is left out, and of local paths and of addresses only

@@ -2,10 +2,12 @@
 
 use super::publish::{CARD, Part, Pending, Scene};
 use super::publish_card::{About, model_card};
-use super::publish_folder::check_adapter;
+use super::publish_chain::Chain;
+use super::publish_folder::{check_adapter, check_card, with_files};
 use super::publish_language::of_samples;
-use super::publish_license::{Duties, Wishes, check_folder, duties};
+use super::publish_license::{Duties, Wishes, duties};
 use super::publish_lineage::Lineage;
+use super::publish_weights::check_weights;
 use crate::hub::card::ModelCard;
 use crate::hub::publish_files::{Gathered, RepoKind, Upload, gather};
 use crate::recipe::publish::Publish;
@@ -90,21 +92,24 @@ impl Model<'_> {
             license: license.or(table.and_then(|table| table.license.as_deref())),
             license_file: license_file.or(table.and_then(|table| table.license_file.as_deref())),
         };
-        let duties = duties(self.repo, self.lineage, &wishes, &self.scene.hub)?;
-        let has = |uploads: &[Upload], path: &str| uploads.iter().any(|u| u.path == path);
-        for file in &duties.files {
-            uploads.retain(|upload| upload.path != file.path);
-            uploads.push(file.clone());
+        let chain = Chain::of(self.lineage, &self.scene.hub);
+        let duties = duties(self.repo, &chain, &wishes, &self.scene.hub)?;
+        check_weights(&folder, &uploads, self.scene.reporter)?;
+        with_files(&mut uploads, &duties, wishes.license_file.is_some());
+        for warning in &duties.warnings {
+            self.scene.reporter.warn(warning);
         }
+        let has = |uploads: &[Upload], path: &str| uploads.iter().any(|u| u.path == path);
         if has(&uploads, CARD) {
             let text = fs::read_to_string(folder.join(CARD)).unwrap_or_default();
-            let names: Vec<&str> = uploads.iter().map(|upload| upload.path.as_str()).collect();
-            check_folder(self.repo, &folder, Some(&text), &names)?;
+            check_card(&folder, &text, &duties)?;
             self.scene
                 .reporter
                 .note("the card is the `README.md` that lies beside the model");
         } else {
-            let card = self.card(&duties, checkpoint, has(&uploads, "adapter_config.json"))?;
+            let is_reward = super::publish_weights::is_reward(&folder);
+            let is_adapter = has(&uploads, "adapter_config.json");
+            let card = self.card(&chain, &duties, checkpoint, is_adapter, is_reward)?;
             uploads.push(Upload::text(CARD, card.render()));
             for (path, text) in card.eval_results() {
                 uploads.retain(|upload| upload.path != path);
@@ -136,9 +141,11 @@ impl Model<'_> {
 
     fn card(
         &self,
+        chain: &Chain,
         duties: &Duties,
         checkpoint: Option<u64>,
         is_adapter: bool,
+        is_reward: bool,
     ) -> Result<ModelCard> {
         let table = self.table;
         let given = match self.scene.wish.languages.as_slice() {
@@ -158,10 +165,11 @@ impl Model<'_> {
             true => of_samples(samples.iter().map(PathBuf::as_path)),
             false => given,
         };
-        if duties.license.is_none() {
-            self.scene.reporter.warn(
-                "the card names no licence: the base model's is not known; give `--license`, or `license` in `[publish]`",
-            );
+        // where there is a base, the warnings name it
+        if duties.license.is_none() && duties.warnings.is_empty() {
+            self.scene
+                .reporter
+                .warn("the card names no licence: give `--license`, or `license` in `[publish]`");
         }
         let none = Vec::new();
         let about = About {
@@ -170,7 +178,8 @@ impl Model<'_> {
             tags: table.map_or(&none, |table| &table.tags),
             checkpoint,
             is_adapter,
+            is_reward,
         };
-        model_card(self.root, self.lineage, duties, self.report, &about)
+        model_card(self.root, self.lineage, chain, duties, self.report, &about)
     }
 }

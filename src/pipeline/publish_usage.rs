@@ -27,6 +27,9 @@ pub fn usage(about: &About, report: &ReportData) -> Section {
         ),
     };
     let code = |language, text: String| Block::Code { language, text };
+    if about.is_reward {
+        return scoring(about, &python, &at);
+    }
     let title = |text: &str| Block::Text(text.to_string());
     let mut blocks = vec![
         title(if about.is_adapter {
@@ -65,6 +68,33 @@ pub fn usage(about: &About, report: &ReportData) -> Section {
     Section {
         title: "Use".into(),
         blocks,
+    }
+}
+
+/// How a reward model is asked.
+fn scoring(about: &About, python: &str, at: &str) -> Section {
+    let repo = about.repo;
+    let text = |text: &str| Block::Text(text.to_string());
+    Section {
+        title: "Use".into(),
+        blocks: vec![
+            text("transformers:"),
+            Block::Code {
+                language: "python",
+                text: format!(
+                    "import torch\nfrom transformers import AutoModelForSequenceClassification, AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained(\"{repo}\"{python})\nmodel = AutoModelForSequenceClassification.from_pretrained(\"{repo}\"{python})\nmessages = [{{\"role\": \"user\", \"content\": \"What is 17 * 23?\"}}, {{\"role\": \"assistant\", \"content\": \"391\"}}]\ninputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors=\"pt\")\nwith torch.no_grad():\n    print(model(**inputs).logits[0, 0].item())"
+                ),
+            },
+            text(
+                "distill, as a reward: `reward_model.json` says what of an answer it was trained to see:",
+            ),
+            Block::Code {
+                language: "sh",
+                text: format!(
+                    "distill pull {repo}{at}      # prints the folder, for `model` of a reward `reward_model`"
+                ),
+            },
+        ],
     }
 }
 

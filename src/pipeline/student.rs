@@ -2,7 +2,7 @@
 
 use super::open::{
     base_folder, contents, device, dtype, local_folder, merged, shape_of, template_text,
-    with_tokenizer,
+    tokenizer_of,
 };
 use crate::data::builtin;
 use crate::model::{
@@ -81,8 +81,9 @@ impl Student {
                 let (folder, revision) = local_folder(source, hub::Part::WithoutWeights, reporter)?;
                 let base = base_folder(&folder, hub::Part::WithoutWeights, reporter)?;
                 let config = shape_of(&folder, base.as_deref())?;
-                let place = with_tokenizer(&folder, base.as_deref());
-                let chat = Chat::load(place, template.as_deref())?;
+                let tokenizer = tokenizer_of(&folder, base.as_deref())?;
+                let chat = Chat::new(tokenizer, template.as_deref())
+                    .map_err(|error| error.at(format!("`{}`", folder.display())))?;
                 let (weights, identity) = match (source, revision) {
                     (source, commit) if base.is_some() => {
                         let repo = match (source, commit) {

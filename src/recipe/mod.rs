@@ -25,6 +25,7 @@ pub mod stage;
 mod stage_check;
 mod stage_student;
 pub mod suite;
+pub mod terms;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

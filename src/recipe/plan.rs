@@ -189,7 +189,7 @@ pub fn resolve(recipe: &Recipe) -> Result<Plan> {
     let eval = recipe.eval.as_ref().map(resolve_eval).transpose()?;
     let stages = stages(eval.as_ref());
     if let Some(publish) = &recipe.publish {
-        publish::check(publish, card.as_ref())?;
+        publish::check(publish, card.as_ref(), Some(&student.source))?;
         if publish.stage.is_some() || publish.traces.is_some() {
             return Err(Error::input(
                 "`publish.stage` and `[publish.traces]` are for recipes of several `[[stage]]`s",

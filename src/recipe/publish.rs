@@ -12,7 +12,9 @@
 use super::card::Card;
 use super::graph::{Resolved, StagePlan};
 use super::load::closest;
+use super::plan::StudentSource;
 use super::stage::Leaves;
+use super::terms;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -88,12 +90,18 @@ impl Resolved {
     }
 }
 
-/// Refuses what the Hub, or a licence, would refuse after hours of training. `card` is that of the model that is trained.
+/// Refuses what the Hub, or a licence, would refuse after hours of training. `card` and `source` are those of the model that
+/// is trained.
 ///
 /// # Errors
 /// Names the key.
-pub fn check(publish: &Publish, card: Option<&Card>) -> Result<()> {
+pub fn check(publish: &Publish, card: Option<&Card>, source: Option<&StudentSource>) -> Result<()> {
     check_repo("publish.repo", &publish.repo)?;
+    if let Some(StudentSource::Hub { repo, .. }) = source {
+        for terms in terms::known(repo) {
+            terms.check_name(&publish.repo)?;
+        }
+    }
     if let Some(prefix) = card.and_then(|card| card.name_prefix.as_deref()) {
         check_prefix(&publish.repo, prefix)?;
     }
@@ -135,7 +143,15 @@ pub fn check_stages(publish: &Publish, done: &[(StagePlan, Option<Card>)]) -> Re
         None => stage.kind.leaves() == Some(Leaves::Model),
     };
     let published = done.iter().rev().find(|(stage, _)| named(stage));
-    check(publish, published.and_then(|(_, card)| card.as_ref()))?;
+    let source = |stage: &StagePlan| stage.student.as_ref().map(|s| s.source.clone());
+    check(
+        publish,
+        published.and_then(|(_, card)| card.as_ref()),
+        published.and_then(|(stage, _)| source(stage)).as_ref(),
+    )?;
+    if let Some((stage, _)) = published {
+        check_teachers(&publish.repo, stage, done)?;
+    }
     let stages: Vec<&StagePlan> = done.iter().map(|(stage, _)| stage).collect();
     let of = |key: &str, name: &Option<String>, leaves: &[Leaves]| -> Result<()> {
         let fits = |stage: &StagePlan| stage.kind.leaves().is_some_and(|l| leaves.contains(&l));
@@ -167,7 +183,11 @@ pub fn check_stages(publish: &Publish, done: &[(StagePlan, Option<Card>)]) -> Re
             }
         }
     };
-    of("publish", &publish.stage, &[Leaves::Model])?;
+    let models: &[Leaves] = match publish.stage {
+        Some(_) => &[Leaves::Model, Leaves::RewardModel],
+        None => &[Leaves::Model],
+    };
+    of("publish", &publish.stage, models)?;
     match &publish.traces {
         Some(traces) => of(
             "publish.traces",
@@ -176,6 +196,37 @@ pub fn check_stages(publish: &Publish, done: &[(StagePlan, Option<Card>)]) -> Re
         ),
         None => Ok(()),
     }
+}
+
+/// What licences say of a model that learnt from the outputs of others.
+fn check_teachers(
+    repo: &str,
+    published: &StagePlan,
+    done: &[(StagePlan, Option<Card>)],
+) -> Result<()> {
+    let mut part: Vec<&str> = vec![&published.name];
+    for (stage, _) in done.iter().rev() {
+        if part.contains(&stage.name.as_str()) {
+            part.extend(stage.inputs());
+        }
+    }
+    let named = |stage: &StagePlan| match stage.student.as_ref().map(|s| &s.source) {
+        Some(StudentSource::Hub { repo, .. }) => Some(repo.clone()),
+        _ => None,
+    };
+    let own = named(published).map_or(Vec::new(), |repo| terms::known(&repo));
+    let others = done.iter().map(|(stage, _)| stage);
+    for stage in others.filter(|stage| part.contains(&stage.name.as_str())) {
+        // a stage that starts from another has its model, whose own stage is among these
+        let Some(teacher) = named(stage).filter(|_| stage.model.is_none()) else {
+            continue;
+        };
+        for terms in terms::known(&teacher) {
+            terms.check_name(repo)?;
+            terms.check_outputs(repo, &teacher, own.contains(&terms))?;
+        }
+    }
+    Ok(())
 }
 
 /// `owner/name` as the Hub has names.
@@ -215,7 +266,7 @@ pub fn check_prefix(repo: &str, prefix: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::input(format!(
-        "`{repo}`: the base model's licence wants a name that begins with `{prefix}`"
+        "`{repo}`: the licence of what it is made of wants a name that begins with `{prefix}`"
     ))
     .with_hint(format!("for example `{owner}/{prefix}-{name}`")))
 }
@@ -264,7 +315,7 @@ mod tests {
 
     fn publish(text: &str) -> Result<Publish> {
         let publish = super::super::load::parse(text, "r.toml", &[])?;
-        check(&publish, None).map(|()| publish)
+        check(&publish, None, None).map(|()| publish)
     }
 
     #[test]
@@ -365,17 +416,57 @@ mod tests {
     }
 
     #[test]
+    fn what_a_licence_would_refuse_is_refused_before_the_training() {
+        let text = |teacher: &str, student: &str, repo: &str| {
+            format!(
+                "name = \"p\"\n[student]\nmodel = \"{student}\"\n[[stage]]\nname = \"samples\"\nkind = \"generate\"\nmodel = \"{teacher}\"\nprompts = \"p.jsonl\"\n\
+                 [[stage]]\nname = \"chosen\"\nkind = \"select\"\nsamples = \"@samples\"\n\
+                 [[stage]]\nname = \"final\"\nkind = \"sft\"\ntraces = \"@chosen\"\n[stage.sft]\nlearning_rate = 1e-5\n[publish]\nrepo = \"{repo}\"\n"
+            )
+        };
+        let resolve = |teacher: &str, student: &str, repo: &str| {
+            let document =
+                super::super::load::document(&text(teacher, student, repo), "r.toml", &[])?;
+            super::super::graph::resolve_document(&document)
+        };
+        let (qwen, llama2) = ("Qwen/Qwen2.5-1.5B", "meta-llama/Llama-2-7b-hf");
+        resolve("Qwen/Qwen3-4B", qwen, "you/x").unwrap();
+        resolve("meta-llama/Llama-3.1-8B", qwen, "you/Llama-x").unwrap();
+        resolve(llama2, "meta-llama/Llama-2-13b-hf", "you/x").unwrap();
+        for (teacher, student, want) in [
+            (
+                "meta-llama/Llama-3.1-8B",
+                qwen,
+                "`you/x`: the licence of what it is made of wants a name that begins with `Llama`",
+            ),
+            (
+                qwen,
+                "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+                "`you/x`: the licence of what it is made of wants a name that begins with `Llama`",
+            ),
+            (
+                llama2,
+                qwen,
+                "`you/x` learns from outputs of meta-llama/Llama-2-7b-hf, and the LLAMA 2 Community License does not allow them to improve any other model",
+            ),
+        ] {
+            let error = resolve(teacher, student, "you/x").unwrap_err();
+            assert_eq!(error.to_string(), want);
+        }
+    }
+
+    #[test]
     fn a_llama_has_a_name_that_says_so() {
         let card = Card::load("llama-3.1-8b").unwrap();
         let named = |repo: &str| Publish {
             repo: repo.into(),
             ..Publish::default()
         };
-        check(&named("you/Llama-R1-8B"), Some(&card)).unwrap();
-        let error = check(&named("you/R1-8B"), Some(&card)).unwrap_err();
+        check(&named("you/Llama-R1-8B"), Some(&card), None).unwrap();
+        let error = check(&named("you/R1-8B"), Some(&card), None).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`you/R1-8B`: the base model's licence wants a name that begins with `Llama`"
+            "`you/R1-8B`: the licence of what it is made of wants a name that begins with `Llama`"
         );
         assert_eq!(error.hint().unwrap(), "for example `you/Llama-R1-8B`");
     }

@@ -122,10 +122,14 @@ impl Chat {
 
     /// As [`Chat::load`], but a folder without a template is fine until a conversation is rendered.
     pub fn load_for_text(folder: &Path, template: Option<&str>) -> Result<Self> {
-        let tokenizer = TextTokenizer::load(folder)?;
+        Self::for_text(TextTokenizer::load(folder)?, template)
+            .map_err(|error| error.at(format!("`{}`", folder.display())))
+    }
+
+    /// As [`Chat::new`], but without a template it is fine until a conversation is rendered.
+    pub fn for_text(tokenizer: TextTokenizer, template: Option<&str>) -> Result<Self> {
         let template = source(&tokenizer, template).map(str::to_string);
         Self::build(tokenizer, template.as_deref())
-            .map_err(|error| error.at(format!("`{}`", folder.display())))
     }
 
     /// A tokenizer with the given template, else with the one that came with it.

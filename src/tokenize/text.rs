@@ -47,6 +47,21 @@ impl TextTokenizer {
             .map_err(|error| error.at(format!("`{}`", file.display())))
     }
 
+    /// The tokenizer beside an adapter. How to sample, and what ends an answer, is said by the folder of its `base` where
+    /// its own says nothing of it.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_beside(folder: &Path, base: &Path) -> Result<Self> {
+        let own = Self::load(folder)?;
+        if own.files().generation_config.is_some() {
+            return Ok(own);
+        }
+        let mut files = own.files().clone();
+        files.generation_config = TokenizerFiles::load(base)?.generation_config;
+        own.with_files(files)
+    }
+
     /// A tokenizer from the bytes of a `tokenizer.json` and what the files beside it would say.
     pub fn new(json: Vec<u8>, files: TokenizerFiles) -> Result<Self> {
         let mut tokenizer = Tokenizer::from_bytes(&json)
