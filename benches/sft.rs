@@ -6,7 +6,7 @@
 use candle_core::{DType, Device};
 use distill::model::{CausalLm, family};
 use distill::progress::Stop;
-use distill::recipe::{Recompute, ScheduleKind};
+use distill::recipe::{Optimizer, Recompute, ScheduleKind};
 use distill::train::{Examples, Observer, SftSettings, StepRecord, train_sft};
 use distill::{Error, Result};
 use std::path::Path;
@@ -87,6 +87,7 @@ fn main() -> Result<()> {
         schedule: ScheduleKind::Constant,
         min_learning_rate_ratio: 0.0,
         warmup_ratio: 0.0,
+        optimizer: Optimizer::AdamW,
         batch_size: 2,
         packing: true,
         pack_length: 2 * LENGTH,

@@ -484,6 +484,20 @@ fn a_pipeline_is_shown_planned_and_previewed() {
 }
 
 #[test]
+fn a_stage_that_does_not_fit_is_refused_before_anything_runs() {
+    let place = place();
+    let small = ["--recipe", "small.toml", "--device-memory", "16MiB"];
+    let (error, hint) = place.fails(&small);
+    assert!(
+        error.starts_with("stage `cold` takes ") && error.contains(" MiB of memory may be used: "),
+        "{error}"
+    );
+    assert!(error.contains("program and allocator "), "{error}");
+    assert!(hint.ends_with("or run it anyway with `--force`"), "{hint}");
+    assert!(!place.path().join("runs/small").exists());
+}
+
+#[test]
 fn sources_are_mixed_by_weight_and_selected_problems_are_asked_again() {
     let place = place();
     let more = "[[stage]]

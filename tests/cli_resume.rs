@@ -269,3 +269,25 @@ fn other_settings_are_refused_and_leave_the_folder_as_it_was() {
         .concat(),
     );
 }
+
+#[test]
+fn a_run_that_does_not_fit_is_refused_and_can_be_forced() {
+    let place = place();
+    let small = ["--recipe", "small.toml", "--device-memory", "16MiB"];
+    let (error, hint) = place.fails(&small);
+    assert!(
+        error.starts_with("the run takes ")
+            && error
+                .contains(" at its peak, and 16 MiB of memory may be used: program and allocator "),
+        "{error}"
+    );
+    assert!(error.contains(", optimiser states "), "{error}");
+    assert!(hint.ends_with("or run it anyway with `--force`"), "{hint}");
+    assert!(!place.path().join("runs/small").exists());
+    let forced = [&small[..], &["--force", "--set", "sft.max_steps=1"]].concat();
+    let run = place.works(&forced);
+    assert!(run.stderr.contains("the run takes "), "{}", run.stderr);
+    // what is finished is not refused
+    let again = [&small[..], &["--set", "sft.max_steps=1"]].concat();
+    place.works(&again);
+}

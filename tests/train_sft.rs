@@ -2,12 +2,13 @@
 
 mod train_common;
 
+use distill::model::CausalLm;
 use distill::progress::Stop;
-use distill::recipe::{Recompute, ScheduleKind};
+use distill::recipe::{Optimizer, Recompute, ScheduleKind};
 use distill::train::{SftSettings, train_sft};
 use distill::{Error, Result};
 use std::path::Path;
-use train_common::{Log, Rows, bits, rows, settings, tiny};
+use train_common::{Log, Rows, bits, rows, settings, tiny, tiny_of};
 
 /// Trains a fresh tiny model; what it logged and its weights.
 fn run(rows: &Rows, settings: &SftSettings, dir: &Path) -> Result<(Log, Vec<Vec<u32>>)> {
@@ -165,6 +166,87 @@ fn resume_after_every_step_ends_with_the_same_bits() {
         .unwrap();
         assert!(nothing.steps.is_empty());
         assert_eq!(bits(&model), weights);
+    }
+}
+
+#[test]
+fn states_in_8_bits_learn_as_well_and_resume_with_the_same_bits() {
+    let rows = rows(7);
+    let train = |model: &CausalLm, s: &SftSettings, dir: &Path, stop_after: usize| {
+        let stop = Stop::default();
+        let mut log = Log::stopping_after(stop_after, stop.clone());
+        let outcome = train_sft(model, &rows, s, dir, &mut log, &stop);
+        (
+            outcome,
+            log.steps.iter().map(|r| r.loss).collect::<Vec<_>>(),
+        )
+    };
+    // the feed-forward has matrices of 4,096 values
+    let (full, eight) = (tiny_of(7, 256), tiny_of(7, 256));
+    let s = SftSettings {
+        epochs: 10,
+        optimizer: Optimizer::AdamW8bit,
+        ..settings()
+    };
+    let (_, losses) = train(&eight, &s, temp().path(), usize::MAX);
+    let in_f32 = SftSettings {
+        optimizer: Optimizer::AdamW,
+        ..s.clone()
+    };
+    let (_, losses_full) = train(&full, &in_f32, temp().path(), usize::MAX);
+    assert_ne!(bits(&eight), bits(&full));
+    assert_eq!(losses[0], losses_full[0]);
+    let last = losses.len() - 1;
+    assert!(losses[last] < losses[0] / 3.0, "{losses:?}");
+    assert!(
+        (losses[last] - losses_full[last]).abs() < 0.05 * losses[0],
+        "{losses:?} {losses_full:?}"
+    );
+
+    let dir = temp();
+    let (outcome, _) = train(&tiny_of(7, 256), &s, dir.path(), 11);
+    assert!(matches!(outcome, Err(Error::Interrupted { .. })));
+    let resumed = tiny_of(99, 256);
+    let (outcome, rest) = train(&resumed, &s, dir.path(), usize::MAX);
+    assert_eq!(outcome.unwrap().num_resumed_steps, 11);
+    assert_eq!(rest, losses[11..]);
+    assert_eq!(bits(&resumed), bits(&eight));
+    let (outcome, _) = train(&tiny_of(7, 256), &in_f32, dir.path(), usize::MAX);
+    let error = outcome.unwrap_err().to_string();
+    assert!(
+        error.ends_with("is of a run with other settings, model or data"),
+        "{error}"
+    );
+}
+
+#[test]
+fn gradients_applied_as_they_come_give_the_same_bits() {
+    let rows = rows(7);
+    for optimizer in [Optimizer::AdamW, Optimizer::AdamW8bit] {
+        for recompute in [Recompute::None, Recompute::Block] {
+            let run = |max_grad_norm: f64| {
+                let s = SftSettings {
+                    optimizer,
+                    recompute,
+                    max_grad_norm,
+                    weight_decay: 0.1,
+                    ..settings()
+                };
+                let (model, mut log) = (tiny_of(7, 256), Log::default());
+                let stop = Stop::default();
+                train_sft(&model, &rows, &s, temp().path(), &mut log, &stop).unwrap();
+                let steps = log.steps.iter();
+                let told: Vec<_> = steps
+                    .map(|r| (r.loss, r.grad_norm, r.num_micro_batches))
+                    .collect();
+                (told, bits(&model))
+            };
+            // clipping at a norm that is never reached multiplies by 1
+            let (whole, at_once) = (run(1e30), run(0.0));
+            assert!(whole.0.iter().all(|(_, _, packs)| *packs == 1));
+            assert_eq!(whole.0, at_once.0);
+            assert_eq!(whole.1, at_once.1);
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! `distill bench`: what training and sampling a shape takes on this device, with random weights.
 
-use super::options::{dtype, show_size};
+use super::options::{dtype, optimizer, show_size};
 use super::{Session, stdout};
 use crate::model::{AdapterConfig, Batch, CausalLm, ModelConfig, Recompute, family};
 use crate::ops::{self, ParamId};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pipeline::open;
 use crate::progress::Reporter;
-use crate::recipe::{self, Dtype};
+use crate::recipe::{self, Dtype, Optimizer};
 use crate::train::footprint::{share_beside_frozen, step_flops};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -46,6 +46,9 @@ pub struct Args {
     /// Train adapters of this rank on all projections, not all weights
     #[arg(long, value_name = "RANK")]
     lora: Option<usize>,
+    /// adamw or adamw_8bit
+    #[arg(long, default_value = "adamw", value_parser = optimizer)]
+    optimizer: Optimizer,
     /// Sequences sampled side by side
     #[arg(long, default_value_t = 16)]
     batch_size: usize,
@@ -220,6 +223,7 @@ fn train(args: &Args, model: &CausalLm) -> Result<[f64; 3]> {
         betas: [0.9, 0.95],
         eps: 1e-8,
         weight_decay: 0.0,
+        eight_bit: args.optimizer == Optimizer::AdamW8bit,
     };
     let mut optimizer = AdamW::from(first, &named, adamw)?;
     let mut gradients = model.new_gradients();

@@ -2,9 +2,9 @@
 
 use crate::Result;
 use crate::generate::Sampling;
-use crate::recipe::Dtype;
 use crate::recipe::graph::{Resolved, resolve_document};
 use crate::recipe::load::{self, Loaded};
+use crate::recipe::{Dtype, Optimizer};
 
 /// Which recipe, and what is changed in it.
 #[derive(clap::Args)]
@@ -54,6 +54,37 @@ pub fn dtype(text: &str) -> std::result::Result<Dtype, String> {
         "bf16" => Ok(Dtype::Bf16),
         "f16" => Ok(Dtype::F16),
         _ => Err("dtypes: f32, bf16, f16".into()),
+    }
+}
+
+/// Bytes of `24GiB`, `80GB`, `512MiB` or a plain number.
+pub fn bytes(text: &str) -> std::result::Result<u64, String> {
+    const UNITS: [(&str, f64); 6] = [
+        ("GiB", 1_073_741_824.0),
+        ("MiB", 1_048_576.0),
+        ("GB", 1e9),
+        ("MB", 1e6),
+        ("G", 1_073_741_824.0),
+        ("", 1.0),
+    ];
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = &text[number.len()..];
+    let factor = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .map(|(_, f)| *f);
+    match (number.parse::<f64>(), factor) {
+        (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as u64),
+        _ => Err("no size, such as `24GiB`".into()),
+    }
+}
+
+/// An optimiser by its name.
+pub fn optimizer(text: &str) -> std::result::Result<Optimizer, String> {
+    match text {
+        "adamw" => Ok(Optimizer::AdamW),
+        "adamw_8bit" => Ok(Optimizer::AdamW8bit),
+        _ => Err("optimisers: adamw, adamw_8bit".into()),
     }
 }
 
@@ -176,6 +207,10 @@ mod tests {
 
     #[test]
     fn sizes_and_counts_are_shown() {
+        assert_eq!(bytes("24GiB"), Ok(24 << 30));
+        assert_eq!(bytes("80GB"), Ok(80_000_000_000));
+        assert_eq!(bytes("1.5MiB"), Ok(1_572_864));
+        assert!(bytes("much").is_err() && bytes("-1GiB").is_err() && bytes("24TiB?").is_err());
         assert_eq!(show_size(12), "12 B");
         assert_eq!(show_size(1536), "1.5 KiB");
         assert_eq!(show_size(24 << 30), "24.0 GiB");

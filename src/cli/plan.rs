@@ -1,12 +1,12 @@
 //! `distill plan`: what a run would take, and what to change when it does not fit.
 
-use super::options::{RecipeArgs, show_count};
+use super::options::{RecipeArgs, bytes, show_count};
 use super::run_stages::sampler;
 use super::{Session, stdout};
-use crate::pipeline::estimate::{Estimate, StageEstimate, estimate, estimate_stages};
+use crate::Result;
+use crate::pipeline::estimate::{Estimate, StageEstimate, estimate, estimate_stages, gib};
 use crate::recipe::graph::{Job, PipelinePlan, Resolved};
 use crate::recipe::plan::Plan;
-use crate::{Error, Result};
 use std::fmt::Write;
 
 /// Show what a run would take: stages, steps, memory by part
@@ -18,8 +18,8 @@ pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Memory of the device, such as 24GiB: says what to change when the run does not fit
-    #[arg(long, value_name = "SIZE")]
-    device_memory: Option<String>,
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    device_memory: Option<u64>,
     /// Print the plan as JSON
     #[arg(long)]
     json: bool,
@@ -27,7 +27,7 @@ pub struct Args {
 
 pub fn run(args: &Args, session: &Session) -> Result<()> {
     let (_, plan) = args.recipe.load()?;
-    let memory = args.device_memory.as_deref().map(bytes).transpose()?;
+    let memory = args.device_memory;
     session.stop_on_signals()?;
     let (reporter, stop) = (&session.terminal, &session.stop);
     match &plan {
@@ -93,36 +93,6 @@ fn show_stages(plan: &PipelinePlan, estimates: &[StageEstimate]) -> String {
     text
 }
 
-/// Bytes of `24GiB`, `80GB`, `512MiB` or a plain number.
-fn bytes(text: &str) -> Result<u64> {
-    const UNITS: [(&str, f64); 6] = [
-        ("GiB", 1_073_741_824.0),
-        ("MiB", 1_048_576.0),
-        ("GB", 1e9),
-        ("MB", 1e6),
-        ("G", 1_073_741_824.0),
-        ("", 1.0),
-    ];
-    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = &text[number.len()..];
-    let factor = UNITS
-        .iter()
-        .find(|(name, _)| *name == unit)
-        .map(|(_, f)| *f);
-    match (number.parse::<f64>(), factor) {
-        (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as u64),
-        _ => Err(Error::input(format!("`--device-memory {text}` is no size"))
-            .with_hint("for example `24GiB`")),
-    }
-}
-
-fn gib(bytes: u64) -> String {
-    match bytes as f64 / 1_073_741_824.0 {
-        g if g >= 1.0 => format!("{g:.1} GiB"),
-        g => format!("{:.0} MiB", g * 1024.0),
-    }
-}
-
 fn show(plan: &Plan, e: &Estimate) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
@@ -163,29 +133,12 @@ fn show(plan: &Plan, e: &Estimate) -> String {
             );
         }
     }
-    let m = &e.memory;
     line(
         "memory",
         &format!("{} at the peak of training", gib(e.peak_memory)),
     );
-    for (label, size) in [
-        ("weights", m.weights),
-        ("f32 copy of the weights", m.master),
-        ("gradients", m.gradients),
-        ("optimiser states", m.optimizer),
-        ("reference", m.reference),
-        ("a rollout's tokens", m.rollout),
-        ("activations", m.activations),
-        ("one block's backward", m.block),
-        ("attention scores", m.attention),
-        ("loss", m.loss),
-        ("temporaries", m.temporaries),
-        ("program and allocator", m.process),
-        ("KV cache of sampling", m.kv_cache),
-    ] {
-        if size > 0 {
-            line("", &format!("{label:<26}{:>12}", gib(size)));
-        }
+    for (label, size) in e.memory.parts() {
+        line("", &format!("{label:<26}{:>12}", gib(size)));
     }
     if let Some(device) = e.device_memory {
         if e.peak_memory <= device {
@@ -201,21 +154,4 @@ fn show(plan: &Plan, e: &Estimate) -> String {
         line("note", note);
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(bytes("24GiB").unwrap(), 24 << 30);
-        assert_eq!(bytes("80GB").unwrap(), 80_000_000_000);
-        assert_eq!(bytes("1.5MiB").unwrap(), 1_572_864);
-        assert!(bytes("much").is_err() && bytes("-1GiB").is_err() && bytes("24TiB?").is_err());
-        assert_eq!(
-            (gib(3 << 29), gib(5 << 20)),
-            ("1.5 GiB".into(), "5 MiB".into())
-        );
-    }
 }

@@ -1,12 +1,13 @@
 //! `distill --recipe R`: runs a recipe, or shows what it would run.
 
-use super::options::{RecipeArgs, show_count};
+use super::options::{RecipeArgs, bytes, show_count};
 use super::run_stages;
 use super::{Session, push, stdout};
 use crate::Result;
 use crate::pipeline::graph;
 use crate::pipeline::publish::{Wish, check_account, publish};
 use crate::pipeline::run::{RunOptions, RunOutcome, run as run_plan};
+use crate::recipe::Optimizer;
 use crate::recipe::graph::Resolved;
 use crate::recipe::load::Loaded;
 use crate::recipe::plan::{Plan, SftPlan, StageKind, StudentPlan, StudentSource};
@@ -42,6 +43,12 @@ pub struct Args {
     /// Throw away what a stage left, and those that depend on it, and run them again; may be repeated
     #[arg(long, value_name = "STAGE")]
     pub rerun: Vec<String>,
+    /// Memory that the run may take, such as 24GiB [default: what is free on the device]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub device_memory: Option<u64>,
+    /// Run even where the plan says that it takes more memory than there is
+    #[arg(long)]
+    pub force: bool,
     /// Print the result (or the plan) as JSON
     #[arg(long)]
     pub json: bool,
@@ -67,6 +74,8 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         run_dir: args.run_dir.clone(),
         fresh: args.fresh,
         rerun: args.rerun.clone(),
+        device_memory: args.device_memory,
+        force: args.force,
     };
     let (reporter, stop) = (&session.terminal, &session.stop);
     let mut outcome = match &plan {
@@ -224,6 +233,9 @@ pub(super) fn sft(sft: &SftPlan) -> String {
         );
     }
     value.push(')');
+    if sft.optimizer == Optimizer::AdamW8bit {
+        value += ", optimiser states in 8 bits";
+    }
     if let Some(n) = sft.max_steps {
         let _ = write!(value, ", at most {} steps", show_count(n as u64));
     }

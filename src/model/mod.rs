@@ -97,6 +97,10 @@ pub struct Batch {
     pub weights: Vec<f32>,
 }
 
+/// Told after the head, after each block and at the end of a backward pass that all gradients there are complete, but that of
+/// the parameter it is given: it may take them.
+pub type EachFn<'a> = &'a mut (dyn FnMut(&mut Gradients, Option<ParamId>) -> Result<()> + Send);
+
 /// A causal language model.
 pub struct CausalLm {
     config: ModelConfig,
@@ -293,6 +297,21 @@ impl CausalLm {
         recompute: Recompute,
         grads: &mut Gradients,
     ) -> Result<Vec<f32>> {
+        self.forward_backward_each(batch, recompute, grads, &mut |_, _| Ok(()))
+    }
+
+    /// The same, with gradients taken as they come: those of a weight are not needed any more once they are complete, nor is
+    /// the weight.
+    ///
+    /// # Errors
+    /// As [`CausalLm::forward_backward`], and those of `each`.
+    pub fn forward_backward_each(
+        &self,
+        batch: &Batch,
+        recompute: Recompute,
+        grads: &mut Gradients,
+        each: EachFn,
+    ) -> Result<Vec<f32>> {
         let rows = self.check(batch)?;
         if rows.is_empty() {
             return Ok(vec![0.0; batch.tokens.len()]);
@@ -302,7 +321,7 @@ impl CausalLm {
         let head = |h: &Tensor, grads: &mut Gradients| {
             ops::linear_cross_entropy(h, self.w(self.head), &targets, &weights, grads, self.head)
         };
-        let some = ops::in_pool(|| self.pass_and_back(batch, &rows, recompute, grads, head))?;
+        let some = ops::in_pool(|| self.pass_and_back(batch, &rows, recompute, grads, head, each))?;
         Ok(in_place(&rows, some, batch.tokens.len()))
     }
 
@@ -315,6 +334,7 @@ impl CausalLm {
         recompute: Recompute,
         grads: &mut Gradients,
         head: impl FnOnce(&Tensor, &mut Gradients) -> Result<(T, Tensor)>,
+        each: EachFn,
     ) -> Result<T> {
         let seqs = SeqLens::new(&batch.seq_lens);
         let positions = seqs.positions();
@@ -335,6 +355,7 @@ impl CausalLm {
         }
         let (found, mut dx) = self.head_backward(rows, &x, grads, head)?;
         drop(x);
+        each(grads, Some(self.embed))?;
         for block in self.blocks.iter().rev() {
             let Some(kept) = kept.pop() else { break };
             let saved = match kept {
@@ -345,8 +366,10 @@ impl CausalLm {
                 }
             };
             dx = block.backward(self, saved, dx, &seqs, &places, grads)?;
+            each(grads, Some(self.embed))?;
         }
         grads.add_rows(self.embed, &batch.tokens, &dx)?;
+        each(grads, None)?;
         Ok(found)
     }
 

@@ -114,7 +114,8 @@ impl CausalLm {
             };
             Ok((stats, divided(&dh, temperature)?))
         };
-        let some = ops::in_pool(|| self.pass_and_back(batch, &rows, recompute, grads, head))?;
+        let each: super::EachFn = &mut |_, _| Ok(());
+        let some = ops::in_pool(|| self.pass_and_back(batch, &rows, recompute, grads, head, each))?;
         Ok(spread(&rows, some, batch))
     }
 }

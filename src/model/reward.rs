@@ -146,7 +146,8 @@ impl RewardModel {
             let dh = ops::linear_backward_input(&g, lm.w(lm.head))?; // [B, C]
             Ok((scores, dh))
         };
-        ops::in_pool(|| lm.pass_and_back(&batch, &rows, recompute, grads, head))
+        let each: super::EachFn = &mut |_, _| Ok(());
+        ops::in_pool(|| lm.pass_and_back(&batch, &rows, recompute, grads, head, each))
     }
 
     /// h: `[B, C]`

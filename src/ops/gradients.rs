@@ -52,6 +52,11 @@ impl Gradients {
         self.slots[id.0].as_ref()
     }
 
+    /// Takes the gradient of `id` away, which is zero afterwards.
+    pub fn take(&mut self, id: ParamId) -> Option<Tensor> {
+        self.slots[id.0].take()
+    }
+
     /// Sets all to zero.
     pub fn zero(&mut self) {
         self.slots.iter_mut().for_each(|s| *s = None);
@@ -270,15 +275,7 @@ impl Gradients {
         }
         let mut sum = 0.0;
         for slot in slots {
-            if let Some(values) = cpu::values(slot) {
-                sum += rows_cpu::sum_squares(&values);
-                continue;
-            }
-            sum += slot
-                .to_dtype(DType::F64)?
-                .sqr()?
-                .sum_all()?
-                .to_scalar::<f64>()?;
+            sum += sum_squares(slot)?;
         }
         Ok(sum)
     }
@@ -300,4 +297,18 @@ impl Gradients {
         }
         Ok(bad)
     }
+}
+
+/// Sum of the squares of a gradient.
+pub fn sum_squares(gradient: &Tensor) -> Result<f64> {
+    if let Some(gpu) = Gpu::of(gradient)
+        && gradient.dtype() == DType::F32
+    {
+        return optim_gpu::sum_squares(&gpu, &[gradient]);
+    }
+    if let Some(values) = cpu::values::<f32>(gradient) {
+        return Ok(rows_cpu::sum_squares(&values));
+    }
+    let wide = gradient.to_dtype(DType::F64)?;
+    Ok(wide.sqr()?.sum_all()?.to_scalar::<f64>()?)
 }

@@ -7,6 +7,7 @@
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here, which
 //! [`dispatch`] holds, take a fast kernel where the tensors are f32 or bf16, contiguous and on the CPU or a CUDA device.
 
+pub mod adam8;
 mod attention_cpu;
 mod attention_gpu;
 mod cpu;
@@ -18,6 +19,7 @@ pub mod device;
 pub mod dispatch;
 #[cfg(target_arch = "x86_64")]
 mod dpbf16;
+mod dynamic_map;
 mod element;
 mod gpu;
 pub mod gradients;
@@ -34,6 +36,7 @@ pub mod seq_lens;
 pub mod update;
 pub(crate) mod vector;
 
+pub use adam8::{Adam8State, adamw8_inplace};
 pub use dispatch::{
     attention, attention_backward, linear, linear_backward_input, linear_logprobs,
     linear_logprobs_backward, linear_policy_backward, linear_token_stats, rms_norm,

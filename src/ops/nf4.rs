@@ -9,6 +9,7 @@
 //! Nothing is computed in 4 bits: a product dequantises its weight first, and so does its backward.
 
 use super::cpu::{self, unwritten};
+use super::dynamic_map;
 use super::element::Element;
 use super::gpu::Gpu;
 use super::rows_gpu;
@@ -16,7 +17,6 @@ use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use half::bf16;
 use rayon::prelude::*;
-use std::sync::LazyLock;
 
 /// Values that share a scale.
 const BLOCK: usize = 64;
@@ -42,31 +42,6 @@ const VALUES: [f32; 16] = [
     0.722_956_84,
     1.0,
 ];
-
-/// The 8-bit map of scales: a sign, an exponent of base 10 in unary, and the rest linear (arXiv 1511.04561), ascending.
-static SCALE_MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
-    const EXPONENTS: i32 = 7;
-    let mut map = vec![0.0f32, 1.0];
-    for i in 0..EXPONENTS {
-        let n = 1usize << i;
-        // PyTorch's linspace in f32: from both ends to the middle
-        let step = (1.0f32 - 0.1) / n as f32;
-        let boundary = |j: usize| match j <= n / 2 {
-            true => 0.1 + step * j as f32,
-            false => 1.0 - step * (n - j) as f32,
-        };
-        let power = 10f64.powi(i - EXPONENTS + 1);
-        for j in 0..n {
-            let mean = (boundary(j) + boundary(j + 1)) / 2.0;
-            let value = power as f32 * mean;
-            map.extend([value, -value]);
-        }
-    }
-    map.sort_by(f32::total_cmp);
-    let mut all = [0.0; 256];
-    all.iter_mut().zip(map).for_each(|(a, b)| *a = b);
-    all
-});
 
 /// A matrix in 4 bits.
 #[derive(Clone, Debug)]
@@ -162,7 +137,7 @@ impl Nf4 {
         if let Some(gpu) = Gpu::of(&self.scales)
             && matches!(dtype, DType::F32 | DType::BF16)
         {
-            let maps = (&VALUES[..], &SCALE_MAP[..]);
+            let maps = (&VALUES[..], &dynamic_map::signed().values()[..]);
             let w = rows_gpu::dequantise_nf4(&gpu, self.parts(), maps, rows * columns, dtype)?;
             return Ok(w.reshape(self.shape)?);
         }
@@ -194,13 +169,14 @@ impl Nf4 {
         else {
             return Ok(None);
         };
+        let scale_map = dynamic_map::signed().values();
         let mut values: Vec<E> = unwritten(codes.len() * 2);
         values
             .par_chunks_mut(BLOCK)
             .zip(codes.par_chunks(BLOCK / 2))
             .enumerate()
             .for_each(|(i, (values, codes))| {
-                let scale = SCALE_MAP[usize::from(scale_codes[i])] * scales[i / SCALE_BLOCK];
+                let scale = scale_map[usize::from(scale_codes[i])] * scales[i / SCALE_BLOCK];
                 let absmax = scale + self.offset;
                 for (pair, code) in values.chunks_exact_mut(2).zip(codes) {
                     pair[0] = E::of(VALUES[usize::from(code >> 4)] * absmax);
@@ -230,7 +206,7 @@ impl Nf4 {
             .broadcast_as((num_scales, SCALE_BLOCK))?
             .flatten_all()?
             .narrow(0, 0, num_blocks)?;
-        let absmax = (look_up(&*SCALE_MAP, &self.scale_codes)? * of_blocks)?;
+        let absmax = (look_up(dynamic_map::signed().values(), &self.scale_codes)? * of_blocks)?;
         let absmax = (absmax + f64::from(self.offset))?.unsqueeze(1)?;
         Ok(values.broadcast_mul(&absmax)?.flatten_all()?)
     }
@@ -256,7 +232,7 @@ fn quantise_scales(block: &[f32], offset: f32, codes: &mut [u8]) -> f32 {
     let absmax = block.iter().fold(0.0f32, |m, v| m.max((v - offset).abs()));
     let factor = 1.0 / absmax.max(1e-38);
     for (v, code) in block.iter().zip(codes) {
-        *code = nearest(&*SCALE_MAP, ((v - offset) * factor).clamp(-1.0, 1.0));
+        *code = dynamic_map::signed().nearest(((v - offset) * factor).clamp(-1.0, 1.0));
     }
     absmax
 }
@@ -292,16 +268,6 @@ mod tests {
         let mut codes = [0; 32];
         let absmax = quantise_block(&[2.0, -2.0, 0.0, 0.9], &mut codes);
         assert_eq!((absmax, &codes[..3]), (2.0, &[0xf0, 0x7c, 0x77][..]));
-    }
-
-    #[test]
-    fn map_of_scales() {
-        let map = &*SCALE_MAP;
-        assert!(map.is_sorted());
-        assert_eq!((map[255], map[127]), (1.0, 0.0));
-        assert!((map[254] - 0.992_968_8).abs() < 1e-6, "{}", map[254]);
-        assert!((map[0] + 0.992_968_8).abs() < 1e-6, "{}", map[0]);
-        assert!((map[128] - 5.5e-7).abs() < 1e-12, "{}", map[128]);
     }
 
     #[test]

@@ -289,7 +289,8 @@ pub(super) fn sum_rows<E: Element>(x: &[E], c: usize) -> Vec<f32> {
 }
 
 vectorised! {
-    fn adamw_piece(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: [f32; 9]) {
+    /// Some values of a step; constants as [`adamw_constants`] has them.
+    pub(super) fn adamw_piece(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: [f32; 9]) {
         let [scale, b1, b2, rest1, rest2, decay, rate, correction, eps] = c;
         let n = w.len();
         let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
@@ -303,10 +304,10 @@ vectorised! {
     }
 }
 
-/// One AdamW step in one pass; see [`super::update::adamw_inplace`].
-pub(super) fn adamw(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &super::AdamWStep) {
+/// What of a step is the same for all values, in f32.
+pub(super) fn adamw_constants(s: &super::AdamWStep) -> [f32; 9] {
     let t = s.step as i32;
-    let constants = [
+    [
         s.grad_scale as f32,
         s.beta1 as f32,
         s.beta2 as f32,
@@ -317,7 +318,12 @@ pub(super) fn adamw(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &
         (s.lr / (1.0 - s.beta1.powi(t))) as f32,
         (1.0 / (1.0 - s.beta2.powi(t))) as f32,
         s.eps as f32,
-    ];
+    ]
+}
+
+/// One AdamW step in one pass; see [`super::update::adamw_inplace`].
+pub(super) fn adamw(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &super::AdamWStep) {
+    let constants = adamw_constants(s);
     w.par_chunks_mut(PIECE)
         .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
         .zip(g.par_chunks(PIECE))

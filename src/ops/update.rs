@@ -61,24 +61,43 @@ pub fn adamw_inplace(
             None => Ok(()),
         };
     }
-    let g = (grad.to_dtype(DType::F32)? * c.grad_scale)?;
-    let m_new = ((m * c.beta1)? + (&g * (1.0 - c.beta1))?)?;
-    let v_new = ((v * c.beta2)? + (g.sqr()? * (1.0 - c.beta2))?)?;
-    let t = c.step as i32;
-    let denominator = ((&v_new / (1.0 - c.beta2.powi(t)))?.sqrt()? + c.eps)?;
-    let update = ((&m_new / denominator)? * (c.lr / (1.0 - c.beta1.powi(t))))?;
-    let w_new = ((w * (1.0 - c.lr * c.weight_decay))? - update)?;
-    m.slice_set(&m_new, 0, 0)?;
-    v.slice_set(&v_new, 0, 0)?;
-    w.slice_set(&w_new, 0, 0)?;
+    let next = adamw_plain(w, m, v, grad, c)?;
+    m.slice_set(&next.m, 0, 0)?;
+    v.slice_set(&next.v, 0, 0)?;
+    w.slice_set(&next.w, 0, 0)?;
     if master.is_some() {
-        value.slice_set(&w_new.to_dtype(value.dtype())?, 0, 0)?;
+        value.slice_set(&next.w.to_dtype(value.dtype())?, 0, 0)?;
     }
     Ok(())
 }
 
+/// What a step makes of weights and moments.
+pub(super) struct Stepped {
+    pub w: Tensor,
+    pub m: Tensor,
+    pub v: Tensor,
+}
+
+/// The step of candle's operations.
+pub(super) fn adamw_plain(
+    w: &Tensor,
+    m: &Tensor,
+    v: &Tensor,
+    grad: &Tensor,
+    c: &AdamWStep,
+) -> Result<Stepped> {
+    let g = (grad.to_dtype(DType::F32)? * c.grad_scale)?;
+    let m = ((m * c.beta1)? + (&g * (1.0 - c.beta1))?)?;
+    let v = ((v * c.beta2)? + (g.sqr()? * (1.0 - c.beta2))?)?;
+    let t = c.step as i32;
+    let denominator = ((&v / (1.0 - c.beta2.powi(t)))?.sqrt()? + c.eps)?;
+    let update = ((&m / denominator)? * (c.lr / (1.0 - c.beta1.powi(t))))?;
+    let w = ((w * (1.0 - c.lr * c.weight_decay))? - update)?;
+    Ok(Stepped { w, m, v })
+}
+
 /// `value = w`, rounded to its type.
-fn round_into(value: &Tensor, w: &Tensor) -> Result<()> {
+pub(super) fn round_into(value: &Tensor, w: &Tensor) -> Result<()> {
     if let Some(ws) = cpu::values::<f32>(w)
         && value.dims() == w.dims()
         && cpu::modify::<half::bf16>(value, |value| rows_cpu::round(&ws, value))?

@@ -1,7 +1,7 @@
 //! AdamW with decoupled weight decay: states, master copies, and what is decayed. The numbers of one update are in
-//! [`ops::adamw_inplace`].
+//! [`ops::adamw_inplace`], those of one with states in 8 bits in [`ops::adamw8_inplace`].
 
-use crate::ops::{self, AdamWStep, Gradients, ParamId};
+use crate::ops::{self, Adam8State, AdamWStep, Gradients, ParamId};
 use crate::{Error, Result};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
@@ -14,6 +14,20 @@ pub struct AdamWConfig {
     pub betas: [f64; 2],
     pub eps: f64,
     pub weight_decay: f64,
+    /// States in 8 bits where [`has_8bit_states`] says so.
+    pub eight_bit: bool,
+}
+
+/// Tensors of fewer values keep states in f32, as bitsandbytes has it.
+const LEAST_8BIT_SIZE: usize = 4096;
+
+/// Whether 8-bit AdamW keeps the states of a parameter in 8 bits: where it has at least 4,096 values and is no embedding.
+///
+/// A row of an embedding that a step does not meet has a gradient of 0; where its v was rounded to 0 in 8 bits and its m was
+/// not, it would move by `m / eps`. So bitsandbytes has its embeddings, and transformers' trainer those of every model, in
+/// 32 bits; that is the head too where the two are tied.
+pub fn has_8bit_states(name: &str, shape: &[usize]) -> bool {
+    shape.iter().product::<usize>() >= LEAST_8BIT_SIZE && !name.ends_with("embed_tokens.weight")
 }
 
 /// `torch.optim.AdamW` over a fixed list of tensors that it updates in place.
@@ -41,9 +55,13 @@ struct Slot {
     name: String,
     value: Tensor,
     master: Option<Tensor>,
-    m: Tensor,
-    v: Tensor,
+    states: States,
     decays: bool,
+}
+
+enum States {
+    F32 { m: Tensor, v: Tensor },
+    Bits8(Adam8State),
 }
 
 impl AdamW {
@@ -62,6 +80,15 @@ impl AdamW {
             .iter()
             .map(|(name, value)| {
                 let zeros = || Tensor::zeros(value.shape(), DType::F32, value.device());
+                let states = match config.eight_bit && has_8bit_states(name, value.dims()) {
+                    true => {
+                        Adam8State::zeros(value.elem_count(), value.device()).map(States::Bits8)?
+                    }
+                    false => States::F32 {
+                        m: zeros()?,
+                        v: zeros()?,
+                    },
+                };
                 Ok(Slot {
                     name: name.clone(),
                     value: value.clone(),
@@ -69,8 +96,7 @@ impl AdamW {
                         DType::F32 => None,
                         _ => Some(value.to_dtype(DType::F32)?),
                     },
-                    m: zeros()?,
-                    v: zeros()?,
+                    states,
                     decays: value.rank() > 1,
                 })
             })
@@ -107,39 +133,53 @@ impl AdamW {
             )));
         }
         self.step += 1;
-        for (i, slot) in self.slots.iter().enumerate() {
-            let Some(gradient) = gradient(i) else {
-                continue;
-            };
-            let step = AdamWStep {
-                lr,
-                beta1: self.config.betas[0],
-                beta2: self.config.betas[1],
-                eps: self.config.eps,
-                weight_decay: if slot.decays {
-                    self.config.weight_decay
-                } else {
-                    0.0
-                },
-                step: self.step,
-                grad_scale,
-            };
-            ops::adamw_inplace(
-                &slot.value,
-                slot.master.as_ref(),
-                &slot.m,
-                &slot.v,
-                gradient,
-                &step,
-            )
-            .map_err(|e| e.at(format!("updating `{}`", slot.name)))?;
+        for i in 0..self.slots.len() {
+            if let Some(gradient) = gradient(i) {
+                self.update(i, gradient, lr, grad_scale)?;
+            }
         }
         Ok(())
     }
 
-    /// Writes the states as safetensors: `m.NAME`, `v.NAME`, `master.NAME` and `step`.
+    /// One update whose gradients are applied as they come; as [`AdamW::step`] with all of them, to the bit.
+    pub fn begin(&mut self, lr: f64, grad_scale: f64) -> Piecewise<'_> {
+        self.step += 1;
+        Piecewise {
+            squares: vec![None; self.slots.len()],
+            optimizer: self,
+            lr,
+            grad_scale,
+        }
+    }
+
+    /// The update of one parameter.
+    fn update(&self, i: usize, gradient: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
+        let slot = &self.slots[i];
+        let step = AdamWStep {
+            lr,
+            beta1: self.config.betas[0],
+            beta2: self.config.betas[1],
+            eps: self.config.eps,
+            weight_decay: if slot.decays {
+                self.config.weight_decay
+            } else {
+                0.0
+            },
+            step: self.step,
+            grad_scale,
+        };
+        let (value, master) = (&slot.value, slot.master.as_ref());
+        match &slot.states {
+            States::F32 { m, v } => ops::adamw_inplace(value, master, m, v, gradient, &step),
+            States::Bits8(state) => ops::adamw8_inplace(value, master, state, gradient, &step),
+        }
+        .map_err(|e| e.at(format!("updating `{}`", slot.name)))
+    }
+
+    /// Writes the states as safetensors: `m.NAME`, `v.NAME`, `master.NAME` and `step`; of states in 8 bits the codes, and
+    /// the scales as `m_absmax.NAME` and `v_absmax.NAME`.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = Vec::with_capacity(3 * self.slots.len() + 1);
+        let mut tensors = Vec::with_capacity(5 * self.slots.len() + 1);
         for slot in &self.slots {
             for (part, tensor) in slot.states() {
                 tensors.push((format!("{part}.{}", slot.name), tensor.clone()));
@@ -197,10 +237,77 @@ impl AdamW {
     }
 }
 
+/// An update under way, see [`AdamW::begin`].
+pub struct Piecewise<'a> {
+    optimizer: &'a mut AdamW,
+    lr: f64,
+    grad_scale: f64,
+    /// Of each gradient that was applied.
+    squares: Vec<Option<f64>>,
+}
+
+impl Piecewise<'_> {
+    /// Applies all gradients that are there, but that of `held`, and lets them go.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] before a gradient that is no number is applied; those before it have been.
+    pub fn apply(&mut self, gradients: &mut Gradients, held: Option<ParamId>) -> Result<()> {
+        let first = self.optimizer.first.0;
+        for i in 0..self.optimizer.slots.len() {
+            let id = ParamId(first + i);
+            if held == Some(id) {
+                continue;
+            }
+            let Some(gradient) = gradients.take(id) else {
+                continue;
+            };
+            let name = &self.optimizer.slots[i].name;
+            if self.squares[i].is_some() {
+                return Err(Error::input(format!(
+                    "parameter `{name}` has two gradients"
+                )));
+            }
+            let squares = ops::gradients::sum_squares(&gradient)?;
+            if !squares.is_finite() {
+                return Err(Error::NonFinite {
+                    message: format!("the gradient of `{name}` is not finite"),
+                    hint: None,
+                });
+            }
+            self.squares[i] = Some(squares);
+            self.optimizer
+                .update(i, &gradient, self.lr, self.grad_scale)?;
+        }
+        Ok(())
+    }
+
+    /// The sum of the squares of all gradients, once each parameter has had one.
+    ///
+    /// # Errors
+    /// One that had none would silently not be trained.
+    pub fn finish(self) -> Result<f64> {
+        let mut sum = 0.0;
+        for (squares, slot) in self.squares.iter().zip(&self.optimizer.slots) {
+            sum += squares.ok_or_else(|| {
+                Error::input(format!("parameter `{}` has no gradient", slot.name))
+            })?;
+        }
+        Ok(sum)
+    }
+}
+
 impl Slot {
     fn states(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
-        [("m", &self.m), ("v", &self.v)]
-            .into_iter()
+        let of = match &self.states {
+            States::F32 { m, v } => vec![("m", m), ("v", v)],
+            States::Bits8(s) => vec![
+                ("m", &s.m),
+                ("m_absmax", &s.m_absmax),
+                ("v", &s.v),
+                ("v_absmax", &s.v_absmax),
+            ],
+        };
+        of.into_iter()
             .chain(self.master.iter().map(|t| ("master", t)))
     }
 }
@@ -213,6 +320,7 @@ mod tests {
         betas: [0.9, 0.99],
         eps: 1e-8,
         weight_decay: 0.5,
+        eight_bit: false,
     };
 
     /// A 1x1 matrix and a bias, both 1.
@@ -303,6 +411,75 @@ mod tests {
                     .collect::<Vec<_>>()
             };
             assert_eq!(bits(&adamw), bits(&again));
+        }
+    }
+
+    #[test]
+    fn states_in_8_bits_go_on_bit_for_bit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let config = AdamWConfig {
+            eight_bit: true,
+            ..CONFIG
+        };
+        let gradients = |seed: u32| {
+            let mut gradients =
+                Gradients::new(vec![vec![64, 70], vec![64, 64], vec![63, 65]], &Device::Cpu);
+            for (i, shape) in [(64, 70), (64, 64), (63, 65)].into_iter().enumerate() {
+                let n = (shape.0 * shape.1) as u32;
+                let values: Vec<f32> = (0..n)
+                    .map(|j| ((j * 31 + seed) % 97) as f32 - 48.0)
+                    .collect();
+                let g = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+                gradients.add(ParamId(i), &g).unwrap();
+            }
+            gradients
+        };
+        for dtype in [DType::F32, DType::BF16] {
+            let ones = |shape: (usize, usize)| Tensor::ones(shape, dtype, &Device::Cpu).unwrap();
+            let straight = vec![
+                ("large".to_string(), ones((64, 70))),
+                ("model.embed_tokens.weight".to_string(), ones((64, 64))),
+                ("small".to_string(), ones((63, 65))),
+            ];
+            let mut adamw = AdamW::new(&straight, config).unwrap();
+            let names = |slot: &Slot| slot.states().map(|(name, _)| name).collect::<Vec<_>>();
+            let num_f32 = 2 + usize::from(dtype != DType::F32);
+            assert_eq!(
+                names(&adamw.slots[0])[..4],
+                ["m", "m_absmax", "v", "v_absmax"]
+            );
+            assert_eq!(names(&adamw.slots[1]).len(), num_f32);
+            assert_eq!(names(&adamw.slots[2]).len(), num_f32);
+            adamw.step(&gradients(3), 0.01, 1.0).unwrap();
+            adamw.save(file.path()).unwrap();
+            let resumed: Vec<_> = straight
+                .iter()
+                .map(|(name, t)| (name.clone(), t.copy().unwrap()))
+                .collect();
+            let mut again = AdamW::new(&resumed, config).unwrap();
+            again.load(file.path()).unwrap();
+            for optimizer in [&mut adamw, &mut again] {
+                optimizer.step(&gradients(5), 0.02, 0.5).unwrap();
+            }
+            let bits = |a: &AdamW| {
+                let states = a
+                    .slots
+                    .iter()
+                    .flat_map(Slot::states)
+                    .map(|(_, t)| t.clone());
+                let all = states.chain(a.slots.iter().map(|slot| slot.value.clone()));
+                all.map(|t| t.flatten_all().unwrap().to_dtype(DType::F32).unwrap())
+                    .map(|t| t.to_vec1::<f32>().unwrap())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(bits(&adamw), bits(&again));
+            // those in f32 are other states
+            let mut full = AdamW::new(&straight, CONFIG).unwrap();
+            let error = full.load(file.path()).unwrap_err().to_string();
+            assert!(
+                error.ends_with("`m.large` is U8 [4480], expected F32 [64, 70]"),
+                "{error}"
+            );
         }
     }
 

@@ -5,6 +5,6 @@ mod adamw;
 mod clip;
 mod schedule;
 
-pub use adamw::{AdamW, AdamWConfig};
+pub use adamw::{AdamW, AdamWConfig, Piecewise, has_8bit_states};
 pub use clip::clip_scale;
 pub use schedule::Schedule;

@@ -14,7 +14,7 @@ use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::grpo::Grpo;
 use crate::recipe::plan::{Plan, SftPlan, StudentPlan, StudentSource};
 use crate::recipe::stage::Prompts;
-use crate::recipe::{Dtype, Recompute};
+use crate::recipe::{Dtype, Optimizer, Recompute};
 use crate::train::SftSettings;
 use crate::train::footprint::{
     Change, Footprint, Load, Rollouts, changes_to_fit, share_beside_frozen, step_flops,
@@ -62,22 +62,30 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let config = planned_config(&plan.student)?;
     check_positions(&config, plan)?;
-    let load = load(plan, &config);
-    let memory = Footprint::new(&config, &load);
+    Ok(Estimate {
+        work: work(plan, &config, reporter, stop)?,
+        ..of_sft(plan, &config, device_memory)
+    })
+}
+
+/// The same of a model of shape `config`, without looking at the traces.
+pub fn of_sft(plan: &Plan, config: &ModelConfig, device_memory: Option<u64>) -> Estimate {
+    let load = load(plan, config);
+    let memory = Footprint::new(config, &load);
     let advice = match device_memory {
         None => Vec::new(),
-        Some(bytes) => advice(&config, &load, bytes, "sft"),
+        Some(bytes) => advice(config, &load, bytes, "sft"),
     };
     let full = vec![plan.sft.max_length; plan.sft.batch_size];
-    Ok(Estimate {
+    Estimate {
         num_parameters: config.num_parameters(),
         peak_memory: memory.peak(),
         memory,
         device_memory,
         advice,
-        work: work(plan, &config, reporter, stop)?,
-        flops_of_full_step: flops(&plan.student, &config, &full, plan.sft.recompute),
-    })
+        work: None,
+        flops_of_full_step: flops(&plan.student, config, &full, plan.sft.recompute),
+    }
 }
 
 /// What a stage of a pipeline would take.
@@ -99,32 +107,13 @@ pub fn estimate_stages(
     reporter: &dyn Reporter,
     stop: &Stop,
 ) -> Result<Vec<StageEstimate>> {
-    let of_stage = |stage: &StagePlan| -> Result<StageEstimate> {
+    let of = |stage: &StagePlan| -> Result<StageEstimate> {
         let estimate = match &stage.job {
             Job::Sft { .. } => Some(estimate(&plan.sft(stage)?, device_memory, reporter, stop)?),
             Job::Select { .. } => None,
-            Job::RewardModel { table, .. } => {
-                let training = table.training();
-                let of = (&training, "reward_model", Footprint::scoring as Shape);
-                Some(of_pairs(plan, stage, of, device_memory)?)
-            }
-            Job::Preference { table, .. } => {
-                let training = table.training();
-                let of = (&training, "preference", Footprint::new as Shape);
-                Some(of_pairs(plan, stage, of, device_memory)?)
-            }
-            Job::Generate { sampling, .. } => {
-                let slots = (sampling.batch_size, sampling.max_new_tokens);
-                Some(of_sampling(plan, stage, slots, "sampling", device_memory)?)
-            }
-            Job::Grpo { prompts, grpo, .. } => {
-                let longest = longest_prompt(plan, stage, prompts, reporter)?;
-                Some(of_grpo(plan, stage, grpo, longest, device_memory)?)
-            }
-            Job::Eval(eval) => {
-                let lengths = eval.suites.iter().map(|s| s.sampling.max_new_tokens);
-                let slots = (eval.batch_size, lengths.max().unwrap_or(0));
-                Some(of_sampling(plan, stage, slots, "eval", device_memory)?)
+            _ => {
+                let config = planned_config(stage.student()?)?;
+                of_stage(plan, stage, &config, device_memory, reporter)?
             }
         };
         Ok(StageEstimate {
@@ -136,20 +125,82 @@ pub fn estimate_stages(
     let at = |stage: &StagePlan, e: crate::Error| e.at(format!("stage `{}`", stage.name));
     plan.stages
         .iter()
-        .map(|stage| of_stage(stage).map_err(|e| at(stage, e)))
+        .map(|stage| of(stage).map_err(|e| at(stage, e)))
         .collect()
+}
+
+/// What a stage takes whose model is of shape `config`, without looking at traces; none where no model is in memory.
+///
+/// # Errors
+/// Prompts that cannot be read.
+pub fn of_stage(
+    plan: &PipelinePlan,
+    stage: &StagePlan,
+    config: &ModelConfig,
+    device_memory: Option<u64>,
+    reporter: &dyn Reporter,
+) -> Result<Option<Estimate>> {
+    Ok(match &stage.job {
+        Job::Sft { .. } => Some(of_sft(&plan.sft(stage)?, config, device_memory)),
+        Job::Select { .. } => None,
+        Job::RewardModel { table, .. } => {
+            let training = table.training();
+            let of = (&training, "reward_model", Footprint::scoring as Shape);
+            Some(of_pairs(plan, stage, config, of, device_memory)?)
+        }
+        Job::Preference { table, .. } => {
+            let training = table.training();
+            let of = (&training, "preference", Footprint::new as Shape);
+            Some(of_pairs(plan, stage, config, of, device_memory)?)
+        }
+        Job::Generate { sampling, .. } => {
+            let slots = (sampling.batch_size, sampling.max_new_tokens);
+            Some(of_sampling(
+                plan,
+                stage,
+                config,
+                slots,
+                "sampling",
+                device_memory,
+            )?)
+        }
+        Job::Grpo { prompts, grpo, .. } => {
+            let longest = longest_prompt(plan, stage, prompts, reporter)?;
+            Some(of_grpo(plan, stage, config, grpo, longest, device_memory)?)
+        }
+        Job::Eval(eval) => {
+            let lengths = eval.suites.iter().map(|s| s.sampling.max_new_tokens);
+            let slots = (eval.batch_size, lengths.max().unwrap_or(0));
+            Some(of_sampling(
+                plan,
+                stage,
+                config,
+                slots,
+                "eval",
+                device_memory,
+            )?)
+        }
+    })
+}
+
+/// A size as people read it.
+pub fn gib(bytes: u64) -> String {
+    match bytes as f64 / 1_073_741_824.0 {
+        g if g >= 1.0 => format!("{g:.1} GiB"),
+        g => format!("{:.0} MiB", g * 1024.0),
+    }
 }
 
 /// A stage that samples `num_slots` sequences of `slot_length` tokens side by side; `table` is where that is set.
 fn of_sampling(
     plan: &PipelinePlan,
     stage: &StagePlan,
+    config: &ModelConfig,
     (num_slots, slot_length): (usize, usize),
     table: &str,
     device_memory: Option<u64>,
 ) -> Result<Estimate> {
     let student = stage.student()?;
-    let config = planned_config(student)?;
     let load = |num_slots| Load {
         dtype: student.dtype,
         recompute: Recompute::None,
@@ -157,6 +208,8 @@ fn of_sampling(
         nf4: false,
         stream: false,
         dora: false,
+        optimizer: Optimizer::AdamW,
+        at_once: false,
         pack_length: 0,
         max_length: 0,
         fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
@@ -164,7 +217,7 @@ fn of_sampling(
         slot_length,
         rollouts: None,
     };
-    let of = |num_slots| Footprint::sampling(&config, &load(num_slots));
+    let of = |num_slots| Footprint::sampling(config, &load(num_slots));
     let memory = of(num_slots);
     let mut advice = Vec::new();
     if let Some(bytes) = device_memory.filter(|bytes| memory.peak() > *bytes) {
@@ -240,6 +293,8 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         nf4: is_nf4(&plan.student),
         stream: is_streamed(&plan.student),
         dora: is_dora(&plan.student),
+        optimizer: plan.sft.optimizer,
+        at_once: is_at_once(&plan.sft),
         pack_length: if plan.sft.packing {
             plan.sft.pack_length
         } else {
@@ -253,6 +308,15 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
     }
 }
 
+/// Whether every step is one micro-batch, and nothing is clipped.
+fn is_at_once(sft: &SftPlan) -> bool {
+    let is_one = match sft.packing {
+        true => sft.batch_size.saturating_mul(sft.max_length) <= sft.pack_length,
+        false => sft.batch_size == 1,
+    };
+    is_one && sft.max_grad_norm == 0.0
+}
+
 /// The memory of a model of some shape under some load.
 type Shape = fn(&ModelConfig, &Load) -> Footprint;
 
@@ -260,18 +324,20 @@ type Shape = fn(&ModelConfig, &Load) -> Footprint;
 fn of_pairs(
     plan: &PipelinePlan,
     stage: &StagePlan,
+    config: &ModelConfig,
     (training, table, shape): (&SftPlan, &str, Shape),
     device_memory: Option<u64>,
 ) -> Result<Estimate> {
     let student = stage.student()?;
-    let config = planned_config(student)?;
     let load = Load {
         dtype: student.dtype,
         recompute: training.recompute,
-        num_adapter_weights: num_adapter_weights(student, &config),
+        num_adapter_weights: num_adapter_weights(student, config),
         nf4: is_nf4(student),
         stream: is_streamed(student),
         dora: is_dora(student),
+        optimizer: training.optimizer,
+        at_once: false,
         // a pack holds whole pairs
         pack_length: match training.packing {
             true => training.pack_length,
@@ -285,8 +351,8 @@ fn of_pairs(
     };
     let lengths = vec![training.max_length; 2 * training.batch_size];
     Ok(Estimate {
-        flops_of_full_step: flops(student, &config, &lengths, training.recompute),
-        ..trained(&config, &load, shape, table, device_memory)
+        flops_of_full_step: flops(student, config, &lengths, training.recompute),
+        ..trained(config, &load, shape, table, device_memory)
     })
 }
 
@@ -297,22 +363,24 @@ const PROMPT_LENGTH: usize = 512;
 fn of_grpo(
     plan: &PipelinePlan,
     stage: &StagePlan,
+    config: &ModelConfig,
     grpo: &Grpo,
     longest_prompt: usize,
     device_memory: Option<u64>,
 ) -> Result<Estimate> {
     let student = stage.student()?;
-    let config = planned_config(student)?;
     let longest = (longest_prompt + grpo.max_new_tokens).min(config.max_position_embeddings);
     let num_completions = grpo.num_prompts_per_step * grpo.group_size;
     let num_of_rollout = grpo.num_prompts_per_rollout() * grpo.group_size;
     let load = Load {
         dtype: student.dtype,
         recompute: grpo.recompute,
-        num_adapter_weights: num_adapter_weights(student, &config),
+        num_adapter_weights: num_adapter_weights(student, config),
         nf4: is_nf4(student),
         stream: is_streamed(student),
         dora: is_dora(student),
+        optimizer: grpo.optimizer,
+        at_once: false,
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
         fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
@@ -330,8 +398,8 @@ fn of_grpo(
     };
     let lengths = vec![longest; num_completions];
     Ok(Estimate {
-        flops_of_full_step: flops(student, &config, &lengths, grpo.recompute),
-        ..trained(&config, &load, Footprint::new, "grpo", device_memory)
+        flops_of_full_step: flops(student, config, &lengths, grpo.recompute),
+        ..trained(config, &load, Footprint::new, "grpo", device_memory)
     })
 }
 
@@ -393,10 +461,11 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
             .map(|change| match change {
                 Change::Offload => format!("`{table}.recompute = \"offload\"`: blocks are computed again from inputs that wait in the memory of the host"),
                 Change::RecomputeBlocks => format!("`{table}.recompute = \"block\"`: about a third more work, the same numbers"),
+                Change::Adam8bit => format!("`{table}.optimizer = \"adamw_8bit\"`: optimiser states in a quarter of the memory, rounded to 8 bits"),
                 Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
                 Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),
                 Change::MaxLength(n) => format!("`{table}.max_length = {n}`: longer rows are dropped, so it changes what is learned"),
-                Change::Slots(n) => format!("`{table}.batch_size = {n}`: fewer sequences side by side, the same numbers"),
+                Change::Slots(n) => format!("`{}.batch_size = {n}`: fewer sequences side by side, the same numbers", if load.rollouts.is_some() { table } else { "eval" }),
             })
             .collect(),
         None => vec![format!(

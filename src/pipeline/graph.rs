@@ -9,12 +9,13 @@
 //! `execute`.
 
 use super::commits::Commits;
+use super::fit;
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
 use super::open::contents_with_chat;
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
 use super::stages::{Place, earlier_inputs, files, first_difference};
-use super::student::Student;
+use super::student::{Student, planned_config};
 use super::{
     stage_eval, stage_generate, stage_grpo, stage_preference, stage_reward_model, stage_select,
     stage_sft,
@@ -230,6 +231,11 @@ pub fn run(
     check_rerun(plan, &options.rerun)?;
     let folder = RunFolder::open(&root)?;
     if options.fresh {
+        // before anything is thrown away
+        for stage in &plan.stages {
+            let config = stage.student().and_then(planned_config).ok();
+            fit::check_stage(plan, stage, config.as_ref(), options, reporter)?;
+        }
         let mut names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
         names.extend(folder.earlier_stages()?);
         folder.clear(&names)?;
@@ -250,6 +256,13 @@ pub fn run(
     for (stage, state) in plan.stages.iter().zip(&states) {
         if redo.contains(stage.name.as_str()) || !matches!(state, State::Finished(_)) {
             check_rewards(stage, stop)?;
+        }
+    }
+    for ((stage, ready), state) in plan.stages.iter().zip(&ready).zip(&states) {
+        let is_left = redo.contains(stage.name.as_str()) || !matches!(state, State::Finished(_));
+        if is_left && !options.fresh {
+            let config = ready.student.as_ref().map(|student| student.config());
+            fit::check_stage(plan, stage, config, options, reporter)?;
         }
     }
     let clock = report::RunClock::start(&root, &plan.device)?;

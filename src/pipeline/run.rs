@@ -3,6 +3,8 @@
 //! A stage whose key is unchanged is not run again; changed evaluations run again, a changed training is refused so that
 //! nothing is lost. What a stage needs is opened when it is needed.
 
+use super::estimate::of_sft;
+use super::fit;
 use super::folder::{RunFolder, key_of, read_json, write_atomic, write_json};
 use super::stages::{self, Context};
 use super::student::Student;
@@ -29,6 +31,10 @@ pub struct RunOptions {
     pub fresh: bool,
     /// Stages of a pipeline that are thrown away and run again, with those that depend on them.
     pub rerun: Vec<String>,
+    /// Bytes that the run may take, in place of what is free.
+    pub device_memory: Option<u64>,
+    /// Run even where it does not fit.
+    pub force: bool,
 }
 
 /// What a run gave.
@@ -61,6 +67,11 @@ pub fn run(
         );
     }
     let folder = RunFolder::open(&root)?;
+    let student = Student::open(plan, reporter)?;
+    if options.fresh || !root.join("sft/done.json").exists() {
+        let estimate = |room| Ok(Some(of_sft(plan, student.config(), room)));
+        fit::check("the run", &plan.device, options, estimate, reporter)?;
+    }
     if options.fresh {
         let mut names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
         names.extend(folder.earlier_stages()?);
@@ -71,7 +82,7 @@ pub fn run(
         reporter.note(note);
     }
     let started = Instant::now();
-    let student = Student::open(plan, reporter)?.with_weights(reporter)?;
+    let student = student.with_weights(reporter)?;
     let problems = suites::all_problems(plan, reporter)?;
     stages::check_training(&root, plan, &student, reporter, stop)?;
     let clock = report::RunClock::start(&root, &plan.device)?;

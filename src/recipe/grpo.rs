@@ -9,7 +9,7 @@ pub use super::grpo_presets::Preset;
 use super::load::closest;
 use super::remote::Remote;
 use super::reward::RewardTable;
-use super::{Recompute, ScheduleKind};
+use super::{Optimizer, Recompute, ScheduleKind};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,9 @@ pub struct Grpo {
     pub min_learning_rate_ratio: f64,
     /// Share of all steps that warm up linearly.
     pub warmup_ratio: f64,
+    /// `adamw`, or `adamw_8bit` with states of a quarter of the size.
+    #[serde(skip_serializing_if = "Optimizer::is_default")]
+    pub optimizer: Optimizer,
     pub weight_decay: f64,
     pub betas: [f64; 2],
     pub adam_epsilon: f64,
@@ -230,6 +233,7 @@ impl Default for Grpo {
             schedule: ScheduleKind::Constant,
             min_learning_rate_ratio: 0.0,
             warmup_ratio: 0.0,
+            optimizer: Optimizer::AdamW,
             weight_decay: 0.0,
             betas: [0.9, 0.95],
             adam_epsilon: 1e-8,
@@ -266,8 +270,14 @@ impl Grpo {
         let Named { preset } = table.clone().try_into().map_err(place)?;
         let mut all = toml::Table::try_from(preset.settings())
             .map_err(|e| Error::input(format!("`grpo`: {e}")))?;
-        // an absent option is no key of the preset's table
-        let options = ["num_steps", "clip_max", "off_policy_max", "remote"];
+        // an absent option, or a default that is not written, is no key of the preset's table
+        let options = [
+            "num_steps",
+            "clip_max",
+            "off_policy_max",
+            "remote",
+            "optimizer",
+        ];
         for (key, value) in table {
             let known = all.contains_key(key) || options.contains(&key.as_str());
             if !known {

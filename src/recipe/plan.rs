@@ -5,8 +5,8 @@ use super::card::Card;
 use super::publish::{self, Publish};
 use super::suite::Suite;
 use super::{
-    Dtype, Eval, Init, Lora, Method, OnBad, OverLength, Recipe, Recompute, ScheduleKind, Sft,
-    Student, Traces, TrainOn, load,
+    Dtype, Eval, Init, Lora, Method, OnBad, Optimizer, OverLength, Recipe, Recompute, ScheduleKind,
+    Sft, Student, Traces, TrainOn, load,
 };
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -140,6 +140,8 @@ pub struct SftPlan {
     pub schedule: ScheduleKind,
     pub min_learning_rate_ratio: f64,
     pub warmup_ratio: f64,
+    #[serde(default, skip_serializing_if = "Optimizer::is_default")]
+    pub optimizer: Optimizer,
     pub batch_size: usize,
     pub max_length: usize,
     pub over_length: OverLength,
@@ -462,6 +464,7 @@ pub(super) fn resolve_sft(sft: &Sft, card: Option<&Card>) -> Result<SftPlan> {
         schedule: sft.schedule,
         min_learning_rate_ratio: sft.min_learning_rate_ratio,
         warmup_ratio: sft.warmup_ratio,
+        optimizer: sft.optimizer,
         batch_size: sft.batch_size,
         max_length: sft.max_length,
         over_length: sft.over_length,

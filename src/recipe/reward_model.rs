@@ -4,7 +4,7 @@
 use super::pairs::PairRules;
 use super::plan::{SftPlan, at_least, in_range};
 use super::preference::check_training;
-use super::{OnBad, OverLength, Recompute, ScheduleKind, TrainOn};
+use super::{OnBad, Optimizer, OverLength, Recompute, ScheduleKind, TrainOn};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,9 @@ pub struct RewardModelTable {
     pub min_learning_rate_ratio: f64,
     /// Share of all steps that warm up linearly.
     pub warmup_ratio: f64,
+    /// `adamw`, or `adamw_8bit` with states of a quarter of the size.
+    #[serde(skip_serializing_if = "Optimizer::is_default")]
+    pub optimizer: Optimizer,
     /// Pairs, or single answers, per optimiser step.
     pub batch_size: usize,
     /// Longest sequence in tokens, prompt included.
@@ -75,6 +78,7 @@ impl Default for RewardModelTable {
             schedule: ScheduleKind::Cosine,
             min_learning_rate_ratio: 0.1,
             warmup_ratio: 0.0,
+            optimizer: Optimizer::AdamW,
             batch_size: 256,
             max_length: 8192,
             over_length: OverLength::Drop,
@@ -128,6 +132,7 @@ impl RewardModelTable {
             schedule: self.schedule,
             min_learning_rate_ratio: self.min_learning_rate_ratio,
             warmup_ratio: self.warmup_ratio,
+            optimizer: self.optimizer,
             batch_size: self.batch_size,
             max_length: self.max_length,
             over_length: self.over_length,

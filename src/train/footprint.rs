@@ -5,8 +5,10 @@
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
 use crate::model::{Head, ModelConfig};
+use crate::ops::adam8::BLOCK as ADAM8_BLOCK;
 use crate::ops::plain::{ATTENTION_BLOCK, HEAD_CHUNK};
-use crate::recipe::{Dtype, Recompute};
+use crate::optim::has_8bit_states;
+use crate::recipe::{Dtype, Optimizer, Recompute};
 use serde::Serialize;
 
 const F32: u64 = 4;
@@ -31,6 +33,9 @@ pub struct Load {
     pub stream: bool,
     /// Adapters with magnitudes apart.
     pub dora: bool,
+    pub optimizer: Optimizer,
+    /// Each gradient is applied and let go as it comes: one micro-batch makes a step, and nothing is clipped.
+    pub at_once: bool,
     /// Tokens of a micro-batch.
     pub pack_length: usize,
     /// Tokens of the longest sequence.
@@ -85,6 +90,9 @@ pub struct Footprint {
     pub rollout: u64,
     /// Keys and values of what is sampled, and a row of logits for each sequence.
     pub kv_cache: u64,
+    /// Gradients in memory at the loss, in the blocks, and after them.
+    #[serde(skip)]
+    gradients_at: [u64; 3],
     /// Sampling comes between updates, not after them.
     #[serde(skip)]
     samples_between: bool,
@@ -151,11 +159,15 @@ impl Footprint {
             .map(|(_, shape)| shape.iter().product::<usize>() as u64)
             .max()
             .unwrap_or(0);
+        let gradients = match load.at_once {
+            true => gradients_at_once(config, load),
+            false => [trained * F32; 3],
+        };
         let all = Self {
             weights: (parameters - projections) * element + packed,
             master: if element < F32 { trained * F32 } else { 0 },
-            gradients: trained * F32,
-            optimizer: 2 * trained * F32,
+            gradients: gradients.iter().copied().max().unwrap_or(0),
+            optimizer: states(config, load),
             activations,
             // gradients: of the product, gate and up; of x2, h2, x1, h1 and a part of it; of o, q and k, each also before
             // its rotation, v
@@ -191,6 +203,7 @@ impl Footprint {
             },
             kv_cache: load.num_slots as u64
                 * (load.slot_length as u64 * layers * 2 * kv * element + vocab * F32),
+            gradients_at: gradients,
             samples_between: load.rollouts.is_some(),
             weights_after: base * element,
         };
@@ -214,6 +227,7 @@ impl Footprint {
         let held = Self {
             master: 0,
             gradients: 0,
+            gradients_at: [0; 3],
             optimizer: 0,
             activations: 0,
             block: 0,
@@ -250,6 +264,38 @@ impl Footprint {
         }
     }
 
+    /// The parts that take anything, as people call them.
+    pub fn parts(&self) -> Vec<(&'static str, u64)> {
+        let all = [
+            ("weights", self.weights),
+            ("f32 copy of the weights", self.master),
+            ("gradients", self.gradients),
+            ("optimiser states", self.optimizer),
+            ("reference", self.reference),
+            ("a rollout's tokens", self.rollout),
+            ("activations", self.activations),
+            ("one block's backward", self.block),
+            ("attention scores", self.attention),
+            ("loss", self.loss),
+            ("temporaries", self.temporaries),
+            ("program and allocator", self.process),
+            ("KV cache of sampling", self.kv_cache),
+        ];
+        all.into_iter().filter(|(_, size)| *size > 0).collect()
+    }
+
+    /// The same without an evaluation that comes after training, which many an answer is too short to fill.
+    pub fn without_evaluation(self) -> Self {
+        match self.samples_between {
+            true => self,
+            false => Self {
+                kv_cache: 0,
+                weights_after: 0,
+                ..self
+            },
+        }
+    }
+
     /// The most that is held at once: training, or weights and cache of an evaluation; where samples are drawn between
     /// updates, the cache besides what training holds.
     pub fn peak(&self) -> u64 {
@@ -257,7 +303,11 @@ impl Footprint {
         // the loss is over before the first block's backward begins
         let moving = (self.block + self.attention).max(self.loss);
         // of the embedding when the blocks are done, of AdamW after that: the activations are gone
-        let training = held + self.gradients + (self.activations + moving).max(self.temporaries);
+        let [at_loss, in_blocks, after] = self.gradients_at;
+        let training = held
+            + (at_loss + self.activations + self.loss)
+                .max(in_blocks + self.activations + self.block + self.attention)
+                .max(after + self.temporaries);
         let beside_cache = match self.samples_between {
             true => held,
             false => self.weights_after,
@@ -265,6 +315,44 @@ impl Footprint {
         let asked = held + self.reference + moving;
         training.max(beside_cache + self.kv_cache).max(asked) + self.process
     }
+}
+
+/// The gradients that are in memory where each is let go as it is complete: that of the head, those of a block beside that of
+/// a tied embedding, and that of the embedding.
+fn gradients_at_once(config: &ModelConfig, load: &Load) -> [u64; 3] {
+    let layers = config.num_hidden_layers.max(1) as u64;
+    if let Some(adapters) = load.num_adapter_weights {
+        return [0, adapters.div_ceil(layers) * F32, 0];
+    }
+    let table = (config.vocab_size * config.hidden_size) as u64;
+    let (kept, tables) = match (config.head, config.tie_word_embeddings) {
+        (Head::Vocabulary, true) => (table, table),
+        (Head::Vocabulary, false) => (0, 2 * table),
+        (Head::Score, _) => (0, table),
+    };
+    let block = (config.num_parameters() as u64).saturating_sub(tables) / layers;
+    let at_loss = match config.head {
+        Head::Vocabulary => table,
+        Head::Score => 0,
+    };
+    [at_loss, kept + block, table].map(|n| n * F32)
+}
+
+/// AdamW's m and v.
+fn states(config: &ModelConfig, load: &Load) -> u64 {
+    let shapes = config.weight_shapes();
+    let size = |shape: &[usize]| shape.iter().product::<usize>() as u64;
+    let base: u64 = shapes.iter().map(|(_, shape)| size(shape)).sum();
+    let small = shapes.iter().filter(|(name, s)| !has_8bit_states(name, s));
+    let in_f32 = match (load.optimizer, load.num_adapter_weights) {
+        (Optimizer::AdamW, adapters) => adapters.unwrap_or(base),
+        // small ones of adapters hardly count
+        (Optimizer::AdamW8bit, Some(_)) => 0,
+        (Optimizer::AdamW8bit, None) => small.map(|(_, shape)| size(shape)).sum(),
+    };
+    let in_8_bits = load.num_adapter_weights.unwrap_or(base) - in_f32;
+    // a code, and a share of the f32 scale of a block
+    2 * (in_f32 * F32 + in_8_bits + in_8_bits.div_ceil(ADAM8_BLOCK as u64) * F32)
 }
 
 /// Rows of logits that the CPU's fast loss holds at a time, as `ops::head_cpu` cuts them.
@@ -298,6 +386,9 @@ pub fn share_beside_frozen(recompute: Recompute) -> f64 {
     }
 }
 
+/// A change of what is learned is worth a share of so much of the peak.
+const LEAST_GAIN: u64 = 50;
+
 /// One change of the recipe that makes a run smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Change {
@@ -305,11 +396,13 @@ pub enum Change {
     RecomputeBlocks,
     /// And their inputs wait in the memory of the host.
     Offload,
+    /// `sft.optimizer = "adamw_8bit"`: states rounded to 8 bits, so not quite the same numbers.
+    Adam8bit,
     /// `sft.pack_length`: more, smaller micro-batches; the same numbers.
     PackLength(usize),
     /// `sft.max_length`: drops or cuts long rows, so it changes what is learned.
     MaxLength(usize),
-    /// `grpo.batch_size`: fewer sequences sampled side by side; the same numbers.
+    /// `grpo.batch_size`, or `eval.batch_size`: fewer sequences sampled side by side; the same numbers.
     Slots(usize),
 }
 
@@ -322,7 +415,7 @@ pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<
     if fits(&load) {
         return Some(changes);
     }
-    if load.rollouts.is_some() && load.num_slots > 1 {
+    if load.num_slots > 1 {
         let without = Load {
             num_slots: 0,
             ..load
@@ -374,6 +467,21 @@ pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<
         changes.push(Change::Offload);
         if fits(&load) {
             return Some(changes);
+        }
+    }
+    if load.optimizer == Optimizer::AdamW {
+        let smaller = Load {
+            optimizer: Optimizer::AdamW8bit,
+            ..load
+        };
+        // where adapters alone have states there is little to gain
+        let gain = states(config, &load).saturating_sub(states(config, &smaller));
+        if gain * LEAST_GAIN > Footprint::new(config, &load).peak() {
+            load = smaller;
+            changes.push(Change::Adam8bit);
+            if fits(&load) {
+                return Some(changes);
+            }
         }
     }
     let shorter = |n| Load {

@@ -10,6 +10,8 @@ const LOAD: Load = Load {
     nf4: false,
     stream: false,
     dora: false,
+    optimizer: Optimizer::AdamW,
+    at_once: false,
     pack_length: 2048,
     max_length: 1024,
     fast_cpu: true,
@@ -61,6 +63,46 @@ fn parts_by_hand() {
     assert_eq!(bf16.process, 0);
     assert_eq!(bf16.temporaries, 5 * 16_384 * 512 * 4);
     assert_eq!(f.temporaries, 0);
+}
+
+#[test]
+fn states_in_8_bits() {
+    let load = Load {
+        optimizer: Optimizer::AdamW8bit,
+        ..LOAD
+    };
+    let p = model().num_parameters() as u64;
+    // the embedding, norms and biases keep theirs in f32
+    let f32s = 16_384 * 512 + 12 * (2 * 512 + 512 + 2 * 128) + 512;
+    let scales = (p - f32s).div_ceil(256) * 4;
+    let f = Footprint::new(&model(), &load);
+    assert_eq!(f.optimizer, 2 * (4 * f32s + p - f32s + scales));
+    let adapters = Load {
+        num_adapter_weights: Some(1024),
+        ..load
+    };
+    let f = Footprint::new(&model(), &adapters);
+    assert_eq!(f.optimizer, 2 * (1024 + 4 * 4));
+}
+
+#[test]
+fn gradients_that_are_let_go() {
+    let at_once = |config: &ModelConfig| {
+        let load = Load {
+            at_once: true,
+            ..LOAD
+        };
+        Footprint::new(config, &load).gradients
+    };
+    let table = 16_384 * 512;
+    let block = 2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1408 + 2 * 512 + 512 + 2 * 128;
+    // norms at the end count with the blocks
+    assert_eq!(at_once(&model()), 4 * (table + block + 512 / 12));
+    let mut untied = model();
+    untied.tie_word_embeddings = false;
+    assert_eq!(at_once(&untied), 4 * table);
+    untied.vocab_size = 1024;
+    assert_eq!(at_once(&untied), 4 * (block + 512 / 12));
 }
 
 #[test]
@@ -242,14 +284,30 @@ fn cheapest_change_first() {
         change(peak(&recomputed)),
         Some(vec![Change::PackLength(1024), Change::RecomputeBlocks])
     );
-    let shorter = Load {
-        pack_length: 256,
-        max_length: 256,
+    let eight_bit = Load {
+        optimizer: Optimizer::AdamW8bit,
         ..recomputed
     };
     assert_eq!(
+        change(peak(&eight_bit)),
+        Some(vec![
+            Change::PackLength(1024),
+            Change::RecomputeBlocks,
+            Change::Adam8bit
+        ])
+    );
+    let shorter = Load {
+        pack_length: 256,
+        max_length: 256,
+        ..eight_bit
+    };
+    assert_eq!(
         change(peak(&shorter)),
-        Some(vec![Change::RecomputeBlocks, Change::MaxLength(256)])
+        Some(vec![
+            Change::RecomputeBlocks,
+            Change::Adam8bit,
+            Change::MaxLength(256)
+        ])
     );
     assert_eq!(change(100_000_000), None);
 }

@@ -20,6 +20,7 @@ use crate::model::{CausalLm, Recompute};
 use crate::ops;
 use crate::optim::{AdamW, AdamWConfig, Schedule, clip_scale};
 use crate::progress::Stop;
+use crate::recipe::Optimizer;
 use crate::recipe::grpo::Grpo;
 use crate::reward::Rewards;
 use crate::tokenize::TextTokenizer;
@@ -171,6 +172,7 @@ pub fn train_grpo(
         betas: settings.betas,
         eps: settings.adam_epsilon,
         weight_decay: settings.weight_decay,
+        eight_bit: settings.optimizer == Optimizer::AdamW8bit,
     };
     let mut optimizer = super::optimizer(policy, adamw)?;
     let mut gradients = policy.new_gradients();

@@ -65,6 +65,20 @@ pub fn gradient_error(
     update_error(&what, rows, model, &mut alone, gradients)
 }
 
+/// A gradient that was to be applied as it came is not finite in `step`.
+pub fn at_once(step: usize, rows: &[usize], examples: &dyn Examples, error: Error) -> Error {
+    match error {
+        Error::NonFinite { message, .. } => Error::NonFinite {
+            message: format!(
+                "step {step}: {message} in {}; the last checkpoint is as it was",
+                row_names(rows, examples)
+            ),
+            hint: Some("look at these rows with `distill preview`; where they are fine, lower `sft.learning_rate`, or set `sft.max_grad_norm = 1.0`, and go on from the checkpoint".into()),
+        },
+        other => other,
+    }
+}
+
 /// An update that came to no number, for messages.
 pub struct Update<'a> {
     pub step: usize,

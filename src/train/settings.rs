@@ -2,7 +2,7 @@
 
 use crate::optim::{AdamWConfig, Schedule};
 use crate::recipe::plan::SftPlan;
-use crate::recipe::{Recompute, ScheduleKind};
+use crate::recipe::{Optimizer, Recompute, ScheduleKind};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -21,6 +21,8 @@ pub struct SftSettings {
     pub schedule: ScheduleKind,
     pub min_learning_rate_ratio: f64,
     pub warmup_ratio: f64,
+    #[serde(default, skip_serializing_if = "Optimizer::is_default")]
+    pub optimizer: Optimizer,
     /// Sequences per optimiser step.
     pub batch_size: usize,
     /// Sequences share a micro-batch; `false` runs them one by one.
@@ -51,6 +53,7 @@ impl SftSettings {
             schedule: plan.schedule,
             min_learning_rate_ratio: plan.min_learning_rate_ratio,
             warmup_ratio: plan.warmup_ratio,
+            optimizer: plan.optimizer,
             batch_size: plan.batch_size,
             packing: plan.packing,
             pack_length: plan.pack_length,
@@ -93,6 +96,7 @@ impl SftSettings {
             betas: self.betas,
             eps: self.adam_epsilon,
             weight_decay: self.weight_decay,
+            eight_bit: self.optimizer == Optimizer::AdamW8bit,
         }
     }
 

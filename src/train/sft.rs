@@ -2,13 +2,14 @@
 //!
 //! The loss of a step is the mean over the trained tokens of all its rows: `L = -1/N sum_t log p(x_t | x_<t)`. Gradients
 //! of the sum are gathered over as many micro-batches as memory asks for, and divided once, by the global count N, with
-//! the update; so packing, accumulation and recomputation do not change it.
+//! the update; so packing, accumulation and recomputation do not change it. Where one micro-batch makes a step and nothing is
+//! clipped, gradients are applied as they come, which does not change it either.
 
 use super::checkpoint::{Checkpoints, Cursor};
 use super::micro_batch::{self, MicroBatch};
 use super::{Examples, SftSettings, non_finite, order};
-use crate::model::CausalLm;
-use crate::ops;
+use crate::model::{CausalLm, Recompute};
+use crate::ops::{self, Gradients};
 use crate::optim::{AdamW, clip_scale};
 use crate::progress::Stop;
 use crate::{Error, Result};
@@ -74,7 +75,7 @@ pub struct SftOutcome {
 ///
 /// # Errors
 /// [`Error::Interrupted`] after `stop`, with everything saved. [`Error::NonFinite`] where a loss or gradient is no number,
-/// before the weights are touched. A row that cannot be trained on, a full disk, a damaged or foreign checkpoint.
+/// before the weights are touched, or where gradients are applied as they come, before any of that number is. A row that cannot be trained on, a full disk, a damaged or foreign checkpoint.
 pub fn train_sft(
     model: &CausalLm,
     examples: &dyn Examples,
@@ -120,43 +121,43 @@ pub fn train_sft(
         let rows = &rows_of_epoch.1[first..num_rows.min(first + settings.batch_size)];
         let num_trained = count_trained(rows, examples, cursor.step + 1)?;
 
-        // gradients of the summed loss
-        gradients.zero();
-        let mut loss_sum = 0f64;
-        let mut num_tokens = 0;
+        let learning_rate = schedule.at(cursor.step);
         let packs = micro_batch::group(rows, examples, settings.packing, settings.pack_length)?;
         let num_micro_batches = packs.len();
-        for pack in packs {
-            let micro = MicroBatch::new(pack, examples, model.config().vocab_size)?;
-            let logprobs = model.forward_backward(&micro.batch, recompute, &mut gradients)?;
-            let broken = non_finite::rows_without_loss(&micro, &logprobs);
-            if !broken.is_empty() {
-                return Err(non_finite::loss_error(
-                    cursor.step + 1,
-                    &broken,
-                    examples,
-                    model,
-                ));
-            }
-            loss_sum -= logprobs.iter().map(|&l| f64::from(l)).sum::<f64>();
-            num_tokens += micro.batch.tokens.len();
-        }
-
-        // divided once, clipped, applied
-        let grad_norm = ops::in_pool(|| gradients.sum_squares())?.sqrt() / num_trained as f64;
-        if !grad_norm.is_finite() {
-            return Err(non_finite::gradient_error(
-                cursor.step + 1,
-                rows,
-                examples,
+        let step = Step {
+            number: cursor.step + 1,
+            rows,
+            num_trained,
+            learning_rate,
+            recompute,
+        };
+        let done = match settings.max_grad_norm == 0.0 && num_micro_batches == 1 {
+            true => update_at_once(
+                packs,
+                &step,
                 model,
-                recompute,
+                examples,
                 &mut gradients,
-            ));
-        }
-        let learning_rate = schedule.at(cursor.step);
-        let grad_scale = clip_scale(grad_norm, settings.max_grad_norm) / num_trained as f64;
-        ops::in_pool(|| optimizer.step(&gradients, learning_rate, grad_scale))?;
+                &mut optimizer,
+            )?,
+            false => {
+                let most = settings.max_grad_norm;
+                update(
+                    packs,
+                    &step,
+                    most,
+                    model,
+                    examples,
+                    &mut gradients,
+                    &mut optimizer,
+                )?
+            }
+        };
+        let Done {
+            loss_sum,
+            grad_norm,
+            num_tokens,
+        } = done;
         model.refresh()?;
 
         let loss = loss_sum / num_trained as f64;
@@ -198,6 +199,112 @@ pub fn train_sft(
         num_trained_tokens: cursor.num_trained_tokens,
         loss: cursor.loss,
     })
+}
+
+/// What an update is made of.
+struct Step<'a> {
+    /// From 1.
+    number: usize,
+    rows: &'a [usize],
+    num_trained: usize,
+    learning_rate: f64,
+    recompute: Recompute,
+}
+
+/// What an update tells.
+struct Done {
+    loss_sum: f64,
+    grad_norm: f64,
+    num_tokens: usize,
+}
+
+/// Gradients of the summed loss over all packs; divided once, clipped to the norm `most`, applied.
+fn update(
+    packs: Vec<Vec<usize>>,
+    step: &Step,
+    most: f64,
+    model: &CausalLm,
+    examples: &dyn Examples,
+    gradients: &mut Gradients,
+    optimizer: &mut AdamW,
+) -> Result<Done> {
+    gradients.zero();
+    let (mut loss_sum, mut num_tokens) = (0.0, 0);
+    for pack in packs {
+        let micro = MicroBatch::new(pack, examples, model.config().vocab_size)?;
+        let logprobs = model.forward_backward(&micro.batch, step.recompute, gradients)?;
+        loss_sum += loss_of(&micro, &logprobs, step, examples, model)?;
+        num_tokens += micro.batch.tokens.len();
+    }
+    let count = step.num_trained as f64;
+    let grad_norm = ops::in_pool(|| gradients.sum_squares())?.sqrt() / count;
+    if !grad_norm.is_finite() {
+        return Err(non_finite::gradient_error(
+            step.number,
+            step.rows,
+            examples,
+            model,
+            step.recompute,
+            gradients,
+        ));
+    }
+    let grad_scale = clip_scale(grad_norm, most) / count;
+    ops::in_pool(|| optimizer.step(gradients, step.learning_rate, grad_scale))?;
+    Ok(Done {
+        loss_sum,
+        grad_norm,
+        num_tokens,
+    })
+}
+
+/// The same of one pack without clipping, to the bit: each gradient is applied and let go as soon as it is complete, so that
+/// they are never all in memory.
+fn update_at_once(
+    packs: Vec<Vec<usize>>,
+    step: &Step,
+    model: &CausalLm,
+    examples: &dyn Examples,
+    gradients: &mut Gradients,
+    optimizer: &mut AdamW,
+) -> Result<Done> {
+    gradients.zero();
+    let pack = packs.into_iter().flatten().collect();
+    let micro = MicroBatch::new(pack, examples, model.config().vocab_size)?;
+    let count = step.num_trained as f64;
+    let mut pieces = optimizer.begin(step.learning_rate, 1.0 / count);
+    let logprobs = model
+        .forward_backward_each(
+            &micro.batch,
+            step.recompute,
+            gradients,
+            &mut |some, held| pieces.apply(some, held),
+        )
+        .map_err(|e| non_finite::at_once(step.number, step.rows, examples, e))?;
+    Ok(Done {
+        loss_sum: loss_of(&micro, &logprobs, step, examples, model)?,
+        grad_norm: pieces.finish()?.sqrt() / count,
+        num_tokens: micro.batch.tokens.len(),
+    })
+}
+
+/// The summed loss of a pack.
+fn loss_of(
+    micro: &MicroBatch,
+    logprobs: &[f32],
+    step: &Step,
+    examples: &dyn Examples,
+    model: &CausalLm,
+) -> Result<f64> {
+    let broken = non_finite::rows_without_loss(micro, logprobs);
+    if !broken.is_empty() {
+        return Err(non_finite::loss_error(
+            step.number,
+            &broken,
+            examples,
+            model,
+        ));
+    }
+    Ok(-logprobs.iter().map(|&l| f64::from(l)).sum::<f64>())
 }
 
 /// Writes a checkpoint; older ones go only once it counts.

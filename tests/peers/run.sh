@@ -10,7 +10,7 @@ cargo build --release --locked --example hub_server
 cargo test --release --locked --test report_tensorboard
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=2
 num_passed=0
-for check in template_render tokenize_files tensorboard_read model_live generate_greedy train_sft preference grpo_loss adapters hub_round_trip hub_card hub_adapter gguf_llama; do
+for check in template_render tokenize_files tensorboard_read model_live generate_greedy train_sft preference grpo_loss adapters hub_round_trip hub_card hub_adapter hub_kill gguf_llama; do
     printf '\n-- %s\n' "$check"
     "$PYTHON" "tests/peers/$check.py"
     num_passed=$((num_passed + 1))

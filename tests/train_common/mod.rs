@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use distill::Result;
 use distill::model::{CausalLm, ModelConfig};
 use distill::progress::Stop;
-use distill::recipe::{Recompute, ScheduleKind};
+use distill::recipe::{Optimizer, Recompute, ScheduleKind};
 use distill::train::{Examples, Observer, SftSettings, StepRecord};
 use std::path::Path;
 
@@ -17,9 +17,14 @@ pub const VOCAB: usize = 24;
 
 /// A Qwen3 of two layers with random weights.
 pub fn tiny(seed: u64) -> CausalLm {
+    tiny_of(seed, 24)
+}
+
+/// The same whose feed-forward matrices have `16 * width` values.
+pub fn tiny_of(seed: u64, width: usize) -> CausalLm {
     let json = serde_json::json!({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": VOCAB, "hidden_size": 16,
-        "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 4, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
         "tie_word_embeddings": true, "initializer_range": 0.2,
     });
@@ -78,6 +83,7 @@ pub fn settings() -> SftSettings {
         schedule: ScheduleKind::Cosine,
         min_learning_rate_ratio: 0.1,
         warmup_ratio: 0.0,
+        optimizer: Optimizer::AdamW,
         batch_size: 3,
         packing: true,
         pack_length: 32,

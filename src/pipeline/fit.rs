@@ -1,0 +1,199 @@
+//! Whether a run fits into the memory at hand, before it starts: what is free, and what is said where it is too little. What
+//! a run takes is in [`super::estimate`].
+
+use super::estimate::{Estimate, gib, of_stage};
+use super::run::RunOptions;
+use crate::model::ModelConfig;
+use crate::progress::Reporter;
+use crate::recipe::graph::{PipelinePlan, StagePlan};
+use crate::{Error, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Refuses training that takes more memory than there is. Sampling alone is only warned of: few answers are as long as they
+/// may be.
+///
+/// # Errors
+/// It does not fit, and `--force` does not say to try.
+pub fn check(
+    name: &str,
+    device: &str,
+    options: &RunOptions,
+    estimate: impl FnOnce(Option<u64>) -> Result<Option<Estimate>>,
+    reporter: &dyn Reporter,
+) -> Result<()> {
+    let Some(room) = options.device_memory.or_else(|| free_memory(device)) else {
+        return Ok(());
+    };
+    let Some(estimate) = estimate(Some(room))? else {
+        return Ok(());
+    };
+    if estimate.peak_memory <= room {
+        return Ok(());
+    }
+    let is_certain = estimate.memory.without_evaluation().peak() > room;
+    let text = format!(
+        "{name} takes {} at its peak, and {} of memory {}: {}",
+        gib(estimate.peak_memory),
+        gib(room),
+        if options.device_memory.is_some() {
+            "may be used"
+        } else {
+            "are free"
+        },
+        parts(&estimate)
+    );
+    let changes = estimate.advice.join("; and ");
+    if !is_certain || options.force {
+        reporter.warn(&format!("{text}; change {changes}"));
+        return Ok(());
+    }
+    Err(Error::input(text).with_hint(format!("{changes}; or run it anyway with `--force`")))
+}
+
+/// The same of a stage whose model is of shape `config`; an unknown shape is not looked at.
+///
+/// # Errors
+/// As [`check`]; prompts that cannot be read.
+pub fn check_stage(
+    plan: &PipelinePlan,
+    stage: &StagePlan,
+    config: Option<&ModelConfig>,
+    options: &RunOptions,
+    reporter: &dyn Reporter,
+) -> Result<()> {
+    let Some(config) = config else { return Ok(()) };
+    let name = format!("stage `{}`", stage.name);
+    let estimate = |room| of_stage(plan, stage, config, room, reporter);
+    check(&name, &plan.device, options, estimate, reporter)
+}
+
+/// The largest parts first.
+fn parts(estimate: &Estimate) -> String {
+    let mut parts = estimate.memory.parts();
+    parts.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+    let parts = parts
+        .iter()
+        .map(|(part, size)| format!("{part} {}", gib(*size)));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+/// Bytes that this process may still take on a device; none where that is not known.
+pub fn free_memory(device: &str) -> Option<u64> {
+    match super::device(device).ok()? {
+        candle_core::Device::Cpu => free_on_host(),
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => {
+            let (free, _) = device.cuda_stream().context().mem_get_info().ok()?;
+            Some(free as u64)
+        }
+        _ => None,
+    }
+}
+
+/// What the kernel could give without swapping, what the process has already, and no more than its control groups allow.
+fn free_on_host() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let own = kib_of(&status, "VmRSS:").unwrap_or(0);
+    let available = kib_of(&meminfo, "MemAvailable:")? + own;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = groups_of(&groups, Path::new("/sys/fs/cgroup"))
+        .into_iter()
+        .filter_map(|group| free_in_group(&group));
+    Some(
+        limits
+            .map(|free| free + own)
+            .fold(available, |least, free| least.min(free)),
+    )
+}
+
+/// Bytes of a line such as `VmRSS:  1234 kB`.
+fn kib_of(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The folders of a process's memory groups and of those around them, of both versions of the hierarchy.
+fn groups_of(text: &str, root: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let base = match controllers {
+            "" => root.to_path_buf(),
+            some if some.split(',').any(|c| c == "memory") => root.join("memory"),
+            _ => continue,
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        // in a container the hierarchy often begins at the process's own group
+        all.extend(path.ancestors().map(|part| base.join(part)));
+    }
+    all
+}
+
+/// What is left below a group's limit; what the kernel could give back of file pages is left too. None without a limit.
+fn free_in_group(group: &Path) -> Option<u64> {
+    let number = |name: &str| -> Option<u64> {
+        let text = fs::read_to_string(group.join(name)).ok()?;
+        text.trim().parse().ok()
+    };
+    let limit = number("memory.max").or_else(|| number("memory.limit_in_bytes"))?;
+    let used = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
+    let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let of = |key: &str| -> Option<u64> {
+        let line = stat.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().parse().ok()
+    };
+    let files = of("total_inactive_file ").or_else(|| of("inactive_file "));
+    Some(limit.saturating_sub(used.saturating_sub(files.unwrap_or(0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_both_versions() {
+        let text = "5:cpuset:/a\n4:memory,cpu:/jobs/one\n0::/user/app\nnonsense";
+        let root = Path::new("/sys");
+        let expected = [
+            "/sys/memory/jobs/one",
+            "/sys/memory/jobs",
+            "/sys/memory/",
+            "/sys/user/app",
+            "/sys/user",
+            "/sys/",
+        ];
+        assert_eq!(groups_of(text, root), expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn what_a_group_has_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(free_in_group(dir.path()), None);
+        write("memory.max", "max\n");
+        write("memory.current", "700\n");
+        assert_eq!(free_in_group(dir.path()), None);
+        write("memory.max", "1000\n");
+        write(
+            "memory.stat",
+            "anon 500\ninactive_file 150\nactive_file 50\n",
+        );
+        assert_eq!(free_in_group(dir.path()), Some(450));
+        write("memory.current", "2000\n");
+        assert_eq!(free_in_group(dir.path()), Some(0));
+    }
+
+    #[test]
+    fn lines_of_the_kernel() {
+        let text = "MemTotal:       24684084 kB\nMemAvailable:   22657860 kB\n";
+        assert_eq!(kib_of(text, "MemAvailable:"), Some(22_657_860 * 1024));
+        assert_eq!(kib_of(text, "MemFree:"), None);
+        assert_eq!(kib_of("VmRSS: many kB", "VmRSS:"), None);
+    }
+}
