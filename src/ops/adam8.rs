@@ -11,6 +11,8 @@
 
 use super::cpu;
 use super::dynamic_map::{self, DynamicMap};
+use super::gpu::Gpu;
+use super::optim_gpu;
 use super::rows_cpu::{adamw_constants, adamw_piece};
 use super::vector::{LANES, larger, reduce, vectorised};
 use super::{AdamWStep, update};
@@ -86,6 +88,11 @@ pub fn adamw8_inplace(
             grad.elem_count(),
             state.m.dims()
         )));
+    }
+    if let Some(gpu) = Gpu::of(w)
+        && optim_gpu::adamw8(&gpu, value, master, state, grad, c)?
+    {
+        return Ok(());
     }
     if !on_cpu(w, state, grad, c)? {
         portable(w, state, grad, c)?;

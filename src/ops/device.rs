@@ -43,14 +43,14 @@ pub fn peak_memory(device: &Device) -> Option<u64> {
     }
 }
 
-/// Bytes of `device` that nobody has taken, and all of them; none where that cannot be told, as of the CPU.
-pub fn memory(device: &Device) -> Option<(u64, u64)> {
+/// Bytes of `device` that nobody has taken; none where that cannot be told, as of the CPU.
+pub fn free_memory(device: &Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => {
             let stream = cuda.cuda_stream();
-            let (free, total) = stream.context().mem_get_info().ok()?;
-            Some((free as u64, total as u64))
+            let (free, _) = stream.context().mem_get_info().ok()?;
+            Some(free as u64)
         }
         _ => None,
     }

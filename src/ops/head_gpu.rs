@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 
 /// Rows of logits that exist at a time: enough that the gradient of the head, which every chunk adds to, is not what takes
 /// the time.
-pub const ROWS: usize = 1024;
+pub const LOSS_ROWS: usize = 1024;
 const THREADS: usize = 512;
 
 /// Logits in f32, as training computes them; none where h is not on a GPU. h `[T, C]`, w `[V, C]` -> `[T, V]`
@@ -133,8 +133,8 @@ fn a_block_a_row(rows: usize) -> Launch {
 
 fn chunks(num: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..num)
-        .step_by(ROWS)
-        .map(move |first| first..num.min(first + ROWS))
+        .step_by(LOSS_ROWS)
+        .map(move |first| first..num.min(first + LOSS_ROWS))
 }
 
 /// See [`plain::linear_token_stats`].

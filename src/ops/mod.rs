@@ -45,7 +45,7 @@ pub use dispatch::{
 #[cfg(feature = "cuda-emulator")]
 pub use gpu::{pause_emulator, use_emulator};
 pub use gradients::{Gradients, ParamId};
-pub use head_gpu::logits_on_gpu;
+pub use head_gpu::{LOSS_ROWS, logits_on_gpu};
 pub use nf4::Nf4;
 pub use plain::embedding;
 pub use sample_gpu::{Drawn, Filters, sample};

@@ -48,7 +48,7 @@ __device__ __forceinline__ uint8_t nearest(const float* map, float v) {
     int low = 0, high = 255;
     while (low < high) {
         const int mid = (low + high) / 2;
-        if (v > (map[mid] + map[mid + 1]) * 0.5f)
+        if (v > (map[mid] + map[mid + 1]) / 2.0f)
             low = mid + 1;
         else
             high = mid;
@@ -79,9 +79,11 @@ extern "C" __global__ void adamw_8bit(float* w, bf16* rounded, uint8_t* m_codes,
             store(rounded + i, updated);
     }
     const float m_scale = block_max(fabsf(m), of_warps), v_scale = block_max(v, of_warps);
+    // below it a scale is as good as 0
+    constexpr float LEAST = 1e-38f;
     if (i < num) {
-        m_codes[i] = nearest(maps[0], m_scale > 0.0f ? m / m_scale : 0.0f);
-        v_codes[i] = nearest(maps[1], v_scale > 0.0f ? v / v_scale : 0.0f);
+        m_codes[i] = nearest(maps[0], m * (1.0f / fmaxf(m_scale, LEAST)));
+        v_codes[i] = nearest(maps[1], v * (1.0f / fmaxf(v_scale, LEAST)));
     }
     // the old scales were read before the barriers of block_max
     if (threadIdx.x == 0) {

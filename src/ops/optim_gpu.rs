@@ -1,7 +1,8 @@
 //! The kernels of `optim.cu`.
 
-use super::AdamWStep;
+use super::adam8::{Adam8State, BLOCK};
 use super::gpu::{Arg, Gpu, Kernel, Launch, Module};
+use super::{AdamWStep, dynamic_map};
 use crate::Result;
 use candle_core::{DType, Tensor};
 
@@ -80,6 +81,60 @@ pub(super) fn adamw(
             rounded,
             Arg::Tensor(m),
             Arg::Tensor(v),
+            Arg::Tensor(grad),
+            Arg::Size(num),
+            b1,
+            b2,
+            eps,
+            decay,
+            rate,
+            correction,
+            scale,
+        ],
+    )?;
+    Ok(true)
+}
+
+/// See [`super::adam8::adamw8_inplace`]; `false` where a tensor is not as the kernel takes it.
+pub(super) fn adamw8(
+    gpu: &Gpu,
+    value: &Tensor,
+    master: Option<&Tensor>,
+    s: &Adam8State,
+    grad: &Tensor,
+    c: &AdamWStep,
+) -> Result<bool> {
+    let w = master.unwrap_or(value);
+    let states = [&s.m, &s.m_absmax, &s.v, &s.v_absmax];
+    let fits = w.dtype() == DType::F32
+        && grad.dtype() == DType::F32
+        && w.is_contiguous()
+        && grad.is_contiguous()
+        && states.iter().all(|t| t.is_contiguous());
+    let rounded = match master {
+        Some(_) if value.dtype() == DType::BF16 && value.is_contiguous() => Arg::Tensor(value),
+        Some(_) => return Ok(false),
+        None => Arg::Nothing,
+    };
+    if !fits {
+        return Ok(false);
+    }
+    let m_map = gpu.upload(dynamic_map::signed().values().as_slice())?;
+    let v_map = gpu.upload(dynamic_map::unsigned().values().as_slice())?;
+    let num = w.elem_count();
+    let [b1, b2, eps, decay, rate, correction, scale] = constants(c);
+    gpu.launch(
+        Kernel(Module::Optim, "adamw_8bit"),
+        Launch::over(num, BLOCK),
+        &[
+            Arg::Tensor(w),
+            rounded,
+            Arg::Tensor(&s.m),
+            Arg::Tensor(&s.m_absmax),
+            Arg::Tensor(&s.v),
+            Arg::Tensor(&s.v_absmax),
+            Arg::Tensor(&m_map),
+            Arg::Tensor(&v_map),
             Arg::Tensor(grad),
             Arg::Size(num),
             b1,

@@ -213,6 +213,7 @@ fn of_sampling(
         pack_length: 0,
         max_length: 0,
         fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
+        fast_gpu: has_kernels(&plan.device, student, config),
         num_slots,
         slot_length,
         rollouts: None,
@@ -226,7 +227,7 @@ fn of_sampling(
             .find(|n| of(*n).peak() <= bytes);
         advice.push(match smaller {
             Some(n) => {
-                format!("`{table}.batch_size = {n}`: fewer sequences side by side, the same numbers")
+                format!("`{table}.batch_size = {n}`: fewer sequences side by side")
             }
             None => "the weights and one sequence do not fit: take a smaller student, shorter answers or a larger device".into(),
         });
@@ -302,6 +303,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         },
         max_length: plan.sft.max_length,
         fast_cpu: is_cpu(&plan.device) && plan.student.dtype != Dtype::F16,
+        fast_gpu: has_kernels(&plan.device, &plan.student, config),
         num_slots: eval.map_or(0, |e| e.batch_size),
         slot_length,
         rollouts: None,
@@ -345,6 +347,7 @@ fn of_pairs(
         },
         max_length: training.max_length,
         fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
+        fast_gpu: has_kernels(&plan.device, student, config),
         num_slots: 0,
         slot_length: 0,
         rollouts: None,
@@ -384,6 +387,7 @@ fn of_grpo(
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
         fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
+        fast_gpu: has_kernels(&plan.device, student, config),
         // a remote engine has memory of its own
         num_slots: match grpo.remote {
             Some(_) => 0,
@@ -452,6 +456,12 @@ fn longest_prompt(
 /// `auto` finds nothing else in a binary built for nothing else.
 fn is_cpu(device: &str) -> bool {
     device == "cpu" || (device == "auto" && !cfg!(any(feature = "cuda", feature = "metal")))
+}
+
+/// Whether the CUDA kernels compute all of it.
+fn has_kernels(device: &str, student: &StudentPlan, config: &ModelConfig) -> bool {
+    let is_cuda = device.starts_with("cuda") || (device == "auto" && cfg!(feature = "cuda"));
+    is_cuda && student.dtype == Dtype::Bf16 && matches!(config.head_dim, 64 | 128)
 }
 
 fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<String> {

@@ -82,12 +82,7 @@ fn parts(estimate: &Estimate) -> String {
 pub fn free_memory(device: &str) -> Option<u64> {
     match super::device(device).ok()? {
         candle_core::Device::Cpu => free_on_host(),
-        #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(device) => {
-            let (free, _) = device.cuda_stream().context().mem_get_info().ok()?;
-            Some(free as u64)
-        }
-        _ => None,
+        device => crate::ops::device::free_memory(&device),
     }
 }
 

@@ -5,6 +5,7 @@
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
 use crate::model::{Head, ModelConfig};
+use crate::ops::LOSS_ROWS as GPU_LOSS_ROWS;
 use crate::ops::adam8::BLOCK as ADAM8_BLOCK;
 use crate::ops::plain::{ATTENTION_BLOCK, HEAD_CHUNK};
 use crate::optim::has_8bit_states;
@@ -43,6 +44,8 @@ pub struct Load {
     /// The CPU's own operations, f32 or bf16: attention without a matrix of scores, logits that their gradient is written over.
     /// The portable ones hold a block of rows of the scores, and several tensors of a chunk of logits.
     pub fast_cpu: bool,
+    /// The CUDA kernels, which hold as little, in bf16 and for the head dims that their attention knows.
+    pub fast_gpu: bool,
     /// Sequences sampled side by side, in an evaluation or between updates, and their length; 0 without.
     pub num_slots: usize,
     pub slot_length: usize,
@@ -142,7 +145,8 @@ impl Footprint {
             false => 0,
         };
         // gate and up whole again; on the portable way through f32 codes, their places and values
-        let dequantised = match (load.nf4, load.fast_cpu) {
+        let is_fast = load.fast_cpu || load.fast_gpu;
+        let dequantised = match (load.nf4, is_fast) {
             (false, _) if load.stream => 2 * c * f * element,
             (false, _) => 0,
             (true, true) => 2 * c * f * element,
@@ -173,20 +177,21 @@ impl Footprint {
             // its rotation, v
             block: t * (3 * f + 5 * c + 3 * q + 3 * kv) * element + dequantised + magnitudes,
             // s, its mask, p, dp, ds and a transposed copy
-            attention: if load.fast_cpu {
+            attention: if is_fast {
                 0
             } else {
                 6 * heads * longest.min(ATTENTION_BLOCK as u64) * longest * F32
             },
             // besides the logits: the head's input and its gradient
             loss: 2 * t * c * element
-                + match load.fast_cpu {
-                    true => fast_loss_rows(vocab).min(t) * vocab * F32,
+                + match (load.fast_cpu, load.fast_gpu) {
+                    (true, _) => fast_loss_rows(vocab).min(t) * vocab * F32,
+                    (_, true) => (GPU_LOSS_ROWS as u64).min(t) * vocab * F32,
                     // log softmax, its exponential, the one-hot targets, the gradient
-                    false => 4 * (HEAD_CHUNK as u64).min(t) * vocab * F32,
+                    _ => 4 * (HEAD_CHUNK as u64).min(t) * vocab * F32,
                 },
             // AdamW's g, m, v and the two parts of their quotient; the rows added up, and the table before and after
-            temporaries: match (load.fast_cpu, load.num_adapter_weights) {
+            temporaries: match (is_fast, load.num_adapter_weights) {
                 // the embedding has no gradient beside adapters, whose tensors are small
                 (true, _) | (false, Some(_)) => 0,
                 (false, None) => (5 * largest).max(3 * vocab * c) * F32,

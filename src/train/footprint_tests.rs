@@ -15,6 +15,7 @@ const LOAD: Load = Load {
     pack_length: 2048,
     max_length: 1024,
     fast_cpu: true,
+    fast_gpu: false,
     num_slots: 16,
     slot_length: 320,
     rollouts: None,
