@@ -1,5 +1,5 @@
 //! AdamW whose moments are kept in 8 bits, block by block (arXiv 2110.02861, as bitsandbytes' AdamW8bit): 256 values of the
-//! flattened tensor share an f32 scale, and each has the code of the nearest value of a map ([`dynamic_map`]), signed for m
+//! flattened tensor share an f32 scale, and each has the code of the nearest value of a map (`dynamic_map`), signed for m
 //! and unsigned for v.
 //!
 //! ```text
