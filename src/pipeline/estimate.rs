@@ -304,7 +304,9 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         max_length: plan.sft.max_length,
         fast_cpu: is_cpu(&plan.device) && plan.student.dtype != Dtype::F16,
         fast_gpu: has_kernels(&plan.device, &plan.student, config),
-        num_slots: eval.map_or(0, |e| e.batch_size),
+        num_slots: eval
+            .filter(|e| !e.suites.is_empty())
+            .map_or(0, |e| e.batch_size),
         slot_length,
         rollouts: None,
     }

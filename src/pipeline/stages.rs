@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Weights of a result are cut into files of at most so many bytes, as transformers does.
-pub(super) const MAX_SHARD_BYTES: u64 = 50_000_000_000;
+/// Weights of a result are cut into files of at most so many bytes: those of one are held while it is written.
+pub(super) const MAX_SHARD_BYTES: u64 = crate::train::footprint::SHARD;
 
 /// What every stage gets.
 pub struct Context<'a> {

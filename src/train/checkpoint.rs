@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MARKER: &str = "checkpoint.json";
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+const MAX_SHARD_BYTES: u64 = super::footprint::SHARD;
 
 /// How far a run has come.
 pub trait Progress: Serialize + DeserializeOwned {

@@ -14,10 +14,16 @@ use serde::Serialize;
 
 const F32: u64 = 4;
 
+/// Bytes of the largest file of a result.
+pub const SHARD: u64 = 5_000_000_000;
+
 /// What a process on the CPU holds besides, measured: the program with its threads' buffers, and the part of the rest
 /// that the allocator keeps between sizes.
 const PROCESS: u64 = 96 << 20;
 const PROCESS_SHARE: u64 = 20;
+/// The same of a run that only trains, its data and files included: fitted to twelve of them (`.bench/memory.py`).
+const TRAINING: u64 = 132 << 20;
+const TRAINING_SHARE: u64 = 7;
 /// The same where sampling and training ask for blocks of other sizes in turn.
 const PROCESS_SHARE_OF_BOTH: u64 = 10;
 
@@ -102,6 +108,9 @@ pub struct Footprint {
     /// Of the model that is evaluated afterwards: adapters are in its weights, none in 4 bits.
     #[serde(skip)]
     weights_after: u64,
+    /// Weights of one file of the result.
+    #[serde(skip)]
+    merged: u64,
 }
 
 impl Footprint {
@@ -210,16 +219,22 @@ impl Footprint {
                 * (load.slot_length as u64 * layers * 2 * kv * element + vocab * F32),
             gradients_at: gradients,
             samples_between: load.rollouts.is_some(),
-            weights_after: base * element,
+            weights_after: match load.num_slots {
+                0 => 0,
+                _ => base * element,
+            },
+            // adapters are merged a file at a time, on the CPU beside the weights
+            merged: match (load.num_adapter_weights, load.fast_cpu) {
+                (Some(_), true) => (base * element).min(SHARD),
+                _ => 0,
+            },
         };
         match load.fast_cpu {
             true => Self {
-                process: PROCESS
-                    + all.peak()
-                        / match load.rollouts {
-                            Some(_) => PROCESS_SHARE_OF_BOTH,
-                            None => PROCESS_SHARE,
-                        },
+                process: match load.rollouts {
+                    Some(_) => PROCESS + all.peak() / PROCESS_SHARE_OF_BOTH,
+                    None => TRAINING + all.peak() / TRAINING_SHARE,
+                },
                 ..all
             },
             false => all,
@@ -318,7 +333,9 @@ impl Footprint {
             false => self.weights_after,
         };
         let asked = held + self.reference + moving;
-        training.max(beside_cache + self.kv_cache).max(asked) + self.process
+        let saving = self.weights + self.merged;
+        let sampling = beside_cache + self.kv_cache;
+        training.max(sampling).max(asked).max(saving) + self.process
     }
 }
 
