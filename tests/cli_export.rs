@@ -145,6 +145,14 @@ fn mistakes_are_named() {
         hint,
         "name the file that is to be written, such as `model-f16.gguf`"
     );
+    // the weights themselves, or a device
+    for path in ["m/model.safetensors", "/dev/null"] {
+        let (error, _) = place.fails(&["export", "--model", "m", "--gguf", path]);
+        assert!(
+            error.ends_with("is there already and is no GGUF file"),
+            "{error}"
+        );
+    }
     let (error, hint) = place.fails(&["export", "--model", "m", "--gguf", "none/m.gguf"]);
     assert!(error.starts_with("creating `none/m.gguf`"), "{error}");
     assert_eq!(hint, "check the spelling of the path");

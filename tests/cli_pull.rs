@@ -147,6 +147,10 @@ fn what_it_prints() {
     let run = output(pull(&place, &server, READ_TOKEN, &args));
     let value: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(value["files"].as_array().unwrap().len(), 3, "{value}");
+    // a folder of that name beside us is not what is asked for
+    std::fs::create_dir_all(place.path().join("org/name")).unwrap();
+    let run = output(pull(&place, &server, READ_TOKEN, &["org/name"]));
+    assert_eq!(run.stdout.trim(), folder.to_str().unwrap());
     // without network, from the cache alone
     server.forget_asked();
     let mut offline = pull(&place, &server, READ_TOKEN, &["org/name"]);

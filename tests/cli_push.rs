@@ -122,6 +122,16 @@ fn a_folder_arrives_byte_for_byte_and_goes_up_once() {
     assert_eq!(again["commit"], first["commit"]);
     let writes = |line: &&String| line.contains("/commit/") || line.contains("/lfs/");
     assert_eq!(server.asked().iter().filter(writes).count(), 0);
+    // what is read beside the files holds no token either
+    let title = format!("with {WRITE_TOKEN}");
+    for args in [["--message", title.as_str()], ["--tag", WRITE_TOKEN]] {
+        let all = ["m", "--repo", "tester/m", args[0], args[1]];
+        let (error, _) = fails(&place, &server, &all);
+        assert!(
+            error.ends_with("holds what looks like an access token"),
+            "{error}"
+        );
+    }
     // one file changes: it alone is sent
     place.file("m/README.md", "---\nlicense: mit\n---\n\n# new\n");
     server.forget_asked();

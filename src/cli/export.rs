@@ -8,7 +8,8 @@ use crate::pipeline::open::open_files;
 use crate::progress::Reporter;
 use crate::{Error, Result};
 use serde_json::json;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 /// Write a model as one GGUF file, for llama.cpp and Ollama
 #[derive(clap::Args)]
@@ -47,6 +48,28 @@ fn quant(text: &str) -> std::result::Result<Quant, String> {
         .ok_or_else(|| format!("types: {}", Quant::ALL.map(Quant::name).join(", ")))
 }
 
+/// Refuses to put a file where something else is: a device, a pipe, a link, weights of another format.
+fn check_target(path: &Path) -> Result<()> {
+    let Ok(there) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let is_gguf = || {
+        let mut first = [0; 4];
+        let file = std::fs::File::open(path);
+        file.and_then(|mut file| file.read_exact(&mut first))
+            .is_ok()
+            && &first == b"GGUF"
+    };
+    if there.is_file() && (there.len() == 0 || is_gguf()) {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "`{}` is there already and is no GGUF file",
+        path.display()
+    ))
+    .with_hint("name a new file, or remove that one first"))
+}
+
 pub fn run(args: &Args, session: &Session) -> Result<()> {
     if args.gguf.is_dir() {
         let message = format!("`{}` is a folder", args.gguf.display());
@@ -55,6 +78,7 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
             args.quant.name()
         )));
     }
+    check_target(&args.gguf)?;
     let files = open_files(&args.model, &session.terminal)?;
     session.stop_on_signals()?;
     let written = export_gguf(

@@ -5,6 +5,7 @@ use crate::model::adapter_files;
 use crate::progress::Reporter;
 use crate::{Result, hub};
 use serde_json::json;
+use std::path::Path;
 
 /// Fetch a model or a data set from the Hugging Face Hub
 #[derive(clap::Args)]
@@ -38,20 +39,36 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, session: &Session) -> Result<()> {
-    let revision = args.revision.as_deref();
+    // a folder of that name beside us is not meant: it needs no fetching
+    let is_shadowed = !args.dataset
+        && args.repo.matches('/').count() == 1
+        && !args.repo.starts_with(['.', '/', '~'])
+        && Path::new(&args.repo).exists();
+    let whole;
+    let (repo, revision) = match is_shadowed {
+        false => (&args.repo, args.revision.as_deref()),
+        true => {
+            whole = format!(
+                "{}@{}",
+                args.repo,
+                args.revision.as_deref().unwrap_or("main")
+            );
+            (&whole, None)
+        }
+    };
     let (files, revision) = if args.dataset {
         let wanted = hub::Wanted {
             config: args.config.as_deref(),
             split: None,
             patterns: &args.files,
         };
-        let found = hub::resolve_dataset(&args.repo, revision, wanted, &session.terminal)?;
+        let found = hub::resolve_dataset(repo, revision, wanted, &session.terminal)?;
         (found.files, found.revision)
     } else if !args.files.is_empty() {
-        let found = hub::resolve_model_files(&args.repo, revision, &args.files, &session.terminal)?;
+        let found = hub::resolve_model_files(repo, revision, &args.files, &session.terminal)?;
         (found.files, found.revision)
     } else {
-        let found = hub::resolve_model(&args.repo, revision, &session.terminal)?;
+        let found = hub::resolve_model(repo, revision, &session.terminal)?;
         (vec![found.folder], found.revision)
     };
     if let [folder] = files.as_slice()

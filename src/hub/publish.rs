@@ -13,6 +13,7 @@
 
 use super::publish_api::{Account, Api, ApiError, Place};
 use super::publish_files::{Prepared, RepoKind, Source};
+use super::publish_secrets::find_token;
 use super::publish_tree::{self as remote, Ref, Tree};
 use super::publish_upload::{self as upload, Modes};
 use crate::progress::{Reporter, Stop};
@@ -29,8 +30,9 @@ const MAX_FILES: usize = 100;
 const MAX_INLINE_BYTES: u64 = 32 << 20;
 /// Commits in a row that do not bring the branch nearer to what is wanted.
 const MAX_DOUBTS: u32 = 6;
-/// A commit of many large files takes the server its time.
+/// A commit of many large files takes the server its time, and small files their way in it.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
+const BYTES_A_SECOND: u64 = 16_000;
 /// The card goes up last: where it is, everything is.
 const CARD: &str = "README.md";
 
@@ -103,6 +105,7 @@ pub fn push(
     stop: &Stop,
 ) -> Result<Published> {
     account.need_token()?;
+    check_names(target, files, &account.secrets())?;
     if files.is_empty() {
         return Err(Error::input("there is nothing to push"));
     }
@@ -135,6 +138,27 @@ pub fn push(
         remote::tag(&api, &push.place, &commit, tag)?;
     }
     Ok(push.published(commit, &tree))
+}
+
+/// Refuses access tokens in what is seen beside the files: their names, the title of the commits, branch and tag.
+fn check_names(target: &Target, files: &[Prepared], known: &[String]) -> Result<()> {
+    let of_target = [
+        ("message", Some(&target.message)),
+        ("tag", target.tag.as_ref()),
+        ("branch", target.revision.as_ref()),
+    ];
+    let of_files = files
+        .iter()
+        .map(|file| ("name of a file", Some(&file.path)));
+    for (what, text) in of_target.into_iter().chain(of_files) {
+        if text.is_some_and(|text| find_token(text.as_bytes(), known).is_some()) {
+            return Err(
+                Error::input(format!("the {what} holds what looks like an access token"))
+                    .with_hint("everybody who may see the repository would read it"),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn card_text(card: &Prepared) -> Result<String> {
@@ -328,6 +352,7 @@ impl<'a> Push<'a> {
         let pr = if opens_pr { "?create_pr=1" } else { "" };
         let rest = format!("/commit/{}{pr}", self.place.branch());
         let url = self.place.api(&self.api.account.endpoint, &rest);
+        let patience = COMMIT_TIMEOUT + Duration::from_secs(body.len() as u64 / BYTES_A_SECOND);
         let request = self
             .api
             .client()
@@ -335,7 +360,7 @@ impl<'a> Push<'a> {
             .headers(self.api.account.headers(&url))
             .header("content-type", "application/x-ndjson")
             .body(body);
-        let said = self.api.json(self.api.send(request, COMMIT_TIMEOUT)?)?;
+        let said = self.api.json(self.api.send(request, patience)?)?;
         let commit = said["commitOid"].as_str().map(String::from);
         if opens_pr {
             let url = said["pullRequestUrl"].as_str().unwrap_or_default();

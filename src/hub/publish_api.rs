@@ -98,6 +98,14 @@ impl Account {
                     .with_hint("give a whole address such as `https://huggingface.co`"),
             );
         }
+        if endpoint
+            .split('/')
+            .nth(2)
+            .is_some_and(|host| host.contains('@'))
+        {
+            return Err(Error::input("`HF_ENDPOINT` holds a name or a password")
+                .with_hint("addresses are printed: give it without, and the token as `HF_TOKEN`"));
+        }
         let token = token.map(str::trim).filter(|token| !token.is_empty());
         if token.is_some_and(|token| HeaderValue::from_str(token).is_err()) {
             return Err(

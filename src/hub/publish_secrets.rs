@@ -12,8 +12,8 @@ use std::path::Path;
 
 /// Of weights so much is searched: more than the header, and in GGUF the tokenizer.
 const SEARCHED: u64 = 64 << 20;
-/// Tokens have 34 characters behind their prefix.
-const TOKEN_LENGTH: usize = 20;
+/// Tokens have 34 characters behind their prefix, and stand as words: in long runs of base64 anything occurs.
+const TOKEN_LENGTH: usize = 24;
 const TOKEN_PREFIXES: [&[u8]; 2] = [b"hf_", b"api_org_"];
 /// Longer than any token with its prefix.
 const OVERLAP: usize = 256;
@@ -22,12 +22,20 @@ const PIECE: usize = 1 << 18;
 /// Values of a column that are decoded at once.
 const NUM_VALUES: usize = 1024;
 
-/// Where an access token stands in a text.
+/// Where an access token stands in a text, as a word of its own.
 pub fn find_token(text: &[u8], known: &[String]) -> Option<usize> {
+    find(text, known, true)
+}
+
+/// The same where `is_text` is false in bytes that hold one value right after the other.
+fn find(text: &[u8], known: &[String], is_text: bool) -> Option<usize> {
     let by_prefix = TOKEN_PREFIXES.iter().filter_map(|prefix| {
         first(text, prefix, |at| {
             let rest = text[at + prefix.len()..].iter();
-            rest.take_while(|b| b.is_ascii_alphanumeric()).count() >= TOKEN_LENGTH
+            let is_long = rest.take_while(|b| b.is_ascii_alphanumeric()).count() >= TOKEN_LENGTH;
+            let before = at.checked_sub(1).map(|before| text[before]);
+            let in_word = before.is_some_and(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+            is_long && !(is_text && in_word)
         })
     });
     let by_name = known
@@ -204,7 +212,7 @@ fn search_parquet(
             let mut pages = group.get_column_page_reader(column)?;
             while let Some(page) = pages.get_next_page()? {
                 shares_beginnings |= page.encoding() == Encoding::DELTA_BYTE_ARRAY;
-                if find_token(page.buffer(), known).is_some() {
+                if find(page.buffer(), known, false).is_some() {
                     return Ok(place());
                 }
             }

@@ -90,7 +90,9 @@ pub fn free_memory(device: &str) -> Option<u64> {
 fn free_on_host() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let own = kib_of(&status, "VmRSS:").unwrap_or(0);
+    // pages of files are available already
+    let own = kib_of(&status, "RssAnon:").or_else(|| kib_of(&status, "VmRSS:"));
+    let own = own.unwrap_or(0);
     let available = kib_of(&meminfo, "MemAvailable:")? + own;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = groups_of(&groups, Path::new("/sys/fs/cgroup"))
@@ -140,11 +142,14 @@ fn free_in_group(group: &Path) -> Option<u64> {
     let used = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
     let of = |key: &str| -> Option<u64> {
-        let line = stat.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim().parse().ok()
+        let value = |key: &str| stat.lines().find_map(|line| line.strip_prefix(key));
+        let value = value(&format!("total_{key} ")).or_else(|| value(&format!("{key} ")));
+        value?.trim().parse().ok()
     };
-    let files = of("total_inactive_file ").or_else(|| of("inactive_file "));
-    Some(limit.saturating_sub(used.saturating_sub(files.unwrap_or(0))))
+    // as `MemAvailable` counts them for the whole machine
+    let given_back = ["inactive_file", "active_file", "slab_reclaimable"].map(of);
+    let given_back: u64 = given_back.into_iter().flatten().sum();
+    Some(limit.saturating_sub(used.saturating_sub(given_back)))
 }
 
 #[cfg(test)]
@@ -179,7 +184,7 @@ mod tests {
             "memory.stat",
             "anon 500\ninactive_file 150\nactive_file 50\n",
         );
-        assert_eq!(free_in_group(dir.path()), Some(450));
+        assert_eq!(free_in_group(dir.path()), Some(500));
         write("memory.current", "2000\n");
         assert_eq!(free_in_group(dir.path()), Some(0));
     }

@@ -260,7 +260,7 @@ impl Walk<'_> {
             };
             let name = dir.file_name().and_then(|name| name.to_str());
             if let (true, Some(name)) = (root.join("plan.json").is_file(), name) {
-                let is_new = self.seen.insert(dir.display().to_string());
+                let is_new = self.seen.insert(format!("{part:?} {}", dir.display()));
                 let plan = RunPlan::read(root).ok().filter(|_| is_new);
                 if let Some(lineage) = plan.and_then(|plan| plan.lineage(root, name).ok()) {
                     self.lineage(&lineage, part, false);
@@ -320,6 +320,20 @@ impl Walk<'_> {
                 license: found.license,
                 terms: found.terms,
                 made_into,
+                is_itself: false,
+            });
+        }
+        let num_left = self.links.len() - at.min(self.links.len());
+        if num_left > 0 {
+            self.chain.ancestors.push(Ancestor {
+                name: format!("{num_left} more models"),
+                place: Place::Nowhere,
+                part: Part::Weights,
+                is_base: false,
+                license: None,
+                terms: None,
+                made_into: None,
+                is_unknown: true,
                 is_itself: false,
             });
         }

@@ -62,7 +62,7 @@ impl Scene<'_> {
                 let duties = duties(repo, &chain, &wishes, &self.hub)?;
                 // a folder under a licence that wants nothing goes up as it is
                 let is_asked = wish.license.is_some() || wish.license_file.is_some();
-                if is_asked || !duties.displays.is_empty() {
+                if is_asked || duties.is_bound {
                     with_files(&mut uploads, &duties, wish.license_file.is_some());
                 }
                 for warning in &duties.warnings {
@@ -247,9 +247,9 @@ fn plain_card(folder: &Path, repo: &str, wish: &Wish, chain: &Chain, duties: &Du
         .displays
         .iter()
         .map(|words| format!("**{words}**\n\n"));
-    let notes: Vec<String> = match duties.displays.is_empty() {
-        true => Vec::new(),
-        false => duties
+    let notes: Vec<String> = match duties.is_bound {
+        false => Vec::new(),
+        true => duties
             .notes
             .iter()
             .map(|note| format!("\n\n{note}"))

@@ -27,6 +27,8 @@ pub struct Duties {
     pub license: Option<License>,
     /// Beside the weights.
     pub files: Vec<Upload>,
+    /// Agreements want something of it.
+    pub is_bound: bool,
     /// On the card, above everything.
     pub displays: Vec<&'static str>,
     /// On the card, a paragraph each.
@@ -229,6 +231,7 @@ fn texts(
     if !notice.is_empty() {
         duties.files.push(Upload::text("NOTICE", notice));
     }
+    duties.is_bound |= !bound.is_empty();
     for (_, terms) in bound {
         let shown = terms.display.filter(|d| !duties.displays.contains(d));
         duties.displays.extend(shown);

@@ -78,7 +78,7 @@ static ALL: [Terms; 8] = [
         name: "LLAMA 2 Community License",
         is_hub_id: true,
         notice: "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved.",
-        display: Some("Built with Llama 2"),
+        display: None,
         prefix: None,
         keeps_outputs: true,
         non_commercial: false,
