@@ -1,14 +1,14 @@
 //! `distill bench`: what training and sampling a shape takes on this device, with random weights.
 
-use super::options::{dtype, optimizer, show_size};
+use super::options::{dtype, optimizer, recompute, show_size};
 use super::{Session, stdout};
-use crate::model::{AdapterConfig, Batch, CausalLm, ModelConfig, Recompute, family};
+use crate::model::{AdapterConfig, Batch, CausalLm, ModelConfig, family};
 use crate::ops::{self, ParamId};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pipeline::open;
 use crate::progress::Reporter;
 use crate::recipe::{self, Dtype, Optimizer};
-use crate::train::footprint::{share_beside_frozen, step_flops};
+use crate::train::flops::step_flops;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
@@ -40,9 +40,9 @@ pub struct Args {
     /// Sequences of a training step, in one pack
     #[arg(long, default_value_t = 2)]
     num_sequences: usize,
-    /// Compute activations again, block by block
-    #[arg(long)]
-    recompute: bool,
+    /// What the backward pass computes again: none, keep_attention, block or offload
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_value = "none", default_missing_value = "block", value_parser = recompute)]
+    recompute: recipe::Recompute,
     /// Train adapters of this rank on all projections, not all weights
     #[arg(long, value_name = "RANK")]
     lora: Option<usize>,
@@ -144,12 +144,9 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let peak_flops_per_s = product(&device, dtype)?;
     // of the model: what is computed twice counts once
     let recompute = recipe::Recompute::None;
+    let is_frozen = args.lora.is_some();
     let lengths = vec![args.length; args.num_sequences];
-    let flops = step_flops(model.config(), &lengths, recompute);
-    let flops = match args.lora {
-        None => flops,
-        Some(_) => flops * share_beside_frozen(recompute),
-    };
+    let flops = step_flops(model.config(), &lengths, recompute, is_frozen);
     let [forward_s, both_s, optimizer_s] = training;
     let step_s = both_s + optimizer_s;
     let tokens_per_step = args.length * args.num_sequences;
@@ -210,10 +207,7 @@ fn train(args: &Args, model: &CausalLm) -> Result<[f64; 3]> {
         seq_lens: vec![args.length; args.num_sequences],
         weights: vec![1.0; n],
     };
-    let recompute = match args.recompute {
-        true => Recompute::Block,
-        false => Recompute::None,
-    };
+    let recompute = args.recompute.into();
     let (first, trained) = model.trained();
     let named: Vec<(String, Tensor)> = trained
         .iter()

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::generate::Sampling;
 use crate::recipe::graph::{Resolved, resolve_document};
 use crate::recipe::load::{self, Loaded};
-use crate::recipe::{Dtype, Optimizer};
+use crate::recipe::{Dtype, Optimizer, Recompute};
 
 /// Which recipe, and what is changed in it.
 #[derive(clap::Args)]
@@ -86,6 +86,18 @@ pub fn optimizer(text: &str) -> std::result::Result<Optimizer, String> {
         "adamw_8bit" => Ok(Optimizer::AdamW8bit),
         _ => Err("optimisers: adamw, adamw_8bit".into()),
     }
+}
+
+/// What is computed again in the backward pass, by its name.
+pub fn recompute(text: &str) -> std::result::Result<Recompute, String> {
+    let known = [
+        Recompute::None,
+        Recompute::KeepAttention,
+        Recompute::Block,
+        Recompute::Offload,
+    ];
+    let found = known.into_iter().find(|level| level.name() == text);
+    found.ok_or_else(|| "what is computed again: none, keep_attention, block, offload".into())
 }
 
 /// How tokens are chosen.

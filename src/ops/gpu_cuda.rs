@@ -47,6 +47,7 @@ pub(super) fn address(device: &CudaDevice, storage: &CudaStorage, start: usize) 
         CudaStorageSlice::F64(s) => s.device_ptr(&stream).0,
         CudaStorageSlice::U32(s) => s.device_ptr(&stream).0,
         CudaStorageSlice::U8(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::I16(s) => s.device_ptr(&stream).0,
         _ => {
             return Err(Error::input(format!(
                 "kernels do not read {:?}",

@@ -25,6 +25,7 @@ mod gpu;
 pub mod gradients;
 mod head_cpu;
 mod head_gpu;
+pub mod master;
 pub mod nf4;
 mod optim_gpu;
 pub mod plain;
@@ -46,6 +47,7 @@ pub use dispatch::{
 pub use gpu::{pause_emulator, use_emulator};
 pub use gradients::{Gradients, ParamId};
 pub use head_gpu::{LOSS_ROWS, logits_on_gpu};
+pub use master::Master;
 pub use nf4::Nf4;
 pub use plain::embedding;
 pub use sample_gpu::{Drawn, Filters, sample};

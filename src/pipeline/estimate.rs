@@ -16,9 +16,9 @@ use crate::recipe::plan::{Plan, SftPlan, StudentPlan, StudentSource};
 use crate::recipe::stage::Prompts;
 use crate::recipe::{Dtype, Optimizer, Recompute};
 use crate::train::SftSettings;
-use crate::train::footprint::{
-    Change, Footprint, Load, Rollouts, changes_to_fit, share_beside_frozen, step_flops,
-};
+use crate::train::flops::step_flops;
+use crate::train::footprint::{Footprint, Load, Rollouts};
+use crate::train::shrink::{self, Change, changes_to_fit};
 use serde::Serialize;
 use std::path::Path;
 
@@ -32,6 +32,8 @@ pub struct Estimate {
     pub peak_memory: u64,
     /// Bytes to fit into, where they were given.
     pub device_memory: Option<u64>,
+    /// What is computed again in the backward pass, where something is trained.
+    pub recompute: Option<Recompute>,
     /// What to change so that it fits; empty where it fits.
     pub advice: Vec<String>,
     /// Rows, tokens and steps, where the traces are local.
@@ -62,30 +64,19 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let config = planned_config(&plan.student)?;
     check_positions(&config, plan)?;
+    let all = of_sft(plan, &config, device_memory);
+    let recompute = all.recompute.unwrap_or_default();
     Ok(Estimate {
-        work: work(plan, &config, reporter, stop)?,
-        ..of_sft(plan, &config, device_memory)
+        work: work(plan, &config, recompute, reporter, stop)?,
+        ..all
     })
 }
 
 /// The same of a model of shape `config`, without looking at the traces.
 pub fn of_sft(plan: &Plan, config: &ModelConfig, device_memory: Option<u64>) -> Estimate {
     let load = load(plan, config);
-    let memory = Footprint::new(config, &load);
-    let advice = match device_memory {
-        None => Vec::new(),
-        Some(bytes) => advice(config, &load, bytes, "sft"),
-    };
     let full = vec![plan.sft.max_length; plan.sft.batch_size];
-    Estimate {
-        num_parameters: config.num_parameters(),
-        peak_memory: memory.peak(),
-        memory,
-        device_memory,
-        advice,
-        work: None,
-        flops_of_full_step: flops(&plan.student, config, &full, plan.sft.recompute),
-    }
+    trained(config, load, Footprint::new, "sft", device_memory, &full)
 }
 
 /// What a stage of a pipeline would take.
@@ -237,6 +228,7 @@ fn of_sampling(
         peak_memory: memory.peak(),
         memory,
         device_memory,
+        recompute: None,
         advice,
         work: None,
         flops_of_full_step: 0.0,
@@ -262,20 +254,6 @@ fn is_streamed(student: &StudentPlan) -> bool {
 
 fn is_dora(student: &StudentPlan) -> bool {
     student.adapter.as_ref().is_some_and(|adapter| adapter.dora)
-}
-
-/// The work of a step of sequences of these lengths.
-fn flops(
-    student: &StudentPlan,
-    config: &ModelConfig,
-    lengths: &[usize],
-    recompute: Recompute,
-) -> f64 {
-    let all = step_flops(config, lengths, recompute);
-    match student.adapter {
-        None => all,
-        Some(_) => all * share_beside_frozen(recompute),
-    }
 }
 
 fn load(plan: &Plan, config: &ModelConfig) -> Load {
@@ -355,10 +333,7 @@ fn of_pairs(
         rollouts: None,
     };
     let lengths = vec![training.max_length; 2 * training.batch_size];
-    Ok(Estimate {
-        flops_of_full_step: flops(student, config, &lengths, training.recompute),
-        ..trained(config, &load, shape, table, device_memory)
-    })
+    Ok(trained(config, load, shape, table, device_memory, &lengths))
 }
 
 /// Tokens that a prompt is taken to have where it cannot be looked at.
@@ -403,29 +378,41 @@ fn of_grpo(
         }),
     };
     let lengths = vec![longest; num_completions];
-    Ok(Estimate {
-        flops_of_full_step: flops(student, config, &lengths, grpo.recompute),
-        ..trained(config, &load, Footprint::new, "grpo", device_memory)
-    })
+    let shape = Footprint::new;
+    Ok(trained(
+        config,
+        load,
+        shape,
+        "grpo",
+        device_memory,
+        &lengths,
+    ))
 }
 
+/// `lengths` are those of a step's sequences.
 fn trained(
     config: &ModelConfig,
-    load: &Load,
+    mut load: Load,
     shape: Shape,
     table: &str,
     device_memory: Option<u64>,
+    lengths: &[usize],
 ) -> Estimate {
-    let memory = shape(config, load);
+    load.recompute = shrink::recompute(&load, device_memory, |load| {
+        shape(config, load).without_evaluation().peak()
+    });
+    let memory = shape(config, &load);
     let too_small = device_memory.filter(|bytes| memory.peak() > *bytes);
+    let is_frozen = load.num_adapter_weights.is_some();
     Estimate {
         num_parameters: config.num_parameters(),
         peak_memory: memory.peak(),
         memory,
         device_memory,
-        advice: too_small.map_or_else(Vec::new, |bytes| advice(config, load, bytes, table)),
+        recompute: Some(load.recompute),
+        advice: too_small.map_or_else(Vec::new, |bytes| advice(config, &load, bytes, table)),
         work: None,
-        flops_of_full_step: 0.0,
+        flops_of_full_step: step_flops(config, lengths, load.recompute, is_frozen),
     }
 }
 
@@ -471,8 +458,7 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
         Some(changes) => changes
             .iter()
             .map(|change| match change {
-                Change::Offload => format!("`{table}.recompute = \"offload\"`: blocks are computed again from inputs that wait in the memory of the host"),
-                Change::RecomputeBlocks => format!("`{table}.recompute = \"block\"`: about a third more work, the same numbers"),
+                Change::Recompute(level) => format!("`{table}.recompute = \"auto\"`, or \"{}\": {}, the same numbers", level.name(), costs(*level)),
                 Change::Adam8bit => format!("`{table}.optimizer = \"adamw_8bit\"`: optimiser states in a quarter of the memory, rounded to 8 bits"),
                 Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
                 Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),
@@ -493,10 +479,23 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
     }
 }
 
+/// What a level of recomputation is paid with.
+fn costs(level: Recompute) -> &'static str {
+    match level {
+        Recompute::None => "nothing is computed twice",
+        Recompute::KeepAttention => "a fifth more work",
+        Recompute::Block | Recompute::Auto => "a quarter to a third more work",
+        Recompute::Offload => {
+            "blocks are computed again from inputs that wait in the memory of the host"
+        }
+    }
+}
+
 /// Rows and steps where all traces and the tokenizer are on this machine.
 fn work(
     plan: &Plan,
     config: &ModelConfig,
+    recompute: Recompute,
     reporter: &dyn Reporter,
     stop: &Stop,
 ) -> Result<Option<Work>> {
@@ -525,7 +524,7 @@ fn work(
         num_rows: store.len(),
         num_tokens: report.tokens,
         num_steps,
-        flops: flops(&plan.student, config, &lengths, plan.sft.recompute)
+        flops: step_flops(config, &lengths, recompute, plan.student.adapter.is_some())
             * rows_trained.min(plan.sft.epochs as f64),
     }))
 }

@@ -340,7 +340,7 @@ impl Default for Sft {
             betas: [0.9, 0.95],
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
-            recompute: Recompute::None,
+            recompute: Recompute::Auto,
             checkpoint_every_steps: 100,
             keep_checkpoints: 2,
         }
@@ -400,14 +400,31 @@ pub enum TrainOn {
 
 /// Which activations are computed again in the backward pass.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Recompute {
+    /// The first of the others that fits into the device's memory.
     #[default]
+    Auto,
     None,
+    /// A block's input and the output of its attention are kept, the rest is computed again.
+    KeepAttention,
     /// A block's inputs are kept, the rest is computed again.
     Block,
     /// The same, and the inputs wait in the memory of the host.
     Offload,
+}
+
+impl Recompute {
+    /// As recipes say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::KeepAttention => "keep_attention",
+            Self::Block => "block",
+            Self::Offload => "offload",
+        }
+    }
 }
 
 /// `[eval]`
