@@ -32,8 +32,9 @@ pub struct Estimate {
     pub peak_memory: u64,
     /// Bytes to fit into, where they were given.
     pub device_memory: Option<u64>,
-    /// What is computed again in the backward pass, where something is trained.
+    /// What is computed again in the backward pass, where something is trained; and whether that was chosen for the memory.
     pub recompute: Option<Recompute>,
+    pub recompute_chosen: bool,
     /// What to change so that it fits; empty where it fits.
     pub advice: Vec<String>,
     /// Rows, tokens and steps, where the traces are local.
@@ -229,6 +230,7 @@ fn of_sampling(
         memory,
         device_memory,
         recompute: None,
+        recompute_chosen: false,
         advice,
         work: None,
         flops_of_full_step: 0.0,
@@ -398,6 +400,7 @@ fn trained(
     device_memory: Option<u64>,
     lengths: &[usize],
 ) -> Estimate {
+    let recompute_chosen = load.recompute == Recompute::Auto;
     load.recompute = shrink::recompute(&load, device_memory, |load| {
         shape(config, load).without_evaluation().peak()
     });
@@ -410,6 +413,7 @@ fn trained(
         memory,
         device_memory,
         recompute: Some(load.recompute),
+        recompute_chosen,
         advice: too_small.map_or_else(Vec::new, |bytes| advice(config, &load, bytes, table)),
         work: None,
         flops_of_full_step: step_flops(config, lengths, load.recompute, is_frozen),

@@ -11,8 +11,8 @@ use crate::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Refuses training that takes more memory than there is, and says what is to be computed again in its backward pass. Sampling
-/// alone is only warned of: few answers are as long as they may be.
+/// Refuses training that takes more memory than there is, and says what is to be computed again in its backward pass, where
+/// the recipe leaves that to the memory. Sampling alone is only warned of: few answers are as long as they may be.
 ///
 /// # Errors
 /// It does not fit, and `--force` does not say to try.
@@ -27,8 +27,13 @@ pub fn check(
     let Some(estimate) = estimate(room)? else {
         return Ok(None);
     };
+    let chosen = estimate.recompute.filter(|_| estimate.recompute_chosen);
     let Some(room) = room.filter(|room| estimate.peak_memory > *room) else {
-        return Ok(estimate.recompute);
+        if let Some(level) = chosen.filter(|level| *level != Recompute::None) {
+            let level = level.name();
+            reporter.note(&format!("{name} fits with `recompute = \"{level}\"`"));
+        }
+        return Ok(chosen);
     };
     let is_certain = estimate.memory.without_evaluation().peak() > room;
     let text = format!(
@@ -45,7 +50,7 @@ pub fn check(
     let changes = estimate.advice.join("; and ");
     if !is_certain || options.force {
         reporter.warn(&format!("{text}; change {changes}"));
-        return Ok(estimate.recompute);
+        return Ok(chosen);
     }
     Err(Error::input(text).with_hint(format!("{changes}; or run it anyway with `--force`")))
 }
