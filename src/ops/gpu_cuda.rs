@@ -21,6 +21,7 @@ impl Module {
             Self::Head => ("distill-head", ptx::HEAD),
             Self::Optim => ("distill-optim", ptx::OPTIM),
             Self::Nf4 => ("distill-nf4", ptx::NF4),
+            Self::Ggml => ("distill-ggml", ptx::GGML),
             Self::Sample => ("distill-sample", ptx::SAMPLE),
             Self::Attention => ("distill-attention", ptx::ATTENTION),
             Self::Decode => ("distill-decode", ptx::DECODE),

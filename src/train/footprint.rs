@@ -4,10 +4,11 @@
 //!
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
+use crate::model::frozen::is_projection;
 use crate::model::{Head, ModelConfig};
-use crate::ops::LOSS_ROWS as GPU_LOSS_ROWS;
 use crate::ops::adam8::BLOCK as ADAM8_BLOCK;
 use crate::ops::plain::{ATTENTION_BLOCK, HEAD_CHUNK};
+use crate::ops::{LOSS_ROWS as GPU_LOSS_ROWS, PackedAs};
 use crate::optim::has_8bit_states;
 use crate::recipe::{Dtype, Optimizer, Recompute};
 use serde::Serialize;
@@ -34,8 +35,8 @@ pub struct Load {
     pub recompute: Recompute,
     /// Weights of adapters, which alone are trained; none where all weights are.
     pub num_adapter_weights: Option<u64>,
-    /// The projections of the blocks are in 4 bits.
-    pub nf4: bool,
+    /// The projections of the blocks are quantised.
+    pub quant: Option<PackedAs>,
     /// The projections of the blocks are on the host, and copied to the device for each use.
     pub stream: bool,
     /// Adapters with magnitudes apart.
@@ -105,7 +106,7 @@ pub struct Footprint {
     /// Sampling comes between updates, not after them.
     #[serde(skip)]
     samples_between: bool,
-    /// Of the model that is evaluated afterwards: adapters are in its weights, none in 4 bits.
+    /// Of the model that is evaluated afterwards: adapters are in its weights, none quantised.
     #[serde(skip)]
     weights_after: u64,
     /// Weights of one file of the result.
@@ -144,22 +145,23 @@ impl Footprint {
             Recompute::Offload if !load.fast_cpu => t * kept,
             Recompute::Block | Recompute::Offload => t * (layers * c * element + kept),
         };
-        let projections = match load.nf4 || load.stream {
+        let projections = match load.quant.is_some() || load.stream {
             true => layers * (2 * c * q + 2 * c * kv + 3 * c * f),
             false => 0,
         };
-        // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales; the host is the device where that is the CPU
-        let packed = match load.nf4 && (load.fast_cpu || !load.stream) {
-            true => projections / 2 + projections / 64 + projections / 4096,
-            false => 0,
+        // the host is the device where that is the CPU
+        let packed = match load.quant.filter(|_| load.fast_cpu || !load.stream) {
+            Some(quant) => packed_bytes(config, quant),
+            None => 0,
         };
-        // gate and up whole again; on the portable way through f32 codes, their places and values
+        // the largest as numbers, from a file beside those read from there; on the portable way through f32 codes, their
+        // places and values
         let is_fast = load.fast_cpu || load.fast_gpu;
-        let dequantised = match (load.nf4, is_fast) {
-            (false, _) if load.stream => 2 * c * f * element,
-            (false, _) => 0,
-            (true, true) => 2 * c * f * element,
-            (true, false) => c * f * (12 + element),
+        let dequantised = match (load.quant, is_fast) {
+            (None, _) if load.stream => 2 * c * f * element,
+            (None, _) => 0,
+            (Some(_), true) => c * f * element,
+            (Some(_), false) => c * f * (12 + element),
         };
         // the product, its gradient and their product, one of them in f32; the weight in f32, twice
         let magnitudes = match load.dora {
@@ -337,6 +339,18 @@ impl Footprint {
         let sampling = beside_cache + self.kv_cache;
         training.max(sampling).max(asked).max(saving) + self.process
     }
+}
+
+/// Bytes of the quantised projections; one that no block fits counts nothing: it is refused.
+fn packed_bytes(config: &ModelConfig, quant: PackedAs) -> u64 {
+    let projections = config.weight_shapes().into_iter();
+    let bytes = projections.map(|(name, shape)| match shape.as_slice() {
+        &[rows, width] if is_projection(&name) => quant
+            .for_width(width)
+            .map_or(0, |taken| taken.num_bytes(rows * width) as u64),
+        _ => 0,
+    });
+    bytes.sum()
 }
 
 /// The gradients that are in memory where each is let go as it is complete: that of the head, those of a block beside that of

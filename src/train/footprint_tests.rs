@@ -7,7 +7,7 @@ const LOAD: Load = Load {
     dtype: Dtype::F32,
     recompute: Recompute::None,
     num_adapter_weights: None,
-    nf4: false,
+    quant: None,
     stream: false,
     dora: false,
     optimizer: Optimizer::AdamW,
@@ -178,9 +178,27 @@ fn adapters_alone_have_gradients_and_states() {
     );
     // of a block 2 x 512 x 512, 2 x 512 x 128 and 3 x 512 x 1408 in 4 bits
     let n = 12 * (2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1408);
-    let q = Footprint::new(&model(), &Load { nf4: true, ..load });
-    assert_eq!(f.weights - q.weights, 4 * n - (n / 2 + n / 64 + n / 4096));
-    assert_eq!(q.block - f.block, 2 * 512 * 1408 * 4);
+    // rows of 1408 values are no multiple of 256: the last matrix of a block is in q8_0 then
+    let down = 12 * 512 * 1408;
+    for (quant, packed) in [
+        (PackedAs::Nf4, n / 2 + n / 64 + n / 4096),
+        (PackedAs::Q8_0, n / 32 * 34),
+        (PackedAs::Q4K, (n - down) / 256 * 144 + down / 32 * 34),
+    ] {
+        let quant = Some(quant);
+        let q = Footprint::new(&model(), &Load { quant, ..load });
+        assert_eq!(f.weights - q.weights, 4 * n - packed, "{quant:?}");
+        assert_eq!(q.block - f.block, 512 * 1408 * 4);
+        // on the host of a device there is nothing of them
+        let streamed = Load {
+            quant,
+            stream: true,
+            fast_cpu: false,
+            ..load
+        };
+        let streamed = Footprint::new(&model(), &streamed);
+        assert_eq!(f.weights - streamed.weights, 4 * n);
+    }
 }
 
 #[test]
