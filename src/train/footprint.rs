@@ -4,6 +4,7 @@
 //!
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
+use crate::model::cache::planned_bytes;
 use crate::model::{Head, ModelConfig};
 use crate::ops::LOSS_ROWS as GPU_LOSS_ROWS;
 use crate::ops::adam8::BLOCK as ADAM8_BLOCK;
@@ -66,6 +67,9 @@ pub struct Rollouts {
     pub has_reference: bool,
     /// Tokens of a rollout.
     pub num_tokens: usize,
+    /// Completions of a prompt, and its tokens: their keys and values are held once.
+    pub group_size: usize,
+    pub prompt_length: usize,
 }
 
 /// Bytes of a token of a rollout, on the host: its id twice, three log-probabilities as they are kept and as they are learnt
@@ -97,7 +101,7 @@ pub struct Footprint {
     pub reference: u64,
     /// Tokens of a rollout with what is known of them, on the CPU.
     pub rollout: u64,
-    /// Keys and values of what is sampled, and a row of logits for each sequence.
+    /// Keys and values of what is sampled, in pages, and a row of logits for each sequence.
     pub kv_cache: u64,
     /// Gradients in memory at the loss, in the blocks, and after them.
     #[serde(skip)]
@@ -215,8 +219,11 @@ impl Footprint {
                 (Some(rollouts), true) => rollouts.num_tokens as u64 * ROLLOUT_TOKEN,
                 _ => 0,
             },
-            kv_cache: load.num_slots as u64
-                * (load.slot_length as u64 * layers * 2 * kv * element + vocab * F32),
+            kv_cache: planned_bytes(
+                layers * 2 * kv * element,
+                (load.num_slots as u64, load.slot_length as u64),
+                prompts_side_by_side(load),
+            ) + load.num_slots as u64 * vocab * F32,
             gradients_at: gradients,
             samples_between: load.rollouts.is_some(),
             weights_after: match load.num_slots {
@@ -336,6 +343,27 @@ impl Footprint {
         let saving = self.weights + self.merged;
         let sampling = beside_cache + self.kv_cache;
         training.max(sampling).max(asked).max(saving) + self.process
+    }
+}
+
+/// The prompts of the sequences that are sampled side by side, and their length, where several sequences have one. Groups
+/// follow each other; the batch that begins latest in its first group touches the most of them.
+fn prompts_side_by_side(load: &Load) -> (u64, u64) {
+    let Some(rollouts) = load.rollouts else {
+        return (0, 0);
+    };
+    let (slots, group) = (load.num_slots as u64, rollouts.group_size.max(1) as u64);
+    let step = gcd(slots, group);
+    (
+        (slots + group - step).div_ceil(group),
+        rollouts.prompt_length as u64,
+    )
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
     }
 }
 
