@@ -121,6 +121,17 @@ pub fn formats(config: &ModelConfig, quant: PackedAs) -> Result<BTreeMap<PackedA
     Ok(formats)
 }
 
+/// Bytes of the projections where `quant` is asked for; one that no block fits counts nothing: it is refused.
+pub fn packed_bytes(config: &ModelConfig, quant: PackedAs) -> u64 {
+    let bytes = |(name, shape): (String, Vec<usize>)| match shape.as_slice() {
+        &[rows, width] if is_projection(&name) => quant
+            .for_width(width)
+            .map_or(0, |taken| taken.num_bytes(rows * width) as u64),
+        _ => 0,
+    };
+    config.weight_shapes().into_iter().map(bytes).sum()
+}
+
 impl CausalLm {
     /// Loads the weights of a folder under a changed configuration, the projections of its blocks as `how` says; never more
     /// than one of these is in memory whole. They can only be trained by adapters. What is streamed from its files must stay

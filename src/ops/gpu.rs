@@ -173,6 +173,16 @@ impl Gpu {
         Ok(t)
     }
 
+    /// Where the values of tensors begin, for a kernel that reads many of them; they have to outlive its work.
+    pub(super) fn addresses(&self, tensors: &[Tensor]) -> Result<Tensor> {
+        let address = |t: &Tensor| {
+            let (storage, layout) = t.storage_and_layout();
+            Ok(self.address(&storage, layout)? as i64)
+        };
+        let addresses: Vec<i64> = tensors.iter().map(address).collect::<Result<_>>()?;
+        self.upload(&addresses)
+    }
+
     /// Whether `t` lies as kernels take it: row by row, beginning at a multiple of 16 bytes.
     pub(super) fn is_readable(&self, t: &Tensor) -> bool {
         let start = t.layout().start_offset() * t.dtype().size_in_bytes();

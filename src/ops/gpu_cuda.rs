@@ -47,6 +47,7 @@ pub(super) fn address(device: &CudaDevice, storage: &CudaStorage, start: usize) 
         CudaStorageSlice::BF16(s) => s.device_ptr(&stream).0,
         CudaStorageSlice::F64(s) => s.device_ptr(&stream).0,
         CudaStorageSlice::U32(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::I64(s) => s.device_ptr(&stream).0,
         CudaStorageSlice::U8(s) => s.device_ptr(&stream).0,
         _ => {
             return Err(Error::input(format!(

@@ -2,7 +2,7 @@
 //! matching `*_backward` that takes what the forward took and the incoming gradient, and returns the outgoing ones.
 //!
 //! Letters: T tokens of all sequences end to end, C model width, H query heads, K key/value heads, D head dim,
-//! F feed-forward width, V vocabulary, S cache slots, P cache positions.
+//! F feed-forward width, V vocabulary.
 //!
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here, which
 //! [`dispatch`] holds, take a fast kernel where the tensors are f32 or bf16, contiguous and on the CPU or a CUDA device.
@@ -30,6 +30,7 @@ mod head_gpu;
 pub mod nf4;
 mod optim_gpu;
 pub mod packed;
+pub mod paged;
 pub mod plain;
 mod product;
 mod quant_gpu;

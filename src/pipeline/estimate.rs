@@ -396,11 +396,12 @@ fn of_grpo(
             Some(_) => 0,
             None => grpo.batch_size.min(num_of_rollout),
         },
-        // the cache grows by doubling
-        slot_length: longest.next_power_of_two(),
+        slot_length: longest,
         rollouts: Some(Rollouts {
             has_reference: grpo.needs_reference(),
             num_tokens: num_of_rollout * longest,
+            group_size: grpo.group_size,
+            prompt_length: longest_prompt,
         }),
     };
     let lengths = vec![longest; num_completions];

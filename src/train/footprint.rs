@@ -4,7 +4,8 @@
 //!
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
-use crate::model::frozen::is_projection;
+use crate::model::cache::planned_bytes;
+use crate::model::frozen::packed_bytes;
 use crate::model::{Head, ModelConfig};
 use crate::ops::adam8::BLOCK as ADAM8_BLOCK;
 use crate::ops::plain::{ATTENTION_BLOCK, HEAD_CHUNK};
@@ -67,6 +68,9 @@ pub struct Rollouts {
     pub has_reference: bool,
     /// Tokens of a rollout.
     pub num_tokens: usize,
+    /// Completions of a prompt, and its tokens: their keys and values are held once.
+    pub group_size: usize,
+    pub prompt_length: usize,
 }
 
 /// Bytes of a token of a rollout, on the host: its id twice, three log-probabilities as they are kept and as they are learnt
@@ -98,7 +102,7 @@ pub struct Footprint {
     pub reference: u64,
     /// Tokens of a rollout with what is known of them, on the CPU.
     pub rollout: u64,
-    /// Keys and values of what is sampled, and a row of logits for each sequence.
+    /// Keys and values of what is sampled, in pages, and a row of logits for each sequence.
     pub kv_cache: u64,
     /// Gradients in memory at the loss, in the blocks, and after them.
     #[serde(skip)]
@@ -217,8 +221,11 @@ impl Footprint {
                 (Some(rollouts), true) => rollouts.num_tokens as u64 * ROLLOUT_TOKEN,
                 _ => 0,
             },
-            kv_cache: load.num_slots as u64
-                * (load.slot_length as u64 * layers * 2 * kv * element + vocab * F32),
+            kv_cache: planned_bytes(
+                layers * 2 * kv * element,
+                (load.num_slots as u64, load.slot_length as u64),
+                prompts_side_by_side(load),
+            ) + load.num_slots as u64 * vocab * F32,
             gradients_at: gradients,
             samples_between: load.rollouts.is_some(),
             weights_after: match load.num_slots {
@@ -341,16 +348,25 @@ impl Footprint {
     }
 }
 
-/// Bytes of the quantised projections; one that no block fits counts nothing: it is refused.
-fn packed_bytes(config: &ModelConfig, quant: PackedAs) -> u64 {
-    let projections = config.weight_shapes().into_iter();
-    let bytes = projections.map(|(name, shape)| match shape.as_slice() {
-        &[rows, width] if is_projection(&name) => quant
-            .for_width(width)
-            .map_or(0, |taken| taken.num_bytes(rows * width) as u64),
-        _ => 0,
-    });
-    bytes.sum()
+/// The prompts of the sequences that are sampled side by side, and their length, where several sequences have one. Groups
+/// follow each other; the batch that begins latest in its first group touches the most of them.
+fn prompts_side_by_side(load: &Load) -> (u64, u64) {
+    let Some(rollouts) = load.rollouts else {
+        return (0, 0);
+    };
+    let (slots, group) = (load.num_slots as u64, rollouts.group_size.max(1) as u64);
+    let step = gcd(slots, group);
+    (
+        (slots + group - step).div_ceil(group),
+        rollouts.prompt_length as u64,
+    )
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
+    }
 }
 
 /// The gradients that are in memory where each is let go as it is complete: that of the head, those of a block beside that of

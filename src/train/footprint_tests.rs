@@ -113,6 +113,8 @@ fn a_policy_holds_a_reference_and_what_it_samples() {
         rollouts: Some(Rollouts {
             has_reference: true,
             num_tokens: 1000,
+            group_size: 1,
+            prompt_length: 0,
         }),
         ..LOAD
     };
@@ -136,6 +138,8 @@ fn a_policy_holds_a_reference_and_what_it_samples() {
         rollouts: Some(Rollouts {
             has_reference: false,
             num_tokens: 0,
+            group_size: 1,
+            prompt_length: 0,
         }),
         ..LOAD
     };
@@ -168,6 +172,8 @@ fn adapters_alone_have_gradients_and_states() {
         rollouts: Some(Rollouts {
             has_reference: true,
             num_tokens: 0,
+            group_size: 1,
+            prompt_length: 0,
         }),
         ..LOAD
     };
@@ -259,6 +265,8 @@ fn policies_near_what_was_measured() {
             rollouts: Some(Rollouts {
                 has_reference,
                 num_tokens: 2 * slots * room,
+                group_size: 1,
+                prompt_length: 0,
             }),
             ..LOAD
         };
@@ -269,6 +277,44 @@ fn policies_near_what_was_measured() {
             "{c} x {layers}, {t} tokens: {mib} for {measured}"
         );
     }
+}
+
+#[test]
+fn pages_of_a_cache_by_hand() {
+    let position = 12 * 2 * 128 * 4;
+    let cache = |num_slots: usize, slot_length: usize, group: Option<(usize, usize)>| {
+        let load = Load {
+            num_slots,
+            slot_length,
+            rollouts: group.map(|(group_size, prompt_length)| Rollouts {
+                has_reference: false,
+                num_tokens: 0,
+                group_size,
+                prompt_length,
+            }),
+            ..LOAD
+        };
+        let logits = num_slots as u64 * 16_384 * 4;
+        let bytes = Footprint::new(&model(), &load).kv_cache - logits;
+        assert_eq!(bytes % (64 * position), 0);
+        bytes / (64 * position)
+    };
+    // pages of 64 positions, 16 of them at a time
+    assert_eq!(cache(0, 320, None), 0);
+    assert_eq!(cache(16, 320, None), 16 * 5);
+    assert_eq!(cache(16, 321, None), 16 * 6);
+    assert_eq!(cache(3, 65, None), 16);
+    // a group of 16 holds the 7 whole pages of its prompt once, and 5 each: 87
+    assert_eq!(cache(16, 768, Some((16, 500))), 96);
+    // two groups: 174; a prompt of less than a page
+    assert_eq!(cache(32, 768, Some((16, 500))), 176);
+    assert_eq!(cache(32, 128, Some((16, 63))), 64);
+    // 24 of groups of 16: two groups wherever they begin, 134
+    assert_eq!(cache(24, 768, Some((16, 500))), 144);
+    // 10 of groups of 16: the second ten are of two groups, 64
+    assert_eq!(cache(10, 768, Some((16, 500))), 64);
+    // 18 of them: three groups at times, 111
+    assert_eq!(cache(18, 768, Some((16, 500))), 112);
 }
 
 #[test]
