@@ -6,7 +6,8 @@ mod cuda;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use cuda::{both, device, noise, off, reference, tolerance};
-use distill::ops::{self, SeqLens, decode, plain};
+use distill::ops::paged::{KvPool, PAGE, PageTable, PoolShape};
+use distill::ops::{self, SeqLens, plain};
 
 const SCALE: f64 = 0.2;
 
@@ -97,9 +98,75 @@ fn attention_over_long_sequences() {
     }
 }
 
+/// Pages of both dtypes: those of the kernels, with NaN where nothing is, and the same values in f64.
+fn pools(dtype: DType, num_kv_heads: usize, head_dim: usize, num_pages: usize) -> [KvPool; 2] {
+    let shape = PoolShape {
+        num_layers: 2,
+        num_kv_heads,
+        head_dim,
+    };
+    let mut pools = [
+        KvPool::new(shape, dtype, &device()),
+        KvPool::new(shape, DType::F64, &Device::Cpu),
+    ];
+    for pool in &mut pools {
+        pool.reserve(num_pages).unwrap();
+    }
+    // what is read and was not written is seen
+    let nan = Tensor::full(f32::NAN, (PAGE, num_kv_heads, head_dim), &Device::Cpu).unwrap();
+    let nan = nan.to_dtype(dtype).unwrap().to_device(&device()).unwrap();
+    for page in 0..num_pages as u32 {
+        let places: Vec<u32> = (page * PAGE as u32..).take(PAGE).collect();
+        for layer in 0..2 {
+            pools[0].append(layer, &nan, &nan, &places).unwrap();
+        }
+    }
+    pools
+}
+
+/// The places of the first `len` positions of a sequence, the last one first: the order is the caller's.
+fn places(pages: &[u32], len: usize) -> Vec<u32> {
+    let place = |t: usize| pages[t / PAGE] * PAGE as u32 + (t % PAGE) as u32;
+    (0..len).rev().map(place).collect()
+}
+
+/// Writes what a sequence holds into both.
+fn fill([pool, pool64]: &[KvPool; 2], dtype: DType, dims: [usize; 2], places: &[u32], seed: u32) {
+    let [num_kv, d] = dims;
+    for layer in 0..2 {
+        let x = |seed| {
+            both(
+                &(noise(&[places.len(), num_kv, d], seed) * 2.0).unwrap(),
+                dtype,
+            )
+        };
+        let (k, k64) = x(seed + layer as u32);
+        let (v, v64) = x(seed + 500 + layer as u32);
+        pool.append(layer, &k, &v, places).unwrap();
+        pool64.append(layer, &k64, &v64, places).unwrap();
+    }
+}
+
+fn f64s(t: &Tensor) -> Tensor {
+    t.to_dtype(DType::F64).unwrap()
+}
+
 #[test]
-fn decoding_over_a_cache() {
-    let (slots, lens) = ([3u32, 0, 4, 1], [300u32, 1, 128, 129]);
+fn decoding_over_pages() {
+    // lengths of a page and of a part at their borders; the first two begin with the same page, and three chunks are in use
+    let page = PAGE as u32;
+    let sequences: [(&[u32], u32); 8] = [
+        (&[40, 3, 17, 0, 33], 4 * page + 44),
+        (&[40, 5], page + 1),
+        (&[1], 1),
+        (&[16], page - 1),
+        (&[32], page),
+        (&[6, 47], 2 * page),
+        (&[8, 7, 9], 2 * page + 1),
+        (&[10, 20], 2 * page - 1),
+    ];
+    let rows = sequences.map(|(pages, _)| pages);
+    let lens = sequences.map(|(_, len)| len);
     // groups of heads for each kind of block; head dims with and without tensor cores
     for (dtype, num_heads, num_kv, d) in [
         (DType::F32, 4, 2, 8),
@@ -112,59 +179,73 @@ fn decoding_over_a_cache() {
         (DType::BF16, 20, 1, 128),
     ] {
         let what = format!("{dtype:?}, {num_heads} heads of {num_kv}, {d} dims");
-        let (s, p) = (5, 320);
-        let cache = || {
-            let zeros = Tensor::zeros((s, num_kv, p, d), DType::F32, &Device::Cpu).unwrap();
-            both(&zeros, dtype)
-        };
-        let ((keys, keys64), (values, values64)) = (cache(), cache());
-        for (i, (&slot, &len)) in slots.iter().zip(&lens).enumerate() {
-            // the last position first: the order is the caller's
-            let positions: Vec<u32> = (0..len).rev().collect();
-            let to = vec![slot; positions.len()];
-            for (cache, cache64, seed) in [(&keys, &keys64, 10), (&values, &values64, 20)] {
-                let shape = [positions.len(), num_kv, d];
-                let (x, x64) = both(&(noise(&shape, seed + i as u32) * 2.0).unwrap(), dtype);
-                decode::append(cache, &x, &to, &positions).unwrap();
-                decode::append(cache64, &x64, &to, &positions).unwrap();
-            }
+        let pools = pools(dtype, num_kv, d, 48);
+        for (i, (pages, len)) in sequences.iter().enumerate() {
+            let places = places(pages, *len as usize);
+            fill(&pools, dtype, [num_kv, d], &places, 10 * (i as u32 + 1));
         }
-        assert_eq!(off(&keys, &keys64), 0.0, "{what}");
-        assert_eq!(off(&values, &values64), 0.0, "{what}");
-        let (q, q64) = both(&noise(&[4, num_heads, d], 30), dtype);
-        let o = decode::attention(&q, &keys, &values, &slots, &lens, SCALE).unwrap();
-        assert_eq!(o.dtype(), dtype);
-        let off_by = off(&o, &in_f64(&q64, &keys64, &values64, &slots, &lens));
-        assert!(off_by < tolerance(dtype), "{what}: off by {off_by:e}");
-        // a row does not depend on the others
-        for row in 0..4 {
-            let (q, slots, lens) = (q.narrow(0, row, 1).unwrap(), [slots[row]], [lens[row]]);
-            let alone = decode::attention(&q, &keys, &values, &slots, &lens, SCALE).unwrap();
-            let want = o.narrow(0, row, 1).unwrap();
-            assert_eq!(
-                off(&alone, &want.to_dtype(DType::F64).unwrap()),
-                0.0,
-                "{what}, row {row}"
-            );
+        let table = PageTable::new(&rows, &lens).unwrap();
+        for layer in 0..2 {
+            for i in 0..rows.len() {
+                let [held, held64] = pools.each_ref().map(|p| p.held(layer, &table, i).unwrap());
+                assert_eq!(off(&held, &held64), 0.0, "{what}, sequence {i}");
+            }
+            let (q, q64) = both(&noise(&[rows.len(), num_heads, d], 30), dtype);
+            let o = pools[0].attention(layer, &q, &table, SCALE).unwrap();
+            assert_eq!(o.dtype(), dtype);
+            let off_by = off(&o, &in_f64(&q64, &pools[1], layer, &table));
+            assert!(off_by < tolerance(dtype), "{what}: off by {off_by:e}");
+            // a row does not depend on the others
+            for row in 0..rows.len() {
+                let q = q.narrow(0, row, 1).unwrap();
+                let table = PageTable::new(&rows[row..=row], &lens[row..=row]).unwrap();
+                let alone = pools[0].attention(layer, &q, &table, SCALE).unwrap();
+                let want = o.narrow(0, row, 1).unwrap();
+                assert_eq!(off(&alone, &f64s(&want)), 0.0, "{what}, row {row}");
+            }
         }
     }
 }
 
-fn in_f64(q: &Tensor, keys: &Tensor, values: &Tensor, slots: &[u32], lens: &[u32]) -> Tensor {
-    let (_, num_heads, _) = q.dims3().unwrap();
-    let group = num_heads / keys.dim(1).unwrap();
+#[test]
+fn many_sequences_of_a_prompt() {
+    // 40 that begin with the same two pages, and end at every place of a third one or before
+    let (num, num_heads, num_kv, d) = (40, 4, 2, 64);
+    for dtype in [DType::F32, DType::BF16] {
+        let pools = pools(dtype, num_kv, d, 2 + num);
+        fill(&pools, dtype, [num_kv, d], &places(&[1, 0], 2 * PAGE), 3);
+        let pages: Vec<[u32; 3]> = (0..num as u32).map(|i| [1, 0, 2 + i]).collect();
+        let rows: Vec<&[u32]> = pages.iter().map(|row| &row[..]).collect();
+        let lens: Vec<u32> = (0..num).map(|i| (100 + 2 * i) as u32).collect();
+        for (i, pages) in pages.iter().enumerate() {
+            let all = places(pages, lens[i] as usize);
+            let own = all.into_iter().filter(|place| place / PAGE as u32 >= 2);
+            let own: Vec<u32> = own.collect();
+            if !own.is_empty() {
+                fill(&pools, dtype, [num_kv, d], &own, 10 + 3 * i as u32);
+            }
+        }
+        let table = PageTable::new(&rows, &lens).unwrap();
+        let (q, q64) = both(&noise(&[num, num_heads, d], 31), dtype);
+        let o = pools[0].attention(1, &q, &table, SCALE).unwrap();
+        let off = off(&o, &in_f64(&q64, &pools[1], 1, &table));
+        assert!(off < tolerance(dtype), "{dtype:?}: off by {off:e}");
+    }
+}
+
+fn in_f64(q: &Tensor, pool: &KvPool, layer: usize, table: &PageTable) -> Tensor {
+    let (b, num_heads, _) = q.dims3().unwrap();
     let mut rows = Vec::new();
-    for (b, (&slot, &len)) in slots.iter().zip(lens).enumerate() {
+    for b in 0..b {
+        let held = pool.held(layer, table, b).unwrap(); // [2, K, P, D]
+        let group = num_heads / held.dim(1).unwrap();
         for head in 0..num_heads {
-            let part = |cache: &Tensor| {
-                let part = cache.i((slot as usize, head / group, ..len as usize));
-                part.unwrap().contiguous().unwrap() // [L, D]
-            };
+            let part = |which: usize| held.i((which, head / group)).unwrap(); // [P, D]
             let q = q.i((b, head..head + 1)).unwrap().contiguous().unwrap(); // [1, D]
-            let scores = (q.matmul(&part(keys).t().unwrap()).unwrap() * SCALE).unwrap();
+            let scores = (q.matmul(&part(0).t().unwrap()).unwrap() * SCALE).unwrap();
             let p = scores.exp().unwrap();
             let p = p.broadcast_div(&p.sum_keepdim(1).unwrap()).unwrap();
-            rows.push(p.matmul(&part(values)).unwrap());
+            rows.push(p.matmul(&part(1)).unwrap());
         }
     }
     let rows = Tensor::cat(&rows, 0).unwrap();
@@ -172,12 +253,33 @@ fn in_f64(q: &Tensor, keys: &Tensor, values: &Tensor, slots: &[u32], lens: &[u32
 }
 
 #[test]
-fn what_does_not_fit_a_cache_is_an_error() {
-    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::BF16, &device()).unwrap();
-    let cache = zeros(&[2, 1, 4, 8]);
-    for (slot, position) in [(2, 0), (0, 4)] {
-        assert!(decode::append(&cache, &zeros(&[1, 1, 8]), &[slot], &[position]).is_err());
+fn pages_are_copied() {
+    for dtype in [DType::F32, DType::BF16] {
+        let pools = pools(dtype, 2, 64, 20);
+        fill(&pools, dtype, [2, 64], &places(&[3], PAGE), 7);
+        for to in [4, 18] {
+            for pool in &pools {
+                pool.copy_page(3, to, 50).unwrap();
+            }
+            let table = PageTable::new(&[&[to]], &[50]).unwrap();
+            for layer in 0..2 {
+                let [held, held64] = pools.each_ref().map(|p| p.held(layer, &table, 0).unwrap());
+                assert_eq!(off(&held, &held64), 0.0);
+            }
+        }
     }
-    assert!(decode::append(&cache, &zeros(&[1, 2, 8]), &[0], &[0]).is_err());
-    reference(|| assert_eq!(off(&cache, &cache.to_dtype(DType::F64).unwrap()), 0.0));
+}
+
+#[test]
+fn what_does_not_fit_a_pool_is_an_error() {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::BF16, &device()).unwrap();
+    let [pool, _] = pools(DType::BF16, 1, 8, 2);
+    let one = zeros(&[1, 1, 8]);
+    for (layer, place) in [(2, 0), (0, 16 * PAGE as u32)] {
+        assert!(pool.append(layer, &one, &one, &[place]).is_err());
+    }
+    let two = zeros(&[1, 2, 8]);
+    assert!(pool.append(0, &two, &two, &[0]).is_err());
+    let table = PageTable::new(&[&[16]], &[1]).unwrap();
+    assert!(pool.attention(0, &one, &table, SCALE).is_err());
 }

@@ -7,7 +7,10 @@ mod cuda;
 use candle_core::{DType, Device, Tensor};
 use cuda::{both, device, noise, off, reference, tolerance};
 use distill::ops::adam8::{Adam8State, adamw8_inplace};
-use distill::ops::{self, AdamWStep, Filters, Gradients, Master, Nf4, ParamId, RopeTable, plain};
+use distill::ops::{
+    self, AdamWStep, Filters, GgmlBlocks, GgmlType, Gradients, Master, Nf4, ParamId, RopeTable,
+    plain,
+};
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
@@ -341,6 +344,41 @@ fn nf4_is_the_same_values() {
             // one rounding of the scale, or to bf16
             near("nf4", &got, &want, dtype);
         }
+    }
+}
+
+#[test]
+fn blocks_are_the_same_bits() {
+    for of in [GgmlType::Q8_0, GgmlType::Q4_K] {
+        for (rows, columns) in [(1, 256), (3, 512), (37, 768), (5, 4096)] {
+            let w = noise(&[rows, columns], 91);
+            let want = reference(|| {
+                let blocks = GgmlBlocks::quantise(&w, of, &Device::Cpu).unwrap();
+                blocks.dequantise(DType::F32).unwrap()
+            });
+            let quantised = GgmlBlocks::quantise(&w, of, &device()).unwrap();
+            for dtype in DTYPES {
+                let got = quantised.dequantise(dtype).unwrap();
+                assert_eq!(got.dtype(), dtype);
+                let want = want.to_dtype(dtype).unwrap();
+                assert_eq!(off(&got, &want), 0.0, "{of:?} {rows} x {columns} {dtype:?}");
+            }
+        }
+    }
+    // scales that are subnormal or negative in f16, of a width that fills no block of threads
+    let golden: serde_json::Value = serde_json::from_str(include_str!("golden/ggml.json")).unwrap();
+    for of in [GgmlType::Q8_0, GgmlType::Q4_K] {
+        let blocks = golden["blocks"][of.name()]["blocks"].as_str().unwrap();
+        let blocks = hex::decode(blocks).unwrap();
+        let shape = (blocks.len() / of.block_bytes(), of.block_size());
+        let blocks = GgmlBlocks::of_bytes(&blocks, of, shape).unwrap();
+        let want = reference(|| blocks.dequantise(DType::F32).unwrap());
+        let got = blocks.to_device(&device()).unwrap();
+        assert_eq!(
+            off(&got.dequantise(DType::F32).unwrap(), &want),
+            0.0,
+            "{of:?}"
+        );
     }
 }
 

@@ -5,6 +5,7 @@ mod train_common;
 
 use candle_core::{DType, Device, Tensor};
 use distill::model::{Batch, CausalLm, Recompute};
+use distill::ops::paged::{KvPool, PAGE, PageTable, PoolShape};
 use distill::ops::{
     self, AdamWStep, Gradients, Master, Nf4, ParamId, RopeTable, SeqLens, decode, plain,
 };
@@ -240,60 +241,63 @@ fn the_step_moves_the_master_and_rounds_it() {
     }
 }
 
+/// What holds `num_pages` of one layer.
+fn pool(num_kv_heads: usize, head_dim: usize, num_pages: usize) -> KvPool {
+    let shape = PoolShape {
+        num_layers: 1,
+        num_kv_heads,
+        head_dim,
+    };
+    let mut pool = KvPool::new(shape, DType::BF16, &Device::Cpu);
+    pool.reserve(num_pages).unwrap();
+    pool
+}
+
 #[test]
 fn decoding() {
-    let (b, k, p) = (5, 2, 40);
+    let (b, k, p) = (5, 2, PAGE + 6);
     for (h, d) in [(4, 64), (6, 16), (2, 7), (2, 128), (4, 32)] {
-        let zeros = || Tensor::zeros((b, k, p, d), DType::BF16, &Device::Cpu).unwrap();
-        let (keys, vals) = (zeros(), zeros());
-        let slots: Vec<u32> = (0..b as u32).collect();
-        for position in 0..p as u32 {
-            let new = |seed| random(&[b, k, d], u64::from(position) * 2 + seed);
-            let positions = vec![position; b];
-            decode::append(&keys, &new(0), &slots, &positions).unwrap();
-            decode::append(&vals, &new(1), &slots, &positions).unwrap();
+        let pool = pool(k, d, 2 * b);
+        for position in 0..p {
+            let new = |seed| random(&[b, k, d], position as u64 * 2 + seed);
+            let place = |slot| (2 * slot + position / PAGE) * PAGE + position % PAGE;
+            let places: Vec<u32> = (0..b).map(|slot| place(slot) as u32).collect();
+            pool.append(0, &new(0), &new(1), &places).unwrap();
         }
+        let lens = [p as u32, 1, 17];
+        let rows = [[6, 7], [0, 1], [8, 9]];
+        let rows = rows.each_ref().map(|row| &row[..]);
+        let (table, q) = (
+            PageTable::new(&rows, &lens).unwrap(),
+            random(&[3, h, d], 99),
+        );
         let last = random(&[b, k, d], 2 * (p as u64 - 1));
-        let held = keys.narrow(2, p - 1, 1).unwrap().squeeze(2).unwrap();
-        assert_eq!(values(&held), values(&last));
-        let (slots, lens, q) = ([3, 0, 4], [40, 1, 17], random(&[3, h, d], 99));
-        let o = decode::attention(&q, &keys, &vals, &slots, &lens, 0.3).unwrap();
-        let (q64, k64, v64) = (wide(&q), wide(&keys), wide(&vals));
-        for (i, (&slot, &len)) in slots.iter().zip(&lens).enumerate() {
+        let held = pool.held(0, &table, 0).unwrap();
+        let held = held.narrow(2, p - 1, 1).unwrap().get(0).unwrap();
+        assert_eq!(values(&held), values(&last.get(3).unwrap()));
+        let o = pool.attention(0, &q, &table, 0.3).unwrap();
+        let q64 = wide(&q);
+        for (i, &len) in lens.iter().enumerate() {
             // as the last token of a sequence
-            let len = len as usize;
-            let part = |cache: &Tensor| {
-                let one = cache
-                    .narrow(0, slot as usize, 1)
-                    .unwrap()
-                    .squeeze(0)
-                    .unwrap();
-                one.narrow(1, 0, len)
-                    .unwrap()
-                    .transpose(0, 1)
-                    .unwrap()
-                    .contiguous()
-                    .unwrap()
+            let held = wide(&pool.held(0, &table, i).unwrap());
+            let part = |which: usize| {
+                let part = held.get(which).unwrap().transpose(0, 1);
+                part.unwrap().contiguous().unwrap() // [P, K, D]
             };
+            let len = len as usize;
             let q = q64
                 .narrow(0, i, 1)
                 .unwrap()
                 .broadcast_as((len, h, d))
                 .unwrap();
             let seqs = SeqLens::new(&[len]);
-            let (all, _) = plain::attention(
-                &q.contiguous().unwrap(),
-                &part(&k64),
-                &part(&v64),
-                &seqs,
-                0.3,
-            )
-            .unwrap();
+            let q = q.contiguous().unwrap();
+            let (all, _) = plain::attention(&q, &part(0), &part(1), &seqs, 0.3).unwrap();
             let expected = all.narrow(0, len - 1, 1).unwrap();
             assert_close("decode", &o.narrow(0, i, 1).unwrap(), &expected);
             let q = random(&[3, h, d], 99).narrow(0, i, 1).unwrap();
-            let alone =
-                decode::attention(&q, &keys, &vals, &slots[i..=i], &lens[i..=i], 0.3).unwrap();
+            let table = PageTable::new(&rows[i..=i], &lens[i..=i]).unwrap();
+            let alone = pool.attention(0, &q, &table, 0.3).unwrap();
             assert_eq!(values(&alone), values(&o.narrow(0, i, 1).unwrap()));
         }
     }

@@ -1,9 +1,9 @@
 //! `distill bench`: what training and sampling a shape takes on this device, with random weights.
 
-use super::options::{dtype, optimizer, recompute, show_size};
+use super::options::{dtype, optimizer, packed_as, recompute, show_size};
 use super::{Session, stdout};
 use crate::model::{AdapterConfig, Batch, CausalLm, ModelConfig, family};
-use crate::ops::{self, ParamId};
+use crate::ops::{self, PackedAs, ParamId};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pipeline::open;
 use crate::progress::Reporter;
@@ -46,6 +46,9 @@ pub struct Args {
     /// Train adapters of this rank on all projections, not all weights
     #[arg(long, value_name = "RANK")]
     lora: Option<usize>,
+    /// Keep the frozen projections beside them quantised: nf4, q8_0 or q4_k
+    #[arg(long, value_name = "FORMAT", requires = "lora", value_parser = packed_as)]
+    quant: Option<PackedAs>,
     /// adamw or adamw_8bit
     #[arg(long, default_value = "adamw", value_parser = optimizer)]
     optimizer: Optimizer,
@@ -118,6 +121,10 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let dtype = open::dtype(args.dtype);
     reporter.note("random weights");
     let mut model = CausalLm::random(config, 0, &device, dtype)?;
+    let num_base = model.config().num_parameters();
+    if let Some(quant) = args.quant {
+        model = model.into_packed(quant)?;
+    }
     if let Some(rank) = args.lora {
         let targets = [
             "q_proj",
@@ -150,13 +157,19 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let [forward_s, both_s, optimizer_s] = training;
     let step_s = both_s + optimizer_s;
     let tokens_per_step = args.length * args.num_sequences;
-    let count = |some: &[crate::model::Parameter]| some.iter().map(|p| p.value.elem_count()).sum();
+    let count = |some: &[crate::model::Parameter]| -> usize {
+        some.iter().map(|p| p.value.elem_count()).sum()
+    };
+    let num_trained = count(model.trained().1);
     let measured = Measured {
         shape: args.shape.clone(),
         device: args.device.clone(),
         dtype: dtype.as_str(),
-        num_parameters: count(model.parameters()),
-        num_trained: count(model.trained().1),
+        num_parameters: match args.lora {
+            None => num_base,
+            Some(_) => num_base + num_trained,
+        },
+        num_trained,
         tokens_per_step,
         forward_s,
         backward_s: (both_s - forward_s).max(0.0),

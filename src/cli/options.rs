@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::generate::Sampling;
+use crate::ops::PackedAs;
 use crate::recipe::graph::{Resolved, resolve_document};
 use crate::recipe::load::{self, Loaded};
 use crate::recipe::{Dtype, Optimizer, Recompute};
@@ -55,6 +56,12 @@ pub fn dtype(text: &str) -> std::result::Result<Dtype, String> {
         "f16" => Ok(Dtype::F16),
         _ => Err("dtypes: f32, bf16, f16".into()),
     }
+}
+
+/// A format of quantised weights by its name.
+pub fn packed_as(text: &str) -> std::result::Result<PackedAs, String> {
+    let named = PackedAs::ALL.into_iter().find(|q| q.name() == text);
+    named.ok_or_else(|| "formats: nf4, q8_0, q4_k".into())
 }
 
 /// Bytes of `24GiB`, `80GB`, `512MiB` or a plain number.

@@ -1,9 +1,9 @@
-//! Continuous batching: a finished sequence leaves its slot of the KV cache to the next request at once, and requests with
-//! the same prompt read it once.
+//! Continuous batching: a finished sequence leaves its slot of the KV cache, and what it held there, to the next request at
+//! once, and requests with the same prompt read it once.
 //!
 //! The loop is written against the few things a language model does for it ([`Lm`]), so that it can be tested without
 //! weights. What it hands out does not depend on the batch: a row of logits depends on its own sequence only
-//! (`ops::decode`; on a GPU but for the last bits), and a draw on (seed, request id, position) only.
+//! (`ops::decode`, `ops::paged`; on a GPU but for the last bits), and a draw on (seed, request id, position) only.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -60,6 +60,7 @@ pub struct Sequence {
 
 /// Requests with the same prompt.
 struct Prompt<L> {
+    len: usize,
     /// how many of them have not begun
     waiting: usize,
     /// the logits after the prompt, kept while somebody waits for them
@@ -85,6 +86,7 @@ pub fn run<M: Lm>(
         let prompt = *prompt_of.entry(&request.prompt).or_insert(prompts.len());
         if prompt == prompts.len() {
             prompts.push(Prompt {
+                len: request.prompt.len(),
                 waiting: 0,
                 logits: None,
             });
@@ -93,7 +95,7 @@ pub fn run<M: Lm>(
         waiting.push_back((index, prompt));
     }
     let num_slots = max_batch.clamp(1, requests.len().max(1));
-    // the prompt each slot begins with, also after its sequence has ended
+    // the prompt each slot begins with, also after its sequence has ended as long as somebody waits for it
     let mut holds: Vec<Option<usize>> = vec![None; num_slots];
     let mut free: Vec<u32> = (0..num_slots as u32).rev().collect();
     let mut active: Vec<Sequence> = Vec::with_capacity(num_slots);
@@ -130,6 +132,7 @@ pub fn run<M: Lm>(
                 match sequence.push(choices[0], request, sampling, decoder)? {
                     Some(completion) => {
                         free.push(slot);
+                        leave(model, slot, &mut holds, &prompts)?;
                         on_done(completion)?;
                     }
                     None => active.push(sequence),
@@ -137,6 +140,11 @@ pub fn run<M: Lm>(
             }
             if prompts[prompt].waiting == 0 {
                 prompts[prompt].logits = None;
+                for &slot in &free {
+                    if holds[slot as usize] == Some(prompt) {
+                        leave(model, slot, &mut holds, &prompts)?;
+                    }
+                }
             }
         }
         if stop.requested() {
@@ -157,6 +165,7 @@ pub fn run<M: Lm>(
             match sequence.push(choice, &requests[sequence.request], sampling, decoder)? {
                 Some(completion) => {
                     free.push(sequence.slot);
+                    leave(model, sequence.slot, &mut holds, &prompts)?;
                     on_done(completion)?;
                 }
                 None => going.push(sequence),
@@ -216,6 +225,22 @@ fn take_slot<L>(
         })
         .unwrap_or(free.len() - 1);
     free.swap_remove(best)
+}
+
+/// Gives back what a slot holds after its sequence has ended: all but the prompt, and that too where nobody waits for it.
+fn leave<M: Lm>(
+    model: &mut M,
+    slot: u32,
+    holds: &mut [Option<usize>],
+    prompts: &[Prompt<M::Logits>],
+) -> Result<()> {
+    match holds[slot as usize].map(|prompt| &prompts[prompt]) {
+        Some(prompt) if prompt.waiting > 0 => model.share(slot, slot, prompt.len),
+        _ => {
+            holds[slot as usize] = None;
+            model.clear(slot)
+        }
+    }
 }
 
 /// One choice a row of `logits`, by the model itself where it can.

@@ -11,6 +11,8 @@ struct Fake {
     num_prefills: usize,
     widest: usize,
     num_rows: usize,
+    /// the most that a slot held which was not continued
+    most_idle: usize,
     poison: Option<u32>,
 }
 
@@ -22,6 +24,7 @@ impl Fake {
             num_prefills: 0,
             widest: 0,
             num_rows: 0,
+            most_idle: 0,
             poison: None,
         }
     }
@@ -63,6 +66,9 @@ impl Lm for Fake {
         assert_eq!(slots.len(), tokens.len());
         self.widest = self.widest.max(slots.len());
         self.num_rows += slots.len();
+        let idle = (0..).zip(&self.slots).filter(|(i, _)| !slots.contains(i));
+        let held = idle.map(|(_, held)| held.len()).max().unwrap_or(0);
+        self.most_idle = self.most_idle.max(held);
         for (&slot, &token) in slots.iter().zip(tokens) {
             self.slots[slot as usize].push(token);
         }
@@ -186,6 +192,18 @@ fn slots_are_never_idle_while_requests_wait() {
         model.num_rows,
         done.iter().map(|c| c.tokens.len() - 1).sum::<usize>()
     );
+}
+
+#[test]
+fn what_ended_holds_no_memory() {
+    let requests = requests(8, 5);
+    for max_batch in [1, 4, 16] {
+        let mut model = Fake::new(100);
+        complete(&mut model, max_batch, &requests, &sampling());
+        // prompts have seven tokens at most, completions twelve
+        assert!(model.most_idle <= 7, "{}", model.most_idle);
+        assert!(model.slots.iter().all(Vec::is_empty));
+    }
 }
 
 #[test]

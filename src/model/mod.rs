@@ -7,7 +7,8 @@
 //! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
 //! - `block`: one transformer block, `linear`: a projection of it; [`adapter`]: LoRA, rsLoRA and DoRA beside frozen weights,
 //!   [`adapter_files`]: theirs;
-//! - [`frozen`]: weights beside adapters, in 4 bits or in their files; [`cache`]: keys and values of sequences being sampled;
+//! - [`frozen`]: weights beside adapters, quantised or in their files; [`cache`], `pages`: keys and values of sequences being
+//!   sampled;
 //! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences;
 //! - [`reward`]: the same blocks with one number as their result;
 //! - [`gguf`], [`gguf_types`], `gguf_names`, [`gguf_tokenizer`]: the file that llama.cpp reads.
@@ -24,6 +25,7 @@ mod gguf_names;
 pub mod gguf_tokenizer;
 pub mod gguf_types;
 mod linear;
+mod pages;
 pub mod policy;
 pub mod reward;
 mod rope;

@@ -1,8 +1,10 @@
-// Attention of one query a sequence over its cached keys and values, and the cache's own growth.
+// Attention of one query a sequence over its keys and values in pages, and what is written into them.
 //
-// Letters as in mod.rs: q, o `[B, H, D]`, caches `[S, K, P, D]`; sequence `b` has `lens[b]` positions in slot `slots[b]`. Reading
-// the cache is what takes the time: the query heads that share a key/value head are one block's, which reads each key and
-// value once, and sequences are split in parts of 128 positions, so that one long sequence is many blocks' work.
+// Letters as in paged.rs: q, o `[B, H, D]`; a page holds `[L, 2, K, PAGE, D]`, PAGES_A_CHUNK of them lie behind each address of
+// `chunks`, and the keys of the layer asked for begin `layer` values after a page does. Sequence `b` has `lens[b]` positions, in
+// the pages of row `b` of `pages`, which has room for `num_cached` positions. Reading keys and values is what takes the time: the
+// query heads that share a key/value head are one block's, which reads each key and value once, and sequences are split in parts
+// of 128 positions, so that one long sequence is many blocks' work.
 //
 // A row's result depends on that row only, bit for bit: the parts are the same whatever else is in the batch, each part is
 // summed by one block in one order, and the parts of a row are joined in order. A sequence of one part is the same as its
@@ -10,37 +12,55 @@
 #include "tiles.cuh"
 
 constexpr int PART = 128; // positions
+constexpr int PAGE = 64;  // positions, as in paged.rs
+constexpr int PAGES_A_CHUNK = 16;
+
+using Chunks = const unsigned long long*; // addresses
+
+template <class T> __device__ __forceinline__ T* page_at(Chunks chunks, unsigned page, size_t page_size) {
+    return reinterpret_cast<T*>(chunks[page / PAGES_A_CHUNK]) + page % PAGES_A_CHUNK * page_size;
+}
 
 // A block's share of the batch.
-struct Place {
+template <class T> struct Place {
     int heads;         // of this block
     int num_positions; // of its part; none where the sequence ends before it
     size_t row;        // its first head among all rows `[B, H]`
-    size_t cached;     // where its first key and value lie
+    const T* keys[2];  // of its first and its other positions
+    unsigned values;   // from a key to its value
     unsigned part, num_parts;
 };
+static_assert(PART == 2 * PAGE);
 
 // Grid: key/value heads times tiles of HEADS heads, sequences, parts.
-template <int HEADS>
-__device__ __forceinline__ Place place_in_batch(const unsigned* slots, const unsigned* lens, unsigned num_heads, unsigned num_kv,
-                                                unsigned num_cached, unsigned head_dim) {
+template <int HEADS, class T>
+__device__ __forceinline__ Place<T> place_in_batch(Chunks chunks, const unsigned* pages, const unsigned* lens, size_t page_size,
+                                                   size_t layer, unsigned num_heads, unsigned num_kv, unsigned num_cached,
+                                                   unsigned head_dim) {
     const unsigned group = num_heads / num_kv, kv_head = blockIdx.x % num_kv, first = blockIdx.x / num_kv * HEADS;
     const unsigned sequence = blockIdx.y, position = blockIdx.z * PART, len = min(lens[sequence], num_cached);
-    Place place;
+    Place<T> place;
     place.heads = min(group - first, static_cast<unsigned>(HEADS));
     place.num_positions = position < len ? min(len - position, static_cast<unsigned>(PART)) : 0;
     place.row = static_cast<size_t>(sequence) * num_heads + kv_head * group + first;
-    place.cached = ((static_cast<size_t>(slots[sequence]) * num_kv + kv_head) * num_cached + position) * head_dim;
+    place.values = num_kv * PAGE * head_dim;
     place.part = blockIdx.z;
     place.num_parts = gridDim.z;
+    if (place.num_positions > 0) {
+        const unsigned* page = pages + static_cast<size_t>(sequence) * (num_cached / PAGE) + position / PAGE;
+        const size_t head = layer + static_cast<size_t>(kv_head) * PAGE * head_dim;
+        place.keys[0] = page_at<const T>(chunks, page[0], page_size) + head;
+        // nothing is read of a page that the sequence does not reach
+        place.keys[1] = place.num_positions > PAGE ? page_at<const T>(chunks, page[1], page_size) + head : place.keys[0];
+    }
     return place;
 }
 
 // A part leaves of each head the sum of the values times 2^(score log2(e) - largest), which `join` divides by the sum of these
 // weights, and as statistics the largest and that sum. Here WIDE values; where there is one part only, the result.
 template <class T>
-__device__ __forceinline__ void leave(const Place& place, int head, unsigned head_dim, unsigned dim, float (&sum)[WIDE], float total,
-                                      float* sums, T* o) {
+__device__ __forceinline__ void leave(const Place<T>& place, int head, unsigned head_dim, unsigned dim, float (&sum)[WIDE],
+                                      float total, float* sums, T* o) {
     const size_t row = place.row + head;
     if (place.num_parts == 1) {
 #pragma unroll
@@ -51,7 +71,8 @@ __device__ __forceinline__ void leave(const Place& place, int head, unsigned hea
         store_wide(sums + (row * place.num_parts + place.part) * head_dim + dim, sum);
     }
 }
-__device__ __forceinline__ void leave_stats(const Place& place, int head, float largest, float total, float* stats) {
+template <class T>
+__device__ __forceinline__ void leave_stats(const Place<T>& place, int head, float largest, float total, float* stats) {
     if (place.num_parts > 1) {
         float* at = stats + ((place.row + head) * place.num_parts + place.part) * 2;
         at[0] = largest;
@@ -62,21 +83,26 @@ __device__ __forceinline__ void leave_stats(const Place& place, int head, float 
 // Tensor cores, bf16. The heads are the rows of a product that has 16 of them; a warp takes 32 positions. All of the part is
 // on its way before the first product. 128 threads; shared memory: Q, K, V, statistics.
 template <int D>
-__device__ __forceinline__ void attend_in_tiles(const bf16* q, const bf16* keys, const bf16* values, const unsigned* slots,
-                                                const unsigned* lens, float* sums, float* stats, bf16* o, unsigned num_heads,
-                                                unsigned num_kv, unsigned num_cached, float scale) {
+__device__ __forceinline__ void attend_in_tiles(const bf16* q, Chunks chunks, const unsigned* pages, const unsigned* lens,
+                                                float* sums, float* stats, bf16* o, size_t page_size, size_t layer,
+                                                unsigned num_heads, unsigned num_kv, unsigned num_cached, float scale) {
     constexpr int HEADS = 16, WARPS = 4, OWN = PART / WARPS, N = OWN / 8;
     constexpr int TILE_Q = 0, TILE_K = HEADS * ROW<D>, TILE_V = TILE_K + PART * ROW<D>, STATS = TILE_V + PART * ROW<D>;
     DYNAMIC_SHARED(shared);
     float* largest_of = reinterpret_cast<float*>(shared + STATS); // [WARPS, HEADS]
     float* total_of = largest_of + WARPS * HEADS;                 // [WARPS, HEADS]
-    const Place place = place_in_batch<HEADS>(slots, lens, num_heads, num_kv, num_cached, D);
+    const auto place = place_in_batch<HEADS, bf16>(chunks, pages, lens, page_size, layer, num_heads, num_kv, num_cached, D);
     if (place.num_positions == 0)
         return;
     copy_tile<D, HEADS, 128>(shared, TILE_Q, q + place.row * D, D, place.heads);
-    copy_tile<D, PART, 128>(shared, TILE_K, keys + place.cached, D, place.num_positions);
+#pragma unroll
+    for (int i = 0; i < PART / PAGE; i++)
+        copy_tile<D, PAGE, 128>(shared, TILE_K + i * PAGE * ROW<D>, place.keys[i], D, place.num_positions - i * PAGE);
     copy_async_commit();
-    copy_tile<D, PART, 128>(shared, TILE_V, values + place.cached, D, place.num_positions);
+#pragma unroll
+    for (int i = 0; i < PART / PAGE; i++)
+        copy_tile<D, PAGE, 128>(shared, TILE_V + i * PAGE * ROW<D>, place.keys[i] + place.values, D,
+                                place.num_positions - i * PAGE);
     copy_async_commit();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const float scale_log2 = scale * LOG2_E;
@@ -163,45 +189,50 @@ __device__ __forceinline__ void attend_in_tiles(const bf16* q, const bf16* keys,
 // Without tensor cores, for f32 and for all head dims: multiples of 8 up to 256. 128 threads; shared memory, in floats:
 // HEADS times the larger of `D + PART + 2` and 128 WIDE.
 template <class T, int HEADS>
-__device__ __forceinline__ void attend(const T* q, const T* keys, const T* values, const unsigned* slots, const unsigned* lens,
-                                       float* sums, float* stats, T* o, unsigned num_heads, unsigned num_kv, unsigned num_cached,
-                                       int head_dim, float scale) {
+__device__ __forceinline__ void attend(const T* q, Chunks chunks, const unsigned* pages, const unsigned* lens, float* sums,
+                                       float* stats, T* o, size_t page_size, size_t layer, unsigned num_heads, unsigned num_kv,
+                                       unsigned num_cached, int head_dim, float scale) {
     DYNAMIC_SHARED(shared);
-    const Place place = place_in_batch<HEADS>(slots, lens, num_heads, num_kv, num_cached, head_dim);
+    const auto place = place_in_batch<HEADS, T>(chunks, pages, lens, page_size, layer, num_heads, num_kv, num_cached, head_dim);
     if (place.num_positions == 0)
         return;
     float* queries = reinterpret_cast<float*>(shared); // [HEADS, D], times scale log2(e)
     float* probs = queries + HEADS * head_dim;          // [HEADS, PART]
     float* total_of = probs + HEADS * PART;             // [HEADS]
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunks = head_dim / WIDE;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wides = head_dim / WIDE;
     const float scale_log2 = scale * LOG2_E;
     for (int i = threadIdx.x; i < HEADS * head_dim; i += 128)
         queries[i] = i / head_dim < place.heads ? to_float(q[place.row * head_dim + i]) * scale_log2 : 0.0f;
     __syncthreads();
 
     // four lanes a key, eight keys a warp
+#pragma unroll 1
+    for (int first = 0; first < PART; first += PAGE) {
+        const T* keys = first == 0 ? place.keys[0] : place.keys[1];
+        const int last = max(min(place.num_positions - first, PAGE), 1) - 1;
 #pragma unroll 2
-    for (int position = threadIdx.x / 4; position < PART; position += 32) {
-        const T* key = keys + place.cached + static_cast<size_t>(min(position, place.num_positions - 1)) * head_dim;
-        float s[HEADS] = {};
+        for (int position = threadIdx.x / 4; position < PAGE; position += 32) {
+            const T* key = keys + min(position, last) * head_dim;
+            float s[HEADS] = {};
 #pragma unroll 4
-        for (int chunk = lane % 4; chunk < chunks; chunk += 4) {
-            float x[WIDE], y[WIDE];
-            load_wide(key + chunk * WIDE, x);
+            for (int wide = lane % 4; wide < wides; wide += 4) {
+                float x[WIDE], y[WIDE];
+                load_wide(key + wide * WIDE, x);
+#pragma unroll
+                for (int head = 0; head < HEADS; head++) {
+                    load_wide(queries + head * head_dim + wide * WIDE, y);
+#pragma unroll
+                    for (int i = 0; i < WIDE; i++)
+                        s[head] += x[i] * y[i];
+                }
+            }
 #pragma unroll
             for (int head = 0; head < HEADS; head++) {
-                load_wide(queries + head * head_dim + chunk * WIDE, y);
-#pragma unroll
-                for (int i = 0; i < WIDE; i++)
-                    s[head] += x[i] * y[i];
+                s[head] += __shfl_xor_sync(0xffffffff, s[head], 1);
+                s[head] += __shfl_xor_sync(0xffffffff, s[head], 2);
+                if (lane % 4 == head % 4)
+                    probs[head * PART + first + position] = first + position < place.num_positions ? s[head] : -INFINITY;
             }
-        }
-#pragma unroll
-        for (int head = 0; head < HEADS; head++) {
-            s[head] += __shfl_xor_sync(0xffffffff, s[head], 1);
-            s[head] += __shfl_xor_sync(0xffffffff, s[head], 2);
-            if (lane % 4 == head % 4)
-                probs[head * PART + position] = position < place.num_positions ? s[head] : -INFINITY;
         }
     }
     __syncthreads();
@@ -225,19 +256,24 @@ __device__ __forceinline__ void attend(const T* q, const T* keys, const T* value
     __syncthreads();
 
     // a thread has WIDE dims of every so many positions
-    const int rows = 128 / chunks, chunk = threadIdx.x % chunks, row = threadIdx.x / chunks;
+    const int rows = 128 / wides, wide = threadIdx.x % wides, row = threadIdx.x / wides;
     float sum[HEADS][WIDE] = {};
     if (row < rows)
+#pragma unroll 1
+        for (int first = 0; first < place.num_positions; first += PAGE) {
+            const T* values = (first == 0 ? place.keys[0] : place.keys[1]) + place.values + wide * WIDE;
+            const int num = min(place.num_positions - first, PAGE);
 #pragma unroll 4
-        for (int position = row; position < place.num_positions; position += rows) {
-            float x[WIDE];
-            load_wide(values + place.cached + static_cast<size_t>(position) * head_dim + chunk * WIDE, x);
+            for (int position = row; position < num; position += rows) {
+                float x[WIDE];
+                load_wide(values + position * head_dim, x);
 #pragma unroll
-            for (int head = 0; head < HEADS; head++) {
-                const float p = probs[head * PART + position];
+                for (int head = 0; head < HEADS; head++) {
+                    const float p = probs[head * PART + first + position];
 #pragma unroll
-                for (int i = 0; i < WIDE; i++)
-                    sum[head][i] += p * x[i];
+                    for (int i = 0; i < WIDE; i++)
+                        sum[head][i] += p * x[i];
+                }
             }
         }
     float totals[HEADS];
@@ -254,30 +290,30 @@ __device__ __forceinline__ void attend(const T* q, const T* keys, const T* value
     for (int head = 0; head < HEADS; head++)
         if (head < place.heads && row == head % rows) {
             float all[WIDE], more[WIDE];
-            load_wide(sum_of + (head * 128 + chunk) * WIDE, all);
+            load_wide(sum_of + (head * 128 + wide) * WIDE, all);
             for (int r = 1; r < rows; r++) {
-                load_wide(sum_of + (head * 128 + r * chunks + chunk) * WIDE, more);
+                load_wide(sum_of + (head * 128 + r * wides + wide) * WIDE, more);
 #pragma unroll
                 for (int i = 0; i < WIDE; i++)
                     all[i] += more[i];
             }
-            leave(place, head, head_dim, chunk * WIDE, all, totals[head], sums, o);
+            leave(place, head, head_dim, wide * WIDE, all, totals[head], sums, o);
         }
 }
 
 template <class T>
-__device__ __forceinline__ void attend_any(const T* q, const T* keys, const T* values, const unsigned* slots, const unsigned* lens,
-                                           float* sums, float* stats, T* o, unsigned num_heads, unsigned num_kv,
-                                           unsigned num_cached, unsigned head_dim, float scale) {
+__device__ __forceinline__ void attend_any(const T* q, Chunks chunks, const unsigned* pages, const unsigned* lens, float* sums,
+                                           float* stats, T* o, size_t page_size, size_t layer, unsigned num_heads,
+                                           unsigned num_kv, unsigned num_cached, unsigned head_dim, float scale) {
     const unsigned group = num_heads / num_kv;
     if (group == 1)
-        attend<T, 1>(q, keys, values, slots, lens, sums, stats, o, num_heads, num_kv, num_cached, head_dim, scale);
+        attend<T, 1>(q, chunks, pages, lens, sums, stats, o, page_size, layer, num_heads, num_kv, num_cached, head_dim, scale);
     else if (group == 2)
-        attend<T, 2>(q, keys, values, slots, lens, sums, stats, o, num_heads, num_kv, num_cached, head_dim, scale);
+        attend<T, 2>(q, chunks, pages, lens, sums, stats, o, page_size, layer, num_heads, num_kv, num_cached, head_dim, scale);
     else if (group <= 4)
-        attend<T, 4>(q, keys, values, slots, lens, sums, stats, o, num_heads, num_kv, num_cached, head_dim, scale);
+        attend<T, 4>(q, chunks, pages, lens, sums, stats, o, page_size, layer, num_heads, num_kv, num_cached, head_dim, scale);
     else
-        attend<T, 8>(q, keys, values, slots, lens, sums, stats, o, num_heads, num_kv, num_cached, head_dim, scale);
+        attend<T, 8>(q, chunks, pages, lens, sums, stats, o, page_size, layer, num_heads, num_kv, num_cached, head_dim, scale);
 }
 
 // The parts of each row. Grid: heads, sequences; D / WIDE threads.
@@ -311,44 +347,49 @@ __device__ __forceinline__ void join(const float* sums, const float* stats, cons
     store_wide(o + row * head_dim + dim, sum);
 }
 
-// cache[slots[t], :, positions[t], :] = x[t], WIDE values a thread. x: `[T, K, D]`.
+// Keys and values of a layer to position `places[t] % PAGE` of page `places[t] / PAGE`, WIDE values of each a thread.
+// k, v: `[T, K, D]`.
 template <class T>
-__device__ __forceinline__ void append(T* cache, const T* x, const unsigned* slots, const unsigned* positions, unsigned num_tokens,
-                                       unsigned num_kv, unsigned num_cached, unsigned head_dim) {
-    const unsigned chunks = head_dim / WIDE;
+__device__ __forceinline__ void append(Chunks chunks, const T* k, const T* v, const unsigned* places, size_t page_size, size_t layer,
+                                       unsigned num_tokens, unsigned num_kv, unsigned head_dim) {
+    const unsigned wides = head_dim / WIDE;
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= static_cast<size_t>(num_tokens) * num_kv * chunks)
+    if (i >= static_cast<size_t>(num_tokens) * num_kv * wides)
         return;
-    const size_t row = i / chunks, token = row / num_kv;
-    const size_t at = ((slots[token] * static_cast<size_t>(num_kv) + row % num_kv) * num_cached + positions[token]) * head_dim;
+    const size_t row = i / wides;
+    const unsigned place = places[row / num_kv], kv_head = row % num_kv;
+    T* key = page_at<T>(chunks, place / PAGE, page_size) + layer + (static_cast<size_t>(kv_head) * PAGE + place % PAGE) * head_dim +
+             i % wides * WIDE;
     float values[WIDE];
-    load_wide(x + i * WIDE, values);
-    store_wide(cache + at + i % chunks * WIDE, values);
+    load_wide(k + i * WIDE, values);
+    store_wide(key, values);
+    load_wide(v + i * WIDE, values);
+    store_wide(key + static_cast<size_t>(num_kv) * PAGE * head_dim, values);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-    decode_attention_bf16_d64(const bf16* q, const bf16* keys, const bf16* values, const unsigned* slots, const unsigned* lens,
-                              float* sums, float* stats, bf16* o, unsigned num_heads, unsigned num_kv, unsigned num_cached,
-                              unsigned, float scale) {
-    attend_in_tiles<64>(q, keys, values, slots, lens, sums, stats, o, num_heads, num_kv, num_cached, scale);
+    decode_attention_bf16_d64(const bf16* q, Chunks chunks, const unsigned* pages, const unsigned* lens, float* sums, float* stats,
+                              bf16* o, size_t page_size, size_t layer, unsigned num_heads, unsigned num_kv,
+                              unsigned num_cached, unsigned, float scale) {
+    attend_in_tiles<64>(q, chunks, pages, lens, sums, stats, o, page_size, layer, num_heads, num_kv, num_cached, scale);
 }
 extern "C" __global__ void __launch_bounds__(128)
-    decode_attention_bf16_d128(const bf16* q, const bf16* keys, const bf16* values, const unsigned* slots, const unsigned* lens,
-                               float* sums, float* stats, bf16* o, unsigned num_heads, unsigned num_kv, unsigned num_cached,
-                               unsigned, float scale) {
-    attend_in_tiles<128>(q, keys, values, slots, lens, sums, stats, o, num_heads, num_kv, num_cached, scale);
+    decode_attention_bf16_d128(const bf16* q, Chunks chunks, const unsigned* pages, const unsigned* lens, float* sums, float* stats,
+                               bf16* o, size_t page_size, size_t layer, unsigned num_heads, unsigned num_kv,
+                               unsigned num_cached, unsigned, float scale) {
+    attend_in_tiles<128>(q, chunks, pages, lens, sums, stats, o, page_size, layer, num_heads, num_kv, num_cached, scale);
 }
 extern "C" __global__ void __launch_bounds__(128)
-    decode_attention_bf16(const bf16* q, const bf16* keys, const bf16* values, const unsigned* slots, const unsigned* lens,
-                          float* sums, float* stats, bf16* o, unsigned num_heads, unsigned num_kv, unsigned num_cached,
-                          unsigned head_dim, float scale) {
-    attend_any(q, keys, values, slots, lens, sums, stats, o, num_heads, num_kv, num_cached, head_dim, scale);
+    decode_attention_bf16(const bf16* q, Chunks chunks, const unsigned* pages, const unsigned* lens, float* sums, float* stats,
+                          bf16* o, size_t page_size, size_t layer, unsigned num_heads, unsigned num_kv,
+                          unsigned num_cached, unsigned head_dim, float scale) {
+    attend_any(q, chunks, pages, lens, sums, stats, o, page_size, layer, num_heads, num_kv, num_cached, head_dim, scale);
 }
 extern "C" __global__ void __launch_bounds__(128)
-    decode_attention_f32(const float* q, const float* keys, const float* values, const unsigned* slots, const unsigned* lens,
-                         float* sums, float* stats, float* o, unsigned num_heads, unsigned num_kv, unsigned num_cached,
-                         unsigned head_dim, float scale) {
-    attend_any(q, keys, values, slots, lens, sums, stats, o, num_heads, num_kv, num_cached, head_dim, scale);
+    decode_attention_f32(const float* q, Chunks chunks, const unsigned* pages, const unsigned* lens, float* sums, float* stats,
+                         float* o, size_t page_size, size_t layer, unsigned num_heads, unsigned num_kv,
+                         unsigned num_cached, unsigned head_dim, float scale) {
+    attend_any(q, chunks, pages, lens, sums, stats, o, page_size, layer, num_heads, num_kv, num_cached, head_dim, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(32)
@@ -363,12 +404,12 @@ extern "C" __global__ void __launch_bounds__(32)
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    decode_append_bf16(bf16* cache, const bf16* x, const unsigned* slots, const unsigned* positions, unsigned num_tokens,
-                       unsigned num_kv, unsigned num_cached, unsigned head_dim) {
-    append(cache, x, slots, positions, num_tokens, num_kv, num_cached, head_dim);
+    decode_append_bf16(Chunks chunks, const bf16* k, const bf16* v, const unsigned* places, size_t page_size, size_t layer,
+                       unsigned num_tokens, unsigned num_kv, unsigned head_dim) {
+    append(chunks, k, v, places, page_size, layer, num_tokens, num_kv, head_dim);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    decode_append_f32(float* cache, const float* x, const unsigned* slots, const unsigned* positions, unsigned num_tokens,
-                      unsigned num_kv, unsigned num_cached, unsigned head_dim) {
-    append(cache, x, slots, positions, num_tokens, num_kv, num_cached, head_dim);
+    decode_append_f32(Chunks chunks, const float* k, const float* v, const unsigned* places, size_t page_size, size_t layer,
+                      unsigned num_tokens, unsigned num_kv, unsigned head_dim) {
+    append(chunks, k, v, places, page_size, layer, num_tokens, num_kv, head_dim);
 }

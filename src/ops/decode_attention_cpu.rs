@@ -1,65 +1,89 @@
-//! Attention of one new token a sequence over its cached keys and values, f32 or bf16 on the CPU; sums are f32.
+//! Attention of one new token a sequence over its cached keys and values, f32 or bf16 on the CPU; sums are f32. The contract
+//! stands in [`super::paged`].
 //!
-//! Sums are made in the same order whatever else is decoded beside a sequence.
+//! Sums are made in the same order whatever else is decoded beside a sequence, and wherever its pages lie.
 //!
-//! Letters: B sequences, S slots, H query heads, K key/value heads, G = H / K, D head dim, P cache positions, L positions held.
+//! Letters: B sequences, H query heads, K key/value heads, G = H / K, D head dim, P positions held.
 
 use rayon::prelude::*;
 
 use super::cpu::unwritten;
 use super::element::Element;
+use super::paged::{PAGE, PAGES_A_CHUNK, PageTable, PoolShape};
 use super::vector::{LANES, dot, exp, max_of, reduce, vectorised};
 
-/// How the caches of [`attention`] lie in memory.
-#[derive(Clone, Copy)]
-pub(super) struct CacheShape {
-    pub num_heads: usize,
-    pub num_kv_heads: usize,
-    pub num_positions: usize,
-    pub head_dim: usize,
+/// The keys and values of one layer.
+pub(super) struct Cached<'a, E> {
+    pub chunks: Vec<&'a [E]>,
+    pub shape: PoolShape,
+    pub layer: usize,
 }
 
-/// Attention of one query a sequence over the first `lens[b]` positions of its slot. q: `[B, H, D]`, caches
-/// `[S, K, P, D]` -> `[B, H, D]`.
+impl<'a, E> Cached<'a, E> {
+    /// The first `len` keys and values that a page holds of a head. -> `[len, D]` each
+    fn rows(&self, page: usize, len: usize, kv_head: usize) -> [&'a [E]; 2] {
+        let shape = self.shape;
+        let chunk = self.chunks[page / PAGES_A_CHUNK];
+        let keys = page % PAGES_A_CHUNK * shape.page_size()
+            + shape.layer_start(self.layer)
+            + kv_head * shape.head_size();
+        let values = keys + shape.num_kv_heads * shape.head_size();
+        [keys, values].map(|start| &chunk[start..start + len * shape.head_dim])
+    }
+}
+
+/// Attention of one query a sequence over what `table` names. q: `[B, H, D]` -> `[B, H, D]`.
 pub(super) fn attention<E: Element>(
     q: &[E],
-    k_cache: &[E],
-    v_cache: &[E],
-    shape: CacheShape,
-    slots: &[u32],
-    lens: &[u32],
+    cached: &Cached<E>,
+    num_heads: usize,
+    table: &PageTable,
     scale: f32,
 ) -> Vec<E> {
-    let CacheShape {
-        num_heads,
-        num_kv_heads,
-        num_positions,
-        head_dim,
-    } = shape;
-    let per_kv = num_heads / num_kv_heads * head_dim;
+    let (num_kv, head_dim) = (cached.shape.num_kv_heads, cached.shape.head_dim);
+    let per_kv = num_heads / num_kv * head_dim;
     let mut o: Vec<E> = unwritten(q.len());
     let tasks = o
         .par_chunks_mut(per_kv)
         .zip(q.par_chunks(per_kv))
         .enumerate();
-    let scratch = || (Vec::new(), vec![0.0; per_kv], vec![0.0; per_kv]);
-    tasks.for_each_init(scratch, |(scores, wide_q, wide_o), (task, (o, q))| {
-        let (b, kv) = (task / num_kv_heads, task % num_kv_heads);
-        let start = (slots[b] as usize * num_kv_heads + kv) * num_positions * head_dim;
-        let held = start..start + lens[b] as usize * head_dim;
-        let (k, v) = (&k_cache[held.clone()], &v_cache[held]);
-        wide_q.iter_mut().zip(q).for_each(|(to, q)| *to = q.wide());
-        attend(wide_q, k, v, head_dim, scale, scores, wide_o);
-        o.iter_mut().zip(wide_o).for_each(|(to, o)| *to = E::of(*o));
+    struct Room<'a, E> {
+        k: Vec<&'a [E]>,
+        v: Vec<&'a [E]>,
+        scores: Vec<f32>,
+        q: Vec<f32>,
+        o: Vec<f32>,
+    }
+    let room = || Room {
+        k: Vec::new(),
+        v: Vec::new(),
+        scores: Vec::new(),
+        q: vec![0.0; per_kv],
+        o: vec![0.0; per_kv],
+    };
+    tasks.for_each_init(room, |room, (task, (o, q))| {
+        room.k.clear();
+        room.v.clear();
+        for (page, len) in table.pages_of(task / num_kv) {
+            let [k, v] = cached.rows(page, len, task % num_kv);
+            room.k.push(k);
+            room.v.push(v);
+        }
+        room.q.iter_mut().zip(q).for_each(|(to, q)| *to = q.wide());
+        let Room { k, v, scores, .. } = room;
+        attend(&room.q, k, v, head_dim, scale, scores, &mut room.o);
+        o.iter_mut()
+            .zip(&room.o)
+            .for_each(|(to, o)| *to = E::of(*o));
     });
     o
 }
 
-/// The queries of one key/value head. q, o: `[G, D]`, k, v: `[L, D]`.
+/// The queries of one key/value head. q, o: `[G, D]`, k, v: the pages of `[P, D]`, all but the last one full.
 fn attend<E: Element>(
     q: &[f32],
-    k: &[E],
-    v: &[E],
+    k: &[&[E]],
+    v: &[&[E]],
     head_dim: usize,
     scale: f32,
     scores: &mut Vec<f32>,
@@ -84,11 +108,11 @@ fn attend<E: Element>(
 
 vectorised! {
     /// [`attend`] for any head dim and processor.
-    fn attend_any<E: Element>(q: &[f32], k: &[E], v: &[E], head_dim: usize, scale: f32, scores: &mut Vec<f32>, o: &mut [f32]) {
-        let len = k.len() / head_dim;
+    fn attend_any<E: Element>(q: &[f32], k: &[&[E]], v: &[&[E]], head_dim: usize, scale: f32, scores: &mut Vec<f32>, o: &mut [f32]) {
+        let len = num_positions(k, head_dim);
         scores.clear();
         scores.resize(q.len() / head_dim * len, 0.0);
-        for (t, k) in k.chunks_exact(head_dim).enumerate() {
+        for (t, k) in k.iter().flat_map(|page| page.chunks_exact(head_dim)).enumerate() {
             for (g, q) in q.chunks_exact(head_dim).enumerate() {
                 scores[g * len + t] = dot(q, k) * scale;
             }
@@ -100,7 +124,7 @@ vectorised! {
             }
         }
         o.fill(0.0);
-        for (t, v) in v.chunks_exact(head_dim).enumerate() {
+        for (t, v) in v.iter().flat_map(|page| page.chunks_exact(head_dim)).enumerate() {
             for (g, o) in o.chunks_exact_mut(head_dim).enumerate() {
                 let p = scores[g * len + t];
                 for (o, v) in o.iter_mut().zip(v) {
@@ -109,6 +133,12 @@ vectorised! {
             }
         }
     }
+}
+
+/// Positions that the pages of a head hold.
+#[inline(always)]
+fn num_positions<E>(pages: &[&[E]], head_dim: usize) -> usize {
+    pages.iter().map(|page| page.len() / head_dim).sum()
 }
 
 /// Scores to `exp(score - max)`; returns their sum.
@@ -136,27 +166,38 @@ fn exp_and_sum(scores: &mut [f32]) -> f32 {
 #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
 fn attend_avx512<E: Element, const CHUNKS: usize, const HEADS: usize>(
     q: &[f32],
-    k: &[E],
-    v: &[E],
+    k: &[&[E]],
+    v: &[&[E]],
     scale: f32,
     scores: &mut Vec<f32>,
     o: &mut [f32],
 ) {
     use std::arch::x86_64::*;
     let head_dim = CHUNKS * LANES;
-    let (len, num_heads) = (k.len() / head_dim, q.len() / head_dim);
-    assert!(len > 0 && k.len() == v.len() && q.len() == o.len());
+    let (len, num_heads) = (num_positions(k, head_dim), q.len() / head_dim);
+    let full = |pages: &[&[E]]| {
+        pages
+            .iter()
+            .rev()
+            .skip(1)
+            .all(|page| page.len() == PAGE * head_dim)
+    };
+    assert!(len > 0 && len == num_positions(v, head_dim) && full(k) && q.len() == o.len());
     let row = len.next_multiple_of(LANES);
     scores.clear();
     scores.resize(num_heads * row, 0.0);
-    for start in (0..len).step_by(LANES) {
-        for (g, q) in q.chunks_exact(head_dim).enumerate() {
-            // SAFETY: rows start..len of k, and LANES scores from start on, are there
-            unsafe {
-                let dots =
-                    dots::<E, CHUNKS>(q.as_ptr(), k.as_ptr().add(start * head_dim), len - start);
-                let dots = _mm512_mul_ps(dots, _mm512_set1_ps(scale));
-                _mm512_storeu_ps(scores.as_mut_ptr().add(g * row + start), dots);
+    for (page, k) in k.iter().enumerate() {
+        let rows = k.len() / head_dim;
+        for start in (0..rows).step_by(LANES) {
+            for (g, q) in q.chunks_exact(head_dim).enumerate() {
+                // SAFETY: rows start..rows of k are there; so are LANES scores, as the pages before this one are full of them
+                unsafe {
+                    let k = k.as_ptr().add(start * head_dim);
+                    let dots = dots::<E, CHUNKS>(q.as_ptr(), k, rows - start);
+                    let dots = _mm512_mul_ps(dots, _mm512_set1_ps(scale));
+                    let at = g * row + page * PAGE + start;
+                    _mm512_storeu_ps(scores.as_mut_ptr().add(at), dots);
+                }
             }
         }
     }
@@ -253,28 +294,33 @@ unsafe fn dots<E: Element, const CHUNKS: usize>(
 fn weighted_values<E: Element, const CHUNKS: usize, const HEADS: usize>(
     p: &[f32],
     row: usize,
-    v: &[E],
+    v: &[&[E]],
     scale: [f32; HEADS],
     o: &mut [f32],
 ) {
     use std::arch::x86_64::*;
     let head_dim = CHUNKS * LANES;
-    let len = v.len() / head_dim;
+    let len = num_positions(v, head_dim);
     assert!(len <= row && p.len() >= (HEADS - 1) * row + len && o.len() == HEADS * head_dim);
     let mut acc = [[_mm512_setzero_ps(); CHUNKS]; HEADS];
-    for t in 0..len {
-        let mut value = [_mm512_setzero_ps(); CHUNKS];
-        for (c, value) in value.iter_mut().enumerate() {
-            // SAFETY: t < L and c < CHUNKS
-            *value = unsafe { load(v.as_ptr().add(t * head_dim + c * LANES)) };
-        }
-        for (g, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: g < HEADS and t < L, as asserted
-            let p = unsafe { _mm512_set1_ps(*p.as_ptr().add(g * row + t)) };
-            for (acc, value) in acc.iter_mut().zip(value) {
-                *acc = _mm512_fmadd_ps(p, value, *acc);
+    let mut first = 0;
+    for v in v {
+        let rows = v.len() / head_dim;
+        for t in 0..rows {
+            let mut value = [_mm512_setzero_ps(); CHUNKS];
+            for (c, value) in value.iter_mut().enumerate() {
+                // SAFETY: a row of the page, and c < CHUNKS
+                *value = unsafe { load(v.as_ptr().add(t * head_dim + c * LANES)) };
+            }
+            for (g, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: g < HEADS and first + t < P, as asserted
+                let p = unsafe { _mm512_set1_ps(*p.as_ptr().add(g * row + first + t)) };
+                for (acc, value) in acc.iter_mut().zip(value) {
+                    *acc = _mm512_fmadd_ps(p, value, *acc);
+                }
             }
         }
+        first += rows;
     }
     for (g, acc) in acc.iter().enumerate() {
         for (c, acc) in acc.iter().enumerate() {

@@ -1,7 +1,8 @@
-//! The kernels of `decode.cu`: the parts of each sequence, and their joining. The contract stands in [`super::decode`].
+//! The kernels of `decode.cu`: the parts of each sequence, and their joining. The contract stands in [`super::paged`].
 
 use super::gpu::{Arg, Gpu, Kernel, Launch, Module, suffix};
-use crate::{Error, Result};
+use super::paged::{KvPool, PageTable};
+use crate::Result;
 use candle_core::{DType, Tensor};
 
 /// Positions of a part (`PART` in decode.cu).
@@ -15,86 +16,70 @@ fn knows(head_dim: usize) -> bool {
     head_dim.is_multiple_of(WIDE) && (WIDE..=LARGEST_HEAD_DIM).contains(&head_dim)
 }
 
-/// Whether [`append`] can do it.
-pub(super) fn appends(
-    gpu: &Gpu,
-    cache: &Tensor,
-    x: &Tensor,
-    slots: &[u32],
-    positions: &[u32],
-) -> Result<bool> {
-    let ((s, k, p, d), (t, x_k, x_d)) = (cache.dims4()?, x.dims3()?);
-    let fits = slots.iter().all(|&slot| (slot as usize) < s)
-        && positions.iter().all(|&position| (position as usize) < p)
-        && (slots.len(), positions.len(), x_k, x_d) == (t, t, k, d);
-    if !fits {
-        return Err(Error::input(format!(
-            "appending {:?} to a cache of {:?}: slots, positions or sizes do not fit",
-            x.dims(),
-            cache.dims()
-        )));
-    }
-    Ok(knows(d) && x.dtype() == cache.dtype() && gpu.is_readable(cache))
+/// Whether the kernels know what the pool holds, and it is on their device.
+fn reads(gpu: &Gpu, pool: &KvPool, dtype: DType) -> bool {
+    let chunk = pool.first_chunk();
+    knows(pool.shape().head_dim)
+        && chunk.is_some_and(|chunk| chunk.dtype() == dtype && gpu.is_readable(chunk))
 }
 
-/// See [`super::decode::append`].
+/// Whether [`append`] can do it.
+pub(super) fn appends(gpu: &Gpu, pool: &KvPool, k: &Tensor, v: &Tensor) -> bool {
+    v.dtype() == k.dtype() && reads(gpu, pool, k.dtype())
+}
+
+/// See [`KvPool::append`].
 pub(super) fn append(
     gpu: &Gpu,
-    cache: &Tensor,
-    x: &Tensor,
-    slots: &[u32],
-    positions: &[u32],
+    pool: &KvPool,
+    layer: usize,
+    k: &Tensor,
+    v: &Tensor,
+    places: &[u32],
 ) -> Result<()> {
-    let (_, num_kv, p, d) = cache.dims4()?;
-    if slots.is_empty() {
-        return Ok(());
-    }
-    let x = gpu.readable(x)?;
-    let (slots, positions) = (gpu.upload_indices(slots)?, gpu.upload_indices(positions)?);
+    let shape = pool.shape();
+    let (k, v) = (gpu.readable(k)?, gpu.readable(v)?);
     gpu.launch(
         Kernel(
             Module::Decode,
-            &format!("decode_append_{}", suffix(cache.dtype())),
+            &format!("decode_append_{}", suffix(k.dtype())),
         ),
-        Launch::over(x.elem_count() / WIDE, 256),
+        Launch::over(k.elem_count() / WIDE, 256),
         &[
-            Arg::Tensor(cache),
-            Arg::Tensor(&x),
-            Arg::Tensor(&slots),
-            Arg::Tensor(&positions),
-            Arg::U32(x.dim(0)? as u32),
-            Arg::U32(num_kv as u32),
-            Arg::U32(p as u32),
-            Arg::U32(d as u32),
+            Arg::Tensor(&pool.addresses(gpu)?),
+            Arg::Tensor(&k),
+            Arg::Tensor(&v),
+            Arg::Tensor(&gpu.upload_indices(places)?),
+            Arg::Size(shape.page_size()),
+            Arg::Size(shape.layer_start(layer)),
+            Arg::U32(places.len() as u32),
+            Arg::U32(shape.num_kv_heads as u32),
+            Arg::U32(shape.head_dim as u32),
         ],
     )
 }
 
-/// Whether [`attention`] can do it, of what fits together.
-pub(super) fn attends(gpu: &Gpu, q: &Tensor, k_cache: &Tensor, v_cache: &Tensor) -> bool {
-    let head_dim = q.dims().last().copied().unwrap_or_default();
-    knows(head_dim)
-        && [k_cache, v_cache]
-            .iter()
-            .all(|cache| cache.dtype() == q.dtype() && gpu.is_readable(cache))
+/// Whether [`attention`] can do it.
+pub(super) fn attends(gpu: &Gpu, pool: &KvPool, q: &Tensor) -> bool {
+    reads(gpu, pool, q.dtype())
 }
 
-/// See [`super::decode::attention`].
+/// See [`KvPool::attention`].
 pub(super) fn attention(
     gpu: &Gpu,
+    pool: &KvPool,
+    layer: usize,
     q: &Tensor,
-    k_cache: &Tensor,
-    v_cache: &Tensor,
-    slots: &[u32],
-    lens: &[u32],
+    table: &PageTable,
     scale: f64,
 ) -> Result<Tensor> {
     let (b, num_heads, d) = q.dims3()?;
-    let (_, num_kv, p, _) = k_cache.dims4()?;
+    let shape = pool.shape();
+    let (num_kv, p) = (shape.num_kv_heads, table.num_positions());
     let q = gpu.readable(q)?;
     let dtype = q.dtype();
     let o = gpu.empty((b, num_heads, d), dtype)?;
-    let longest = lens.iter().copied().max().unwrap_or_default() as usize;
+    let longest = table.lens().iter().copied().max().unwrap_or_default() as usize;
     let num_parts = longest.div_ceil(PART);
     if num_parts == 0 {
         return Ok(o);
@@ -103,7 +88,7 @@ pub(super) fn attention(
     let num_left = if num_parts == 1 { 0 } else { num_parts };
     let sums = gpu.empty((b * num_heads * num_left).max(1) * d, DType::F32)?;
     let stats = gpu.empty((b * num_heads * num_left).max(1) * 2, DType::F32)?;
-    let (slots, lens) = (gpu.upload_indices(slots)?, gpu.upload_indices(lens)?);
+    let (pages, lens) = table.on_device(gpu)?;
     let block = Block::of(dtype, num_heads / num_kv, d);
     gpu.launch(
         Kernel(Module::Decode, &block.name),
@@ -118,13 +103,14 @@ pub(super) fn attention(
         },
         &[
             Arg::Tensor(&q),
-            Arg::Tensor(k_cache),
-            Arg::Tensor(v_cache),
-            Arg::Tensor(&slots),
+            Arg::Tensor(&pool.addresses(gpu)?),
+            Arg::Tensor(&pages),
             Arg::Tensor(&lens),
             Arg::Tensor(&sums),
             Arg::Tensor(&stats),
             Arg::Tensor(&o),
+            Arg::Size(shape.page_size()),
+            Arg::Size(shape.layer_start(layer)),
             Arg::U32(num_heads as u32),
             Arg::U32(num_kv as u32),
             Arg::U32(p as u32),

@@ -2,7 +2,7 @@
 //! matching `*_backward` that takes what the forward took and the incoming gradient, and returns the outgoing ones.
 //!
 //! Letters: T tokens of all sequences end to end, C model width, H query heads, K key/value heads, D head dim,
-//! F feed-forward width, V vocabulary, S cache slots, P cache positions.
+//! F feed-forward width, V vocabulary.
 //!
 //! [`plain`] composes candle's operations and runs on every device and dtype; it is the reference. The functions here, which
 //! [`dispatch`] holds, take a fast kernel where the tensors are f32 or bf16, contiguous and on the CPU or a CUDA device.
@@ -21,6 +21,8 @@ pub mod dispatch;
 mod dpbf16;
 mod dynamic_map;
 mod element;
+pub mod ggml;
+mod ggml_encode;
 mod gpu;
 pub mod gradients;
 mod head_cpu;
@@ -28,8 +30,11 @@ mod head_gpu;
 pub mod master;
 pub mod nf4;
 mod optim_gpu;
+pub mod packed;
+pub mod paged;
 pub mod plain;
 mod product;
+mod quant_gpu;
 mod rows_cpu;
 mod rows_gpu;
 mod sample_gpu;
@@ -43,12 +48,15 @@ pub use dispatch::{
     linear_logprobs_backward, linear_policy_backward, linear_token_stats, rms_norm,
     rms_norm_backward, rope, rope_backward, swiglu, swiglu_backward,
 };
+pub use ggml::{GgmlBlocks, GgmlType};
+pub use ggml_encode::encode as encode_ggml;
 #[cfg(feature = "cuda-emulator")]
 pub use gpu::{pause_emulator, use_emulator};
 pub use gradients::{Gradients, ParamId};
 pub use head_gpu::{LOSS_ROWS, logits_on_gpu};
 pub use master::Master;
 pub use nf4::Nf4;
+pub use packed::{Packed, PackedAs};
 pub use plain::embedding;
 pub use sample_gpu::{Drawn, Filters, sample};
 pub use seq_lens::SeqLens;

@@ -9,6 +9,7 @@ use super::student::{Student, adapter_config, check_positions, planned_config};
 use crate::Result;
 use crate::data::Store;
 use crate::model::ModelConfig;
+use crate::ops::PackedAs;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::grpo::Grpo;
@@ -197,7 +198,7 @@ fn of_sampling(
         dtype: student.dtype,
         recompute: Recompute::None,
         num_adapter_weights: None,
-        nf4: false,
+        quant: None,
         stream: false,
         dora: false,
         optimizer: Optimizer::AdamW,
@@ -243,8 +244,8 @@ fn num_adapter_weights(student: &StudentPlan, config: &ModelConfig) -> Option<u6
     Some(adapter_config(adapter).num_parameters(config) as u64)
 }
 
-fn is_nf4(student: &StudentPlan) -> bool {
-    student.adapter.as_ref().is_some_and(|adapter| adapter.nf4)
+fn quant(student: &StudentPlan) -> Option<PackedAs> {
+    student.adapter.as_ref()?.packed_as()
 }
 
 fn is_streamed(student: &StudentPlan) -> bool {
@@ -271,7 +272,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         dtype: plan.student.dtype,
         recompute: plan.sft.recompute,
         num_adapter_weights: num_adapter_weights(&plan.student, config),
-        nf4: is_nf4(&plan.student),
+        quant: quant(&plan.student),
         stream: is_streamed(&plan.student),
         dora: is_dora(&plan.student),
         optimizer: plan.sft.optimizer,
@@ -317,7 +318,7 @@ fn of_pairs(
         dtype: student.dtype,
         recompute: training.recompute,
         num_adapter_weights: num_adapter_weights(student, config),
-        nf4: is_nf4(student),
+        quant: quant(student),
         stream: is_streamed(student),
         dora: is_dora(student),
         optimizer: training.optimizer,
@@ -358,7 +359,7 @@ fn of_grpo(
         dtype: student.dtype,
         recompute: grpo.recompute,
         num_adapter_weights: num_adapter_weights(student, config),
-        nf4: is_nf4(student),
+        quant: quant(student),
         stream: is_streamed(student),
         dora: is_dora(student),
         optimizer: grpo.optimizer,
@@ -372,11 +373,12 @@ fn of_grpo(
             Some(_) => 0,
             None => grpo.batch_size.min(num_of_rollout),
         },
-        // the cache grows by doubling
-        slot_length: longest.next_power_of_two(),
+        slot_length: longest,
         rollouts: Some(Rollouts {
             has_reference: grpo.needs_reference(),
             num_tokens: num_of_rollout * longest,
+            group_size: grpo.group_size,
+            prompt_length: longest_prompt,
         }),
     };
     let lengths = vec![longest; num_completions];
@@ -472,12 +474,13 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
             .collect(),
         None => vec![format!(
             "weights, gradients and optimiser states alone do not fit: {}take a smaller student or a larger device",
-            match (load.num_adapter_weights, load.nf4) {
+            match (load.num_adapter_weights, load.quant) {
                 // it is trained whole
                 _ if table == "reward_model" => "",
                 (None, _) => "train adapters (`student.method = \"lora\"`), or ",
-                (Some(_), false) => "keep the frozen weights in 4 bits (`student.method = \"qlora\"`), or ",
-                (Some(_), true) => "",
+                (Some(_), None) => "keep the frozen weights in 4 bits (`student.method = \"qlora\"`), or ",
+                (Some(_), Some(PackedAs::Q8_0)) => "keep the frozen weights in 4 bits (`student.lora.quant = \"q4_k\"`), or ",
+                (Some(_), Some(_)) => "",
             }
         )],
     }

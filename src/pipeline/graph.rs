@@ -81,7 +81,7 @@ impl StageContext<'_> {
         let student = self.student()?;
         let earlier = self.stage.model.as_ref();
         let earlier = earlier.map(|name| self.root.join(name).join("model"));
-        student.to_train(earlier.as_deref(), self.stage.seed)
+        student.to_train(earlier.as_deref(), self.stage.seed, self.reporter)
     }
 
     /// The files of a source, of the commit that the stage was begun with.

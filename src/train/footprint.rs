@@ -4,10 +4,12 @@
 //!
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
+use crate::model::cache::planned_bytes;
+use crate::model::frozen::packed_bytes;
 use crate::model::{Head, ModelConfig};
-use crate::ops::LOSS_ROWS as GPU_LOSS_ROWS;
 use crate::ops::adam8::BLOCK as ADAM8_BLOCK;
 use crate::ops::plain::{ATTENTION_BLOCK, HEAD_CHUNK};
+use crate::ops::{LOSS_ROWS as GPU_LOSS_ROWS, PackedAs};
 use crate::optim::has_8bit_states;
 use crate::recipe::{Dtype, Optimizer, Recompute};
 use serde::Serialize;
@@ -34,8 +36,8 @@ pub struct Load {
     pub recompute: Recompute,
     /// Weights of adapters, which alone are trained; none where all weights are.
     pub num_adapter_weights: Option<u64>,
-    /// The projections of the blocks are in 4 bits.
-    pub nf4: bool,
+    /// The projections of the blocks are quantised.
+    pub quant: Option<PackedAs>,
     /// The projections of the blocks are on the host, and copied to the device for each use.
     pub stream: bool,
     /// Adapters with magnitudes apart.
@@ -66,6 +68,9 @@ pub struct Rollouts {
     pub has_reference: bool,
     /// Tokens of a rollout.
     pub num_tokens: usize,
+    /// Completions of a prompt, and its tokens: their keys and values are held once.
+    pub group_size: usize,
+    pub prompt_length: usize,
 }
 
 /// Bytes of a token of a rollout, on the host: its id twice, three log-probabilities as they are kept and as they are learnt
@@ -97,7 +102,7 @@ pub struct Footprint {
     pub reference: u64,
     /// Tokens of a rollout with what is known of them, on the CPU.
     pub rollout: u64,
-    /// Keys and values of what is sampled, and a row of logits for each sequence.
+    /// Keys and values of what is sampled, in pages, and a row of logits for each sequence.
     pub kv_cache: u64,
     /// Gradients in memory at the loss, in the blocks, and after them.
     #[serde(skip)]
@@ -105,7 +110,7 @@ pub struct Footprint {
     /// Sampling comes between updates, not after them.
     #[serde(skip)]
     samples_between: bool,
-    /// Of the model that is evaluated afterwards: adapters are in its weights, none in 4 bits.
+    /// Of the model that is evaluated afterwards: adapters are in its weights, none quantised.
     #[serde(skip)]
     weights_after: u64,
     /// Weights of one file of the result.
@@ -147,22 +152,23 @@ impl Footprint {
                 t * (layers * c * element + kept)
             }
         };
-        let projections = match load.nf4 || load.stream {
+        let projections = match load.quant.is_some() || load.stream {
             true => layers * (2 * c * q + 2 * c * kv + 3 * c * f),
             false => 0,
         };
-        // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales; the host is the device where that is the CPU
-        let packed = match load.nf4 && (load.fast_cpu || !load.stream) {
-            true => projections / 2 + projections / 64 + projections / 4096,
-            false => 0,
+        // the host is the device where that is the CPU
+        let packed = match load.quant.filter(|_| load.fast_cpu || !load.stream) {
+            Some(quant) => packed_bytes(config, quant),
+            None => 0,
         };
-        // gate and up whole again; on the portable way through f32 codes, their places and values
+        // the largest as numbers, from a file beside those read from there; on the portable way through f32 codes, their
+        // places and values
         let is_fast = load.fast_cpu || load.fast_gpu;
-        let dequantised = match (load.nf4, is_fast) {
-            (false, _) if load.stream => 2 * c * f * element,
-            (false, _) => 0,
-            (true, true) => 2 * c * f * element,
-            (true, false) => c * f * (12 + element),
+        let dequantised = match (load.quant, is_fast) {
+            (None, _) if load.stream => 2 * c * f * element,
+            (None, _) => 0,
+            (Some(_), true) => c * f * element,
+            (Some(_), false) => c * f * (12 + element),
         };
         // the product, its gradient and their product, one of them in f32; the weight in f32, twice
         let magnitudes = match load.dora {
@@ -222,8 +228,11 @@ impl Footprint {
                 (Some(rollouts), true) => rollouts.num_tokens as u64 * ROLLOUT_TOKEN,
                 _ => 0,
             },
-            kv_cache: load.num_slots as u64
-                * (load.slot_length as u64 * layers * 2 * kv * element + vocab * F32),
+            kv_cache: planned_bytes(
+                layers * 2 * kv * element,
+                (load.num_slots as u64, load.slot_length as u64),
+                prompts_side_by_side(load),
+            ) + load.num_slots as u64 * vocab * F32,
             gradients_at: gradients,
             samples_between: load.rollouts.is_some(),
             weights_after: match load.num_slots {
@@ -343,6 +352,27 @@ impl Footprint {
         let saving = self.weights + self.merged;
         let sampling = beside_cache + self.kv_cache;
         training.max(sampling).max(asked).max(saving) + self.process
+    }
+}
+
+/// The prompts of the sequences that are sampled side by side, and their length, where several sequences have one. Groups
+/// follow each other; the batch that begins latest in its first group touches the most of them.
+fn prompts_side_by_side(load: &Load) -> (u64, u64) {
+    let Some(rollouts) = load.rollouts else {
+        return (0, 0);
+    };
+    let (slots, group) = (load.num_slots as u64, rollouts.group_size.max(1) as u64);
+    let step = gcd(slots, group);
+    (
+        (slots + group - step).div_ceil(group),
+        rollouts.prompt_length as u64,
+    )
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
     }
 }
 

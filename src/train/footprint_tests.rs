@@ -8,7 +8,7 @@ pub(crate) const LOAD: Load = Load {
     dtype: Dtype::F32,
     recompute: Recompute::None,
     num_adapter_weights: None,
-    nf4: false,
+    quant: None,
     stream: false,
     dora: false,
     optimizer: Optimizer::AdamW,
@@ -123,6 +123,8 @@ fn a_policy_holds_a_reference_and_what_it_samples() {
         rollouts: Some(Rollouts {
             has_reference: true,
             num_tokens: 1000,
+            group_size: 1,
+            prompt_length: 0,
         }),
         ..LOAD
     };
@@ -146,6 +148,8 @@ fn a_policy_holds_a_reference_and_what_it_samples() {
         rollouts: Some(Rollouts {
             has_reference: false,
             num_tokens: 0,
+            group_size: 1,
+            prompt_length: 0,
         }),
         ..LOAD
     };
@@ -178,6 +182,8 @@ fn adapters_alone_have_gradients_and_states() {
         rollouts: Some(Rollouts {
             has_reference: true,
             num_tokens: 0,
+            group_size: 1,
+            prompt_length: 0,
         }),
         ..LOAD
     };
@@ -188,9 +194,27 @@ fn adapters_alone_have_gradients_and_states() {
     );
     // of a block 2 x 512 x 512, 2 x 512 x 128 and 3 x 512 x 1408 in 4 bits
     let n = 12 * (2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1408);
-    let q = Footprint::new(&model(), &Load { nf4: true, ..load });
-    assert_eq!(f.weights - q.weights, 4 * n - (n / 2 + n / 64 + n / 4096));
-    assert_eq!(q.block - f.block, 2 * 512 * 1408 * 4);
+    // rows of 1408 values are no multiple of 256: the last matrix of a block is in q8_0 then
+    let down = 12 * 512 * 1408;
+    for (quant, packed) in [
+        (PackedAs::Nf4, n / 2 + n / 64 + n / 4096),
+        (PackedAs::Q8_0, n / 32 * 34),
+        (PackedAs::Q4K, (n - down) / 256 * 144 + down / 32 * 34),
+    ] {
+        let quant = Some(quant);
+        let q = Footprint::new(&model(), &Load { quant, ..load });
+        assert_eq!(f.weights - q.weights, 4 * n - packed, "{quant:?}");
+        assert_eq!(q.block - f.block, 512 * 1408 * 4);
+        // on the host of a device there is nothing of them
+        let streamed = Load {
+            quant,
+            stream: true,
+            fast_cpu: false,
+            ..load
+        };
+        let streamed = Footprint::new(&model(), &streamed);
+        assert_eq!(f.weights - streamed.weights, 4 * n);
+    }
 }
 
 #[test]
@@ -252,6 +276,8 @@ fn policies_near_what_was_measured() {
             rollouts: Some(Rollouts {
                 has_reference,
                 num_tokens: 2 * slots * room,
+                group_size: 1,
+                prompt_length: 0,
             }),
             ..LOAD
         };
@@ -262,4 +288,42 @@ fn policies_near_what_was_measured() {
             "{c} x {layers}, {t} tokens: {mib} for {measured}"
         );
     }
+}
+
+#[test]
+fn pages_of_a_cache_by_hand() {
+    let position = 12 * 2 * 128 * 4;
+    let cache = |num_slots: usize, slot_length: usize, group: Option<(usize, usize)>| {
+        let load = Load {
+            num_slots,
+            slot_length,
+            rollouts: group.map(|(group_size, prompt_length)| Rollouts {
+                has_reference: false,
+                num_tokens: 0,
+                group_size,
+                prompt_length,
+            }),
+            ..LOAD
+        };
+        let logits = num_slots as u64 * 16_384 * 4;
+        let bytes = Footprint::new(&model(), &load).kv_cache - logits;
+        assert_eq!(bytes % (64 * position), 0);
+        bytes / (64 * position)
+    };
+    // pages of 64 positions, 16 of them at a time
+    assert_eq!(cache(0, 320, None), 0);
+    assert_eq!(cache(16, 320, None), 16 * 5);
+    assert_eq!(cache(16, 321, None), 16 * 6);
+    assert_eq!(cache(3, 65, None), 16);
+    // a group of 16 holds the 7 whole pages of its prompt once, and 5 each: 87
+    assert_eq!(cache(16, 768, Some((16, 500))), 96);
+    // two groups: 174; a prompt of less than a page
+    assert_eq!(cache(32, 768, Some((16, 500))), 176);
+    assert_eq!(cache(32, 128, Some((16, 63))), 64);
+    // 24 of groups of 16: two groups wherever they begin, 134
+    assert_eq!(cache(24, 768, Some((16, 500))), 144);
+    // 10 of groups of 16: the second ten are of two groups, 64
+    assert_eq!(cache(10, 768, Some((16, 500))), 64);
+    // 18 of them: three groups at times, 111
+    assert_eq!(cache(18, 768, Some((16, 500))), 112);
 }
