@@ -1,5 +1,5 @@
 //! Weights in GGML's blocks, bit for bit what a GGUF file holds: q8_0 and q4_k, back to numbers. How numbers become blocks is
-//! in [`super::ggml_encode`]; the layouts are those of
+//! in `ggml_encode`; the layouts are those of
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
 //!
 //! ```text
