@@ -6,8 +6,10 @@ mod cuda;
 
 use candle_core::{DType, Device, Tensor};
 use cuda::{device, off, reference};
-use distill::model::{AdapterConfig, Batch, CausalLm, ModelConfig, Recompute};
-use distill::ops::{Gradients, ParamId};
+use distill::model::{
+    AdapterConfig, Batch, CausalLm, FrozenAs, LoadOptions, ModelConfig, Recompute,
+};
+use distill::ops::{Gradients, PackedAs, ParamId};
 
 const VOCAB: usize = 97;
 
@@ -135,6 +137,58 @@ fn decoding_goes_on_like_the_whole_sequence() {
             near(&logits.get(0).unwrap(), at);
             near(&logits.get(1).unwrap(), at - 57);
             near(&logits.get(2).unwrap(), at);
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_streamed_are_the_same() {
+    let mut config = config("Qwen2");
+    config.num_hidden_layers = 4;
+    let folder = tempfile::tempdir().unwrap();
+    let made = CausalLm::random(config.clone(), 5, &Device::Cpu, DType::BF16).unwrap();
+    made.save(folder.path(), u64::MAX).unwrap();
+    let adapters = AdapterConfig {
+        rank: 4,
+        alpha: 8.0,
+        rslora: false,
+        dora: false,
+        targets: ["q_proj", "o_proj", "up_proj"].map(str::to_string).to_vec(),
+    };
+    for quant in [None, Some(PackedAs::Nf4), Some(PackedAs::Q8_0)] {
+        let load = |stream| {
+            let options = LoadOptions {
+                device: device(),
+                dtype: DType::BF16,
+            };
+            let how = FrozenAs { quant, stream };
+            let model =
+                CausalLm::load_frozen(folder.path(), config.clone(), &options, how).unwrap();
+            model.with_adapters(adapters.clone(), 3).unwrap()
+        };
+        let (streamed, whole) = (load(true), load(false));
+        // up and down, up alone, and both again
+        for recompute in [Recompute::None, Recompute::Block, Recompute::Offload] {
+            let (got, want) = (
+                gradients(&streamed, recompute),
+                gradients(&whole, recompute),
+            );
+            assert_eq!(got.0, want.0, "{quant:?}");
+            assert_eq!(
+                streamed.logprobs(&batch()).unwrap(),
+                whole.logprobs(&batch()).unwrap()
+            );
+            let (first, trained) = whole.trained();
+            for (i, parameter) in trained.iter().enumerate() {
+                let id = ParamId(first.0 + i);
+                let of = |grads: &Gradients| grads.get(id).unwrap().flatten_all().unwrap();
+                assert_eq!(
+                    of(&got.1).to_vec1::<f32>().unwrap(),
+                    of(&want.1).to_vec1::<f32>().unwrap(),
+                    "{quant:?}: {}",
+                    parameter.name
+                );
+            }
         }
     }
 }

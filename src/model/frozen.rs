@@ -2,15 +2,17 @@
 //! Quantised, or in the file they were loaded from, read again whenever they are used.
 
 use super::weights::InFile;
+use super::window::Window;
 use super::{CausalLm, Head, LoadOptions, ModelConfig, weights};
+use crate::ops::staging::Part;
 use crate::ops::{GgmlBlocks, Packed, PackedAs, ParamId, packed};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How the projections of the blocks are kept beside adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,9 +25,68 @@ pub struct FrozenAs {
 }
 
 /// One weight.
-enum Frozen {
+pub(super) enum Frozen {
     Packed(Packed),
-    InFile(InFile),
+    InFile(Arc<InFile>),
+}
+
+/// One weight where the model computes.
+#[derive(Clone)]
+pub(super) enum OnDevice {
+    Packed(Packed),
+    Whole(Tensor),
+}
+
+impl Frozen {
+    /// What of it is copied to a device.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        match self {
+            Self::Packed(packed) => packed
+                .parts()
+                .into_iter()
+                .map(|part| Part {
+                    dtype: part.dtype(),
+                    shape: part.dims().to_vec(),
+                    bytes: Arc::new(part),
+                })
+                .collect(),
+            Self::InFile(w) => vec![Part {
+                dtype: w.stored(),
+                shape: w.shape().to_vec(),
+                bytes: w.clone(),
+            }],
+        }
+    }
+
+    /// The same of copies of the parts.
+    pub(super) fn landed(&self, mut parts: Vec<Tensor>) -> Result<OnDevice> {
+        Ok(match self {
+            Self::Packed(packed) => OnDevice::Packed(packed.of_parts(parts)?),
+            Self::InFile(_) => OnDevice::Whole(
+                parts
+                    .pop()
+                    .ok_or_else(|| Error::input("a weight did not arrive"))?,
+            ),
+        })
+    }
+}
+
+impl OnDevice {
+    fn dense(&self, dtype: DType) -> Result<Tensor> {
+        match self {
+            Self::Packed(packed) => packed.dequantise(dtype),
+            Self::Whole(w) => Ok(w.to_dtype(dtype)?),
+        }
+    }
+}
+
+/// The window of a streamed model, opened when it is first needed.
+#[derive(Default)]
+enum Opened {
+    #[default]
+    NotYet,
+    Nothing,
+    Window(Window),
 }
 
 /// The weights of a model that are not kept as numbers; their places among its parameters are empty.
@@ -36,6 +97,9 @@ pub(super) struct FrozenWeights {
     quant: Option<PackedAs>,
     /// The place among them of the one used last, and in the lowest bit whether the pass goes down, as a backward does.
     last: Arc<AtomicUsize>,
+    /// They are on the host and go to the device for each use.
+    stream: bool,
+    window: Arc<Mutex<Opened>>,
 }
 
 /// Weights of a block: so many are asked for from the disk before they are used.
@@ -104,6 +168,26 @@ pub fn is_projection(name: &str) -> bool {
     name.ends_with("_proj.weight")
 }
 
+impl FrozenWeights {
+    /// A weight on `device`, where it is brought there beside the device's work.
+    fn through_window(&self, id: ParamId, device: &Device) -> Result<Option<OnDevice>> {
+        let Some(frozen) = self.of.get(&id).filter(|_| self.stream) else {
+            return Ok(None);
+        };
+        let mut opened = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Opened::NotYet = *opened {
+            *opened = match Window::of(device)? {
+                Some(window) => Opened::Window(window),
+                None => Opened::Nothing,
+            };
+        }
+        match &mut *opened {
+            Opened::Window(window) => window.weight(&self.of, id, frozen).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
 /// How many projections get each format where `quant` is asked for.
 ///
 /// # Errors
@@ -150,6 +234,7 @@ impl CausalLm {
         }
         let mut frozen = FrozenWeights {
             quant: how.quant,
+            stream: how.stream,
             ..FrozenWeights::default()
         };
         let names: Vec<String> = config.weight_shapes().into_iter().map(|(n, _)| n).collect();
@@ -163,7 +248,7 @@ impl CausalLm {
             }
             let kept = match how.quant {
                 Some(quant) => Frozen::Packed(Packed::quantise(&w, quant, host)?),
-                None => Frozen::InFile(stored.in_file()?),
+                None => Frozen::InFile(Arc::new(stored.in_file()?)),
             };
             frozen.of.insert(ParamId(i), Arc::new(kept));
             Ok(Tensor::zeros(0, options.dtype, &options.device)?)
@@ -197,6 +282,9 @@ impl CausalLm {
 
     /// A weight as numbers on the model's device.
     pub(super) fn weight(&self, id: ParamId) -> Result<Tensor> {
+        if let Some(weight) = self.frozen.through_window(id, &self.device)? {
+            return weight.dense(self.dtype);
+        }
         match self.frozen.take(id) {
             None => Ok(self.w(id).clone()),
             Some(Frozen::Packed(packed)) => packed.to_device(&self.device)?.dequantise(self.dtype),

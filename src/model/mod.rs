@@ -30,6 +30,7 @@ pub mod policy;
 pub mod reward;
 mod rope;
 pub mod weights;
+mod window;
 
 pub use adapter::AdapterConfig;
 pub use cache::KvCache;

@@ -1,6 +1,7 @@
 //! safetensors in and out, in the layout and with the names of Hugging Face. Files are read through mmap.
 
 use super::{ModelConfig, Parameter};
+use crate::ops::staging::HostBytes;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, WithDType};
 use memmap2::Mmap;
@@ -107,6 +108,15 @@ impl InFile {
         Ok(tensor.to_dtype(dtype)?)
     }
 
+    /// The dtype that it has there.
+    pub fn stored(&self) -> DType {
+        self.stored
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
     /// It will be read soon.
     pub fn expect(&self) {
         // that it did not work costs time
@@ -116,6 +126,15 @@ impl InFile {
             self.bytes.start,
             self.bytes.len(),
         );
+    }
+}
+
+impl HostBytes for InFile {
+    fn with(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let data = &self.mmap[self.bytes.clone()];
+        let taken = take(data);
+        forget(&self.mmap, data);
+        taken
     }
 }
 

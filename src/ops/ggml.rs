@@ -165,6 +165,14 @@ impl GgmlBlocks {
         &self.bytes
     }
 
+    /// The same of a copy of its bytes.
+    pub(super) fn of_copy(&self, bytes: Tensor) -> Self {
+        Self {
+            bytes,
+            ..self.clone()
+        }
+    }
+
     /// The matrix again. -> `[O, I]`
     ///
     /// # Errors

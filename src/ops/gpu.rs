@@ -114,6 +114,12 @@ impl Gpu {
         runs_kernels(device).then(|| Self(device.clone()))
     }
 
+    /// A device that kernels run on.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on(device: &Device) -> Self {
+        Self(device.clone())
+    }
+
     /// A tensor whose values are for a kernel to write.
     pub(super) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         if self.0.is_cpu() {
@@ -256,6 +262,13 @@ impl Gpu {
     }
 
     /// The address of the first value of a contiguous tensor.
+    #[cfg(feature = "cuda")]
+    pub(super) fn address_of(&self, t: &Tensor) -> Result<u64> {
+        let (storage, layout) = t.storage_and_layout();
+        self.address(&storage, layout)
+    }
+
+    /// The same of what it is made of.
     fn address(&self, storage: &Storage, layout: &Layout) -> Result<u64> {
         let (start, _) = layout
             .contiguous_offsets()
@@ -289,11 +302,9 @@ impl Gpu {
         match &self.0 {
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => {
-                let at = |t: &Tensor| {
-                    let (storage, layout) = t.storage_and_layout();
-                    self.address(&storage, layout)
-                };
-                let at = [at(a.tensor)?, at(b.tensor)?, at(c.0)?];
+                let at = [a.tensor, b.tensor, c.0].map(|t| self.address_of(t));
+                let [a_at, b_at, c_at] = at;
+                let at = [a_at?, b_at?, c_at?];
                 cuda::gemm(device, (m, n, k), a, b, c, at, add)
             }
             #[cfg(feature = "cuda-emulator")]
@@ -307,7 +318,7 @@ impl Gpu {
     }
 }
 
-fn runs_kernels(device: &Device) -> bool {
+pub(super) fn runs_kernels(device: &Device) -> bool {
     #[cfg(feature = "cuda-emulator")]
     if device.is_cpu() {
         return emulated::is_on();

@@ -39,6 +39,7 @@ mod rows_cpu;
 mod rows_gpu;
 mod sample_gpu;
 pub mod seq_lens;
+pub mod staging;
 pub mod update;
 pub(crate) mod vector;
 

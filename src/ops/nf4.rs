@@ -136,6 +136,17 @@ impl Nf4 {
         (&self.codes, &self.scale_codes, &self.scales, self.offset)
     }
 
+    /// The same of copies of its first three parts.
+    pub(super) fn of_parts(&self, [codes, scale_codes, scales]: [Tensor; 3]) -> Self {
+        Self {
+            shape: self.shape,
+            codes,
+            scale_codes,
+            scales,
+            offset: self.offset,
+        }
+    }
+
     /// The matrix again. -> `[O, I]`
     ///
     /// # Errors

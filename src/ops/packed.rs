@@ -109,6 +109,34 @@ impl Packed {
         }
     }
 
+    /// The tensors that it is made of.
+    pub fn parts(&self) -> Vec<Tensor> {
+        match self {
+            Self::Nf4(w) => {
+                let (codes, scale_codes, scales, _) = w.parts();
+                [codes, scale_codes, scales].map(Tensor::clone).to_vec()
+            }
+            Self::Blocks(w) => vec![w.bytes().clone()],
+        }
+    }
+
+    /// The same matrix of copies of its parts.
+    ///
+    /// # Errors
+    /// Parts of another number.
+    pub fn of_parts(&self, parts: Vec<Tensor>) -> Result<Self> {
+        let num = parts.len();
+        let of = match self {
+            Self::Nf4(w) => {
+                <[Tensor; 3]>::try_from(parts).map(|parts| Self::Nf4(w.of_parts(parts)))
+            }
+            Self::Blocks(w) => {
+                <[Tensor; 1]>::try_from(parts).map(|[bytes]| Self::Blocks(w.of_copy(bytes)))
+            }
+        };
+        of.map_err(|_: Vec<Tensor>| Error::input(format!("a quantised weight of {num} parts")))
+    }
+
     /// Bytes that it takes.
     pub fn num_bytes(&self) -> usize {
         match self {

@@ -164,11 +164,18 @@ impl Footprint {
         // the largest as numbers, from a file beside those read from there; on the portable way through f32 codes, their
         // places and values
         let is_fast = load.fast_cpu || load.fast_gpu;
+        let held = match (load.quant, load.stream && !load.fast_cpu && layers > 0) {
+            (Some(quant), true) => 2 * packed_bytes(config, quant) / layers,
+            (None, true) => 2 * projections / layers * element,
+            (_, false) => 0,
+        };
         let dequantised = match (load.quant, is_fast) {
+            // those of the block at work and of the next
+            (None, _) if load.stream && !load.fast_cpu => held,
             (None, _) if load.stream => 2 * c * f * element,
             (None, _) => 0,
-            (Some(_), true) => c * f * element,
-            (Some(_), false) => c * f * (12 + element),
+            (Some(_), true) => held + c * f * element,
+            (Some(_), false) => held + c * f * (12 + element),
         };
         // the product, its gradient and their product, one of them in f32; the weight in f32, twice
         let magnitudes = match load.dora {
