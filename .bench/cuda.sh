@@ -10,10 +10,15 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 for tests in cuda_kernels cuda_attention cuda_model; do
   "$bin/$tests" --test-threads=1 2>&1 | grep -E "^test |off by|panicked|error" || echo "$tests: no result"
 done
-bench() { "$bin/distill" bench --device cuda --dtype bf16 --recompute "$@" 2>&1 | grep -v "^random\|^training$\|^sampling$"; }
-bench --shape qwen2.5-1.5b --length 32768 --num-sequences 1 --batch-size 64 --prompt-length 64 --new-tokens 128
+bench() { "$bin/distill" bench --device cuda --dtype bf16 "$@" 2>&1 | grep -v "^random\|^training$\|^sampling$"; }
+bench --shape qwen2.5-1.5b --recompute keep_attention --length 32768 --num-sequences 1 --batch-size 64 --prompt-length 64 --new-tokens 128
 python3 .bench/cuda_peer.py qwen2.5-1.5b 32768 1 --decode 64 64 128
-bench --shape qwen2.5-1.5b --length 4096 --num-sequences 8 --new-tokens 1
+bench --shape qwen2.5-1.5b --recompute block --length 32768 --num-sequences 1 --new-tokens 1
+bench --shape qwen2.5-1.5b --recompute keep_attention --length 4096 --num-sequences 8 --new-tokens 1
 python3 .bench/cuda_peer.py qwen2.5-1.5b 4096 8
-bench --shape qwen2.5-7b --lora 16 --length 32768 --num-sequences 1 --new-tokens 1
+bench --shape qwen2.5-7b --recompute keep_attention --lora 16 --length 32768 --num-sequences 1 --new-tokens 1
 python3 .bench/cuda_peer.py qwen2.5-7b 32768 1 --lora 16
+# every access of the kernels
+command -v compute-sanitizer > /dev/null && for tests in cuda_kernels cuda_attention; do
+  compute-sanitizer --error-exitcode 9 "$bin/$tests" --test-threads=1 2>&1 | tail -3
+done
