@@ -81,7 +81,7 @@ const ROLLOUT_TOKEN: u64 = 2 * 4 + 3 * (4 + 8) + 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Footprint {
     pub weights: u64,
-    /// f32 copy of 16-bit weights.
+    /// What makes f32 numbers of 16-bit weights.
     pub master: u64,
     pub gradients: u64,
     /// AdamW's m and v.
@@ -311,7 +311,7 @@ impl Footprint {
     pub fn parts(&self) -> Vec<(&'static str, u64)> {
         let all = [
             ("weights", self.weights),
-            ("f32 copy of the weights", self.master),
+            ("f32 part of the weights", self.master),
             ("gradients", self.gradients),
             ("optimiser states", self.optimizer),
             ("reference", self.reference),
