@@ -214,6 +214,54 @@ fn four_bits_under_an_adapter_are_trained_and_merged() {
 }
 
 #[test]
+fn blocks_of_gguf_files_under_an_adapter_are_trained_and_merged() {
+    for (quant, said) in [
+        ("q8_0", None),
+        ("q4_k", Some("2 of 14 projections are kept in q8_0")),
+    ] {
+        let place = Place::new();
+        let recipe = RECIPE
+            .replace("hidden_size = 32", "hidden_size = 256")
+            .replace("intermediate_size = 64", "intermediate_size = 288")
+            .replace("num_problems = 60", "num_problems = 12")
+            .replace("method = \"lora\"", "method = \"qlora\"")
+            .replace("\"dora\"", "\"qlora\"")
+            .replace("rank = 4", &format!("rank = 4\nquant = \"{quant}\""));
+        place.file("r.toml", recipe);
+        let run = place.works(&["--recipe", "r.toml", "--run-dir", "run"]);
+        match said {
+            Some(said) => assert!(run.stderr.contains(said), "{}", run.stderr),
+            None => assert!(!run.stderr.contains("are kept in"), "{}", run.stderr),
+        }
+        // what a stage does not say is as it was in the stage that it starts from
+        let plan = place.works(&["--recipe", "r.toml", "--dry-run", "--json"]);
+        let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+        for i in [1, 2] {
+            assert_eq!(plan["stages"][i]["student"]["adapter"]["quant"], quant);
+        }
+        let plan = place.works(&["plan", "--recipe", "r.toml", "--json"]);
+        let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+        let weights = |i: usize| plan[i]["estimate"]["memory"]["weights"].as_u64().unwrap();
+        assert!(
+            weights(1) < weights(0) / 2,
+            "{quant}: {}, {}",
+            weights(1),
+            weights(0)
+        );
+        for line in place.read("run/rl/metrics.jsonl").lines() {
+            let row: Value = serde_json::from_str(line).unwrap();
+            assert!(row["gap_max"].as_f64().unwrap() < 1e-3, "{row}");
+        }
+        assert_ne!(
+            std::fs::read(place.path().join("run/tuned/model/model.safetensors")).unwrap(),
+            std::fs::read(place.path().join("run/base/model/model.safetensors")).unwrap()
+        );
+        // and goes on where it was stopped: nothing is left to do
+        place.works(&["--recipe", "r.toml", "--run-dir", "run"]);
+    }
+}
+
+#[test]
 fn killed_while_the_adapter_learns_it_ends_the_same() {
     let (whole, cut) = (Place::new(), Place::new());
     for place in [&whole, &cut] {
@@ -265,12 +313,35 @@ fn mistakes_are_told_before_anything_runs() {
     assert!(error.contains("`rank = 0`"), "{error}");
     let (error, _) = fails("method = \"dora\"", "method = \"full\"");
     assert!(error.contains("`[student.lora]` has no effect"), "{error}");
+    let (error, hint) = fails("rank = 4", "rank = 4\nquant = \"q8_0\"");
+    assert!(
+        error.contains("`student.lora.quant = \"q8_0\"` has no effect"),
+        "{error}"
+    );
+    assert!(hint.contains("qlora"), "{hint}");
+    let (error, _) = fails("rank = 4", "rank = 4\nquant = \"q5_k\"");
+    assert!(error.contains("q5_k"), "{error}");
     let (error, hint) = fails(
         "[student.init]",
         "[student]\nmethod = \"lora\"\n[student.init]",
     );
     assert!(error.contains("random weights"), "{error}");
     assert!(hint.contains("[stage.student]"), "{hint}");
+
+    // rows that no block divides, before anything is trained
+    let recipe = RECIPE.replace("hidden_size = 32", "hidden_size = 40");
+    let recipe = recipe.replace("\"dora\"", "\"qlora\"");
+    place.file(
+        "r.toml",
+        recipe.replace("rank = 4", "rank = 4\nquant = \"q4_k\""),
+    );
+    let (error, hint) = place.fails(&["--recipe", "r.toml", "--run-dir", "run"]);
+    assert!(
+        error.contains("q_proj.weight`: rows of 40 values"),
+        "{error}"
+    );
+    assert!(hint.contains("`student.lora.quant = \"nf4\"`"), "{hint}");
+    assert!(!place.path().join("run/base").exists());
 
     // an adapter whose base is not there
     place.file(

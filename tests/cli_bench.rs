@@ -57,6 +57,9 @@ fn a_small_shape_is_measured() {
     // rank 2: inputs and outputs of seven projections
     let adapter = 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96));
     assert_eq!(lora["num_trained"], 2 * adapter);
+    let quantised = measured(&["--lora", "2", "--quant", "q8_0"]);
+    assert_eq!(quantised["num_trained"], lora["num_trained"]);
+    assert_eq!(quantised["num_parameters"], lora["num_parameters"]);
     let text = place.works(&args(&[])).stdout;
     for word in [
         "forward",

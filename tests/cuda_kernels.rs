@@ -7,7 +7,10 @@ mod cuda;
 use candle_core::{DType, Device, Tensor};
 use cuda::{both, device, noise, off, reference, tolerance};
 use distill::ops::adam8::{Adam8State, adamw8_inplace};
-use distill::ops::{self, AdamWStep, Filters, Gradients, Nf4, ParamId, RopeTable, plain};
+use distill::ops::{
+    self, AdamWStep, Filters, GgmlBlocks, GgmlType, Gradients, Master, Nf4, ParamId, RopeTable,
+    plain,
+};
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
@@ -239,25 +242,41 @@ fn adamw_steps() {
         step,
         grad_scale: 0.5,
     };
-    let run = |device: &Device, dtype: DType| -> [Tensor; 3] {
+    let run = |device: &Device, dtype: DType, in_parts: bool| {
         let w = start.to_device(device).unwrap().copy().unwrap();
         let value = w.to_dtype(dtype).unwrap();
-        let master = (dtype != DType::F32).then_some(&w);
-        let zeros = || Tensor::zeros(num, DType::F32, device).unwrap();
-        let (m, v) = (zeros(), zeros());
-        let value = if master.is_some() { &value } else { &w };
+        let zeros = |dtype| Tensor::zeros(num, dtype, device).unwrap();
+        let (m, v) = (zeros(DType::F32), zeros(DType::F32));
+        let (value, master) = match (dtype, in_parts) {
+            (DType::F32, _) => (w, None),
+            (_, false) => (value, Some(Master::Whole(w))),
+            (_, true) => (value, Some(Master::Rest(zeros(DType::I16)))),
+        };
         for (i, g) in gradients.iter().enumerate() {
             let g = g.to_device(device).unwrap();
-            ops::adamw_inplace(value, master, &m, &v, &g, &constants(i + 1)).unwrap();
+            ops::adamw_inplace(&value, master.as_ref(), &m, &v, &g, &constants(i + 1)).unwrap();
         }
-        [value.clone(), w, v]
+        let whole = match &master {
+            Some(master) => master.weights(&value).unwrap(),
+            None => value.to_vec1().unwrap(),
+        };
+        (value, Tensor::new(whole, &Device::Cpu).unwrap(), v)
     };
-    for dtype in DTYPES {
-        let got = run(&device(), dtype);
-        let want = reference(|| run(&cpu, dtype));
-        near("value", &got[0], &want[0], dtype);
-        near("master", &got[1], &want[1], DType::F32);
-        near("v", &got[2], &want[2], DType::F32);
+    for (dtype, in_parts) in [
+        (DType::F32, false),
+        (DType::BF16, false),
+        (DType::BF16, true),
+    ] {
+        let got = run(&device(), dtype, in_parts);
+        let want = reference(|| run(&cpu, dtype, in_parts));
+        near("value", &got.0, &want.0, dtype);
+        near("master", &got.1, &want.1, DType::F32);
+        near("v", &got.2, &want.2, DType::F32);
+        if in_parts {
+            let rounded: Tensor = got.1.to_dtype(DType::BF16).unwrap();
+            let bits = |t: &Tensor| t.to_vec1::<half::bf16>().unwrap();
+            assert_eq!(bits(&rounded), bits(&got.0));
+        }
     }
 }
 
@@ -269,9 +288,10 @@ fn adamw_in_8_bits_steps() {
     let run = |device: &Device, dtype: DType| {
         let w = noise(&[num], 80).to_device(device).unwrap().copy().unwrap();
         let value = w.to_dtype(dtype).unwrap();
+        let rest = Tensor::zeros(num, DType::I16, device).unwrap();
         let (value, master) = match dtype {
-            DType::F32 => (w.clone(), None),
-            _ => (value, Some(&w)),
+            DType::F32 => (w, None),
+            _ => (value, Some(Master::Rest(rest))),
         };
         let state = Adam8State::zeros(num, device).unwrap();
         for step in 1..=3 {
@@ -285,7 +305,7 @@ fn adamw_in_8_bits_steps() {
                 grad_scale: 0.5,
             };
             let g = noise(&[num], 70 + step as u32).to_device(device).unwrap();
-            adamw8_inplace(&value, master, &state, &g, &c).unwrap();
+            adamw8_inplace(&value, master.as_ref(), &state, &g, &c).unwrap();
         }
         (value, state)
     };
@@ -324,6 +344,41 @@ fn nf4_is_the_same_values() {
             // one rounding of the scale, or to bf16
             near("nf4", &got, &want, dtype);
         }
+    }
+}
+
+#[test]
+fn blocks_are_the_same_bits() {
+    for of in [GgmlType::Q8_0, GgmlType::Q4_K] {
+        for (rows, columns) in [(1, 256), (3, 512), (37, 768), (5, 4096)] {
+            let w = noise(&[rows, columns], 91);
+            let want = reference(|| {
+                let blocks = GgmlBlocks::quantise(&w, of, &Device::Cpu).unwrap();
+                blocks.dequantise(DType::F32).unwrap()
+            });
+            let quantised = GgmlBlocks::quantise(&w, of, &device()).unwrap();
+            for dtype in DTYPES {
+                let got = quantised.dequantise(dtype).unwrap();
+                assert_eq!(got.dtype(), dtype);
+                let want = want.to_dtype(dtype).unwrap();
+                assert_eq!(off(&got, &want), 0.0, "{of:?} {rows} x {columns} {dtype:?}");
+            }
+        }
+    }
+    // scales that are subnormal or negative in f16, of a width that fills no block of threads
+    let golden: serde_json::Value = serde_json::from_str(include_str!("golden/ggml.json")).unwrap();
+    for of in [GgmlType::Q8_0, GgmlType::Q4_K] {
+        let blocks = golden["blocks"][of.name()]["blocks"].as_str().unwrap();
+        let blocks = hex::decode(blocks).unwrap();
+        let shape = (blocks.len() / of.block_bytes(), of.block_size());
+        let blocks = GgmlBlocks::of_bytes(&blocks, of, shape).unwrap();
+        let want = reference(|| blocks.dequantise(DType::F32).unwrap());
+        let got = blocks.to_device(&device()).unwrap();
+        assert_eq!(
+            off(&got.dequantise(DType::F32).unwrap(), &want),
+            0.0,
+            "{of:?}"
+        );
     }
 }
 

@@ -48,7 +48,12 @@ fn gradients(model: &CausalLm, recompute: Recompute) -> (Vec<f32>, Gradients) {
 /// Largest distance of log-probabilities and of any weight's gradient, the latter relative to its largest value.
 fn compare(name: &str, got: &CausalLm, want: &CausalLm, limits: (f64, f64)) {
     let (logprobs_want, grads_want) = reference(|| gradients(want, Recompute::None));
-    for recompute in [Recompute::None, Recompute::Block, Recompute::Offload] {
+    for recompute in [
+        Recompute::None,
+        Recompute::KeepAttention,
+        Recompute::Block,
+        Recompute::Offload,
+    ] {
         let (logprobs, grads) = gradients(got, recompute);
         for (a, b) in logprobs.iter().zip(&logprobs_want) {
             assert!(f64::from((a - b).abs()) < limits.0, "{name}: {a} {b}");

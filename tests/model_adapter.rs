@@ -3,8 +3,10 @@
 mod train_common;
 
 use candle_core::{DType, Device, Tensor};
-use distill::model::{AdapterConfig, Batch, CausalLm, LoadOptions, Recompute};
-use distill::ops::ParamId;
+use distill::model::{
+    AdapterConfig, Batch, CausalLm, FrozenAs, LoadOptions, ModelConfig, Recompute, frozen,
+};
+use distill::ops::{Packed, PackedAs, ParamId};
 use train_common::{VOCAB, tiny};
 
 const ALL: [&str; 7] = [
@@ -29,9 +31,12 @@ fn config(dora: bool, rslora: bool, targets: &[&str]) -> AdapterConfig {
 
 /// A model whose adapters change something.
 fn adapted(dora: bool, rslora: bool, targets: &[&str]) -> CausalLm {
-    let model = tiny(3)
-        .with_adapters(config(dora, rslora, targets), 7)
-        .unwrap();
+    stirred(tiny(3), config(dora, rslora, targets))
+}
+
+/// The same beside these weights.
+fn stirred(base: CausalLm, config: AdapterConfig) -> CausalLm {
+    let model = base.with_adapters(config, 7).unwrap();
     for (i, p) in model.trained().1.iter().enumerate() {
         if !p.name.ends_with("lora_A.weight") {
             let noise: Vec<f32> = (0..p.value.elem_count())
@@ -259,4 +264,160 @@ fn a_copy_shares_what_is_frozen_and_nothing_else() {
         values(&copy.logits(&tokens, &[20]).unwrap()),
         values(&model.logits(&tokens, &[20]).unwrap())
     );
+}
+
+/// Rows of 256 values, and of 320 in its last matrix: q8_0 in place of q4_k there.
+fn wide(dtype: DType) -> CausalLm {
+    let json = serde_json::json!({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 256,
+        "intermediate_size": 320, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": true,
+        "initializer_range": 0.05,
+    });
+    let config = ModelConfig::from_json(&json, "config.json").unwrap();
+    CausalLm::random(config, 5, &Device::Cpu, dtype).unwrap()
+}
+
+/// The same whose projections are what their quantised forms stand for, as numbers.
+fn dense(quant: PackedAs, dtype: DType) -> CausalLm {
+    let model = wide(dtype);
+    for p in model.parameters() {
+        if frozen::is_projection(&p.name) {
+            let packed = Packed::quantise(&p.value, quant, &Device::Cpu).unwrap();
+            let value = packed.dequantise(dtype).unwrap();
+            p.value.slice_set(&value, 0, 0).unwrap();
+        }
+    }
+    model
+}
+
+fn wide_values(t: &Tensor) -> Vec<f32> {
+    values(&t.to_dtype(DType::F32).unwrap())
+}
+
+#[test]
+fn quantised_weights_have_the_gradients_of_what_they_stand_for() {
+    for (quant, dora) in [
+        (PackedAs::Nf4, false),
+        (PackedAs::Q8_0, false),
+        (PackedAs::Q4K, false),
+        (PackedAs::Q4K, true),
+    ] {
+        let (rank, targets) = (3, &ALL[..]);
+        let config = || AdapterConfig {
+            rank,
+            ..config(dora, false, targets)
+        };
+        let packed = stirred(wide(DType::F32).into_packed(quant).unwrap(), config());
+        let plain = stirred(dense(quant, DType::F32), config());
+        assert!(packed.resident_bytes() < plain.resident_bytes() / 2);
+        let gradients = |model: &CausalLm| {
+            let mut grads = model.new_gradients();
+            let recompute = Recompute::Block;
+            model
+                .forward_backward(&batch(), recompute, &mut grads)
+                .unwrap();
+            grads
+        };
+        let (got, want) = (gradients(&packed), gradients(&plain));
+        let (first, trained) = packed.trained();
+        assert_eq!(trained.len(), 2 * 7 * if dora { 3 } else { 2 });
+        let mut largest = 0.0f32;
+        for (i, p) in trained.iter().enumerate() {
+            let id = ParamId(first.0 + i);
+            let (got, want) = (values(got.get(id).unwrap()), values(want.get(id).unwrap()));
+            assert_eq!(got, want, "{quant:?}: {}", p.name);
+            largest = got.iter().fold(largest, |m, v| m.max(v.abs()));
+        }
+        assert!(largest > 1e-2, "{largest}");
+        // the largest entry of some against differences in f32
+        for (i, p) in trained.iter().enumerate().step_by(5) {
+            let gradient = values(got.get(ParamId(first.0 + i)).unwrap());
+            let at = (0..gradient.len())
+                .max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs()))
+                .unwrap();
+            let before = p.value.copy().unwrap();
+            let shifted = |by: f32| {
+                let mut changed = values(&before);
+                changed[at] += by;
+                let changed = Tensor::from_vec(changed, p.value.shape(), &Device::Cpu).unwrap();
+                p.value.slice_set(&changed, 0, 0).unwrap();
+                loss(&packed)
+            };
+            let h = 4e-3;
+            let slope = (shifted(h) - shifted(-h)) / (2.0 * f64::from(h));
+            p.value.slice_set(&before, 0, 0).unwrap();
+            let found = f64::from(gradient[at]);
+            assert!(
+                (slope - found).abs() < 2e-2 * (1.0 + found.abs()),
+                "{quant:?}: {}[{at}]: {slope} by differences, {found}",
+                p.name
+            );
+        }
+        // merged into what they stand for, and that alone where adapters are off
+        let tokens = batch().tokens;
+        let logits = |model: &CausalLm| values(&model.logits(&tokens, &[20]).unwrap());
+        let off = packed.without_adapters().unwrap();
+        assert_eq!(logits(&off), logits(&dense(quant, DType::F32)));
+        let folder = tempfile::tempdir().unwrap();
+        packed.save_adapters(folder.path()).unwrap();
+        let file = std::fs::read(folder.path().join("adapter_model.safetensors")).unwrap();
+        let said = format!("\"base_quantization\":\"{}\"", quant.name());
+        let head = String::from_utf8_lossy(&file[8..200]);
+        assert!(head.contains(&said), "{head}");
+        let merged = packed.merge().unwrap();
+        assert_eq!(logits(&merged), logits(&plain.merge().unwrap()));
+        assert_eq!(merged.resident_bytes(), wide(DType::F32).resident_bytes());
+    }
+}
+
+#[test]
+fn quantised_from_files_or_memory_in_two_dtypes_streamed_or_not_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = batch().tokens;
+    for dtype in [DType::F32, DType::BF16] {
+        let model = wide(dtype);
+        let place = folder.path().join(dtype.as_str());
+        model.save(&place, u64::MAX).unwrap();
+        for quant in PackedAs::ALL {
+            let logits = |model: &CausalLm| wide_values(&model.logits(&tokens, &[20]).unwrap());
+            let expected = logits(&dense(quant, dtype));
+            let in_memory = wide(dtype).into_packed(quant).unwrap();
+            assert_eq!(logits(&in_memory), expected, "{quant:?} {dtype:?}");
+            // token by token, where products are others
+            let mut cache = in_memory.new_cache(1).unwrap();
+            let mut last = in_memory.prefill(&mut cache, 0, &tokens[..15]).unwrap();
+            for &token in &tokens[15..] {
+                last = in_memory.decode(&mut cache, &[0], &[token]).unwrap();
+            }
+            let most = if dtype == DType::F32 { 1e-4 } else { 0.1 };
+            for (a, b) in wide_values(&last).iter().zip(&expected[19 * VOCAB..]) {
+                assert!((a - b).abs() < most, "{quant:?} {dtype:?}: {a}, {b}");
+            }
+            for stream in [false, true] {
+                let how = FrozenAs {
+                    quant: Some(quant),
+                    stream,
+                };
+                let options = LoadOptions {
+                    device: Device::Cpu,
+                    dtype,
+                };
+                let config = ModelConfig::from_folder(&place).unwrap();
+                let loaded = CausalLm::load_frozen(&place, config, &options, how).unwrap();
+                assert_eq!(logits(&loaded), expected, "{quant:?} {dtype:?}");
+                assert_eq!(loaded.resident_bytes(), in_memory.resident_bytes());
+            }
+        }
+    }
+    let formats = frozen::formats(wide(DType::F32).config(), PackedAs::Q4K).unwrap();
+    let counts: Vec<_> = formats.into_iter().collect();
+    assert_eq!(counts, [(PackedAs::Q8_0, 2), (PackedAs::Q4K, 12)]);
+    // rows of 16 and 24 values
+    let error = tiny(3).into_packed(PackedAs::Q8_0).err().unwrap();
+    assert!(
+        error.to_string().contains("q_proj.weight`: rows of 16"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("nf4"));
 }

@@ -114,7 +114,12 @@ fn every_gradient_is_that_of_transformers_with_and_without_recomputation() {
         let expected = expected(family);
         let batch = batch();
         let mut bits: Option<Vec<Vec<f32>>> = None;
-        for recompute in [Recompute::None, Recompute::Block, Recompute::Offload] {
+        for recompute in [
+            Recompute::None,
+            Recompute::KeepAttention,
+            Recompute::Block,
+            Recompute::Offload,
+        ] {
             let mut grads = model.new_gradients();
             let logprobs = model
                 .forward_backward(&batch, recompute, &mut grads)

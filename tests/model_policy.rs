@@ -82,7 +82,7 @@ fn a_linear_objective_is_the_weighted_sum() {
     let logprobs = model
         .forward_backward(&batch, Recompute::None, &mut expected)
         .unwrap();
-    for recompute in [Recompute::None, Recompute::Block] {
+    for recompute in [Recompute::None, Recompute::KeepAttention, Recompute::Block] {
         let mut grads = model.new_gradients();
         let mut objective = Linear(batch.weights.iter().map(|w| -w).collect());
         let stats = model

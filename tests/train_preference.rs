@@ -356,7 +356,7 @@ fn gradients_of_scores_are_differences() {
             .map(|(r, g)| f64::from(r * g))
             .sum()
     };
-    for recompute in [Recompute::None, Recompute::Block] {
+    for recompute in [Recompute::None, Recompute::KeepAttention, Recompute::Block] {
         let mut grads = model.weights().new_gradients();
         let scores = model
             .forward_backward(

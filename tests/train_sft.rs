@@ -223,7 +223,7 @@ fn states_in_8_bits_learn_as_well_and_resume_with_the_same_bits() {
 fn gradients_applied_as_they_come_give_the_same_bits() {
     let rows = rows(7);
     for optimizer in [Optimizer::AdamW, Optimizer::AdamW8bit] {
-        for recompute in [Recompute::None, Recompute::Block] {
+        for recompute in [Recompute::None, Recompute::KeepAttention, Recompute::Block] {
             let run = |max_grad_norm: f64| {
                 let s = SftSettings {
                     optimizer,

@@ -1,14 +1,14 @@
 //! `distill bench`: what training and sampling a shape takes on this device, with random weights.
 
-use super::options::{dtype, optimizer, show_size};
+use super::options::{dtype, optimizer, packed_as, recompute, show_size};
 use super::{Session, stdout};
-use crate::model::{AdapterConfig, Batch, CausalLm, ModelConfig, Recompute, family};
-use crate::ops::{self, ParamId};
+use crate::model::{AdapterConfig, Batch, CausalLm, ModelConfig, family};
+use crate::ops::{self, PackedAs, ParamId};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pipeline::open;
 use crate::progress::Reporter;
 use crate::recipe::{self, Dtype, Optimizer};
-use crate::train::footprint::{share_beside_frozen, step_flops};
+use crate::train::flops::step_flops;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
@@ -40,12 +40,15 @@ pub struct Args {
     /// Sequences of a training step, in one pack
     #[arg(long, default_value_t = 2)]
     num_sequences: usize,
-    /// Compute activations again, block by block
-    #[arg(long)]
-    recompute: bool,
+    /// What the backward pass computes again: none, keep_attention, block or offload
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_value = "none", default_missing_value = "block", value_parser = recompute)]
+    recompute: recipe::Recompute,
     /// Train adapters of this rank on all projections, not all weights
     #[arg(long, value_name = "RANK")]
     lora: Option<usize>,
+    /// Keep the frozen projections beside them quantised: nf4, q8_0 or q4_k
+    #[arg(long, value_name = "FORMAT", requires = "lora", value_parser = packed_as)]
+    quant: Option<PackedAs>,
     /// adamw or adamw_8bit
     #[arg(long, default_value = "adamw", value_parser = optimizer)]
     optimizer: Optimizer,
@@ -118,6 +121,10 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let dtype = open::dtype(args.dtype);
     reporter.note("random weights");
     let mut model = CausalLm::random(config, 0, &device, dtype)?;
+    let num_base = model.config().num_parameters();
+    if let Some(quant) = args.quant {
+        model = model.into_packed(quant)?;
+    }
     if let Some(rank) = args.lora {
         let targets = [
             "q_proj",
@@ -144,22 +151,25 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let peak_flops_per_s = product(&device, dtype)?;
     // of the model: what is computed twice counts once
     let recompute = recipe::Recompute::None;
+    let is_frozen = args.lora.is_some();
     let lengths = vec![args.length; args.num_sequences];
-    let flops = step_flops(model.config(), &lengths, recompute);
-    let flops = match args.lora {
-        None => flops,
-        Some(_) => flops * share_beside_frozen(recompute),
-    };
+    let flops = step_flops(model.config(), &lengths, recompute, is_frozen);
     let [forward_s, both_s, optimizer_s] = training;
     let step_s = both_s + optimizer_s;
     let tokens_per_step = args.length * args.num_sequences;
-    let count = |some: &[crate::model::Parameter]| some.iter().map(|p| p.value.elem_count()).sum();
+    let count = |some: &[crate::model::Parameter]| -> usize {
+        some.iter().map(|p| p.value.elem_count()).sum()
+    };
+    let num_trained = count(model.trained().1);
     let measured = Measured {
         shape: args.shape.clone(),
         device: args.device.clone(),
         dtype: dtype.as_str(),
-        num_parameters: count(model.parameters()),
-        num_trained: count(model.trained().1),
+        num_parameters: match args.lora {
+            None => num_base,
+            Some(_) => num_base + num_trained,
+        },
+        num_trained,
         tokens_per_step,
         forward_s,
         backward_s: (both_s - forward_s).max(0.0),
@@ -210,10 +220,7 @@ fn train(args: &Args, model: &CausalLm) -> Result<[f64; 3]> {
         seq_lens: vec![args.length; args.num_sequences],
         weights: vec![1.0; n],
     };
-    let recompute = match args.recompute {
-        true => Recompute::Block,
-        false => Recompute::None,
-    };
+    let recompute = args.recompute.into();
     let (first, trained) = model.trained();
     let named: Vec<(String, Tensor)> = trained
         .iter()

@@ -2,8 +2,9 @@
 //! with other programs number by number (`tests/peers/model_live.py`).
 
 use super::Session;
-use crate::model::{Batch, CausalLm, LoadOptions};
-use crate::ops::ParamId;
+use super::options::packed_as;
+use crate::model::{Batch, CausalLm, FrozenAs, LoadOptions, ModelConfig};
+use crate::ops::{PackedAs, ParamId};
 use crate::pipeline::open::dtype;
 use crate::recipe;
 use crate::{Error, Result};
@@ -19,7 +20,7 @@ Example:
   distill debug-model --model MODEL --job JOB.json --output OUT
 
 JOB.json holds `tokens`, `seq_lens`, `targets`, `weights` and `recompute` (none, block). OUT/result.safetensors gets
-`logits`, `logprobs` and `grad.NAME` of -sum(weights * logprobs); OUT/model the model, saved again; with `cast` (f32,
+`logits`, `logprobs` and `grad.NAME` of -sum(weights * logprobs), with `--quant` `blocks.NAME` as in GGUF; OUT/model the model, saved again; with `cast` (f32,
 bf16, f16), OUT/cast the model in that dtype.")]
 pub struct Args {
     /// Folder in the Hugging Face layout
@@ -28,6 +29,9 @@ pub struct Args {
     /// Adapter in PEFT's layout, which alone has gradients; OUT/model is then merged, and OUT/adapter the adapter again
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Keep the frozen weights quantised: nf4, q8_0 or q4_k
+    #[arg(long, requires = "adapter", value_parser = packed_as)]
+    quant: Option<PackedAs>,
     /// The batch
     #[arg(long)]
     job: PathBuf,
@@ -57,7 +61,12 @@ pub fn run(args: &Args, _: &Session) -> Result<()> {
         device: Device::Cpu,
         dtype: DType::F32,
     };
-    let mut model = CausalLm::load(&args.model, &options)?;
+    let how = FrozenAs {
+        quant: args.quant,
+        stream: false,
+    };
+    let config = ModelConfig::from_folder(&args.model)?;
+    let mut model = CausalLm::load_frozen(&args.model, config, &options, how)?;
     if let Some(adapter) = &args.adapter {
         model = model.with_saved_adapters(adapter)?;
         model.save_adapters(&args.output.join("adapter"))?;
@@ -80,6 +89,9 @@ pub fn run(args: &Args, _: &Session) -> Result<()> {
         if let Some(gradient) = gradients.get(ParamId(i)) {
             out.insert(format!("grad.{}", parameter.name), gradient.clone());
         }
+    }
+    for (name, blocks) in model.blocks() {
+        out.insert(format!("blocks.{name}"), blocks.bytes().clone());
     }
     model.save(&args.output.join("model"), job.max_shard_bytes)?;
     if let Some(cast) = job.cast {

@@ -1,8 +1,10 @@
 //! `distill debug-train`, hidden: trains a folder on rows of token ids, for comparing the loop with other trainers number
 //! by number (`tests/peers/train_sft.py`).
 
+use super::options::packed_as;
 use super::{Session, stdout};
 use crate::model::{CausalLm, FrozenAs, LoadOptions, ModelConfig};
+use crate::ops::PackedAs;
 use crate::train::{Examples, Observer, SftSettings, StepRecord, train_sft};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -24,9 +26,9 @@ pub struct Args {
     /// Adapter in PEFT's layout, which alone is trained
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Keep the frozen weights in 4 bits
-    #[arg(long, requires = "adapter")]
-    nf4: bool,
+    /// Keep the frozen weights quantised: nf4, q8_0 or q4_k
+    #[arg(long, requires = "adapter", value_parser = packed_as)]
+    quant: Option<PackedAs>,
     /// Keep the frozen weights in their files
     #[arg(long, requires = "adapter")]
     stream: bool,
@@ -91,7 +93,7 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
         dtype: DType::F32,
     };
     let how = FrozenAs {
-        nf4: args.nf4,
+        quant: args.quant,
         stream: args.stream,
     };
     let config = ModelConfig::from_folder(&args.model)?;

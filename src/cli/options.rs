@@ -2,9 +2,10 @@
 
 use crate::Result;
 use crate::generate::Sampling;
+use crate::ops::PackedAs;
 use crate::recipe::graph::{Resolved, resolve_document};
 use crate::recipe::load::{self, Loaded};
-use crate::recipe::{Dtype, Optimizer};
+use crate::recipe::{Dtype, Optimizer, Recompute};
 
 /// Which recipe, and what is changed in it.
 #[derive(clap::Args)]
@@ -57,6 +58,12 @@ pub fn dtype(text: &str) -> std::result::Result<Dtype, String> {
     }
 }
 
+/// A format of quantised weights by its name.
+pub fn packed_as(text: &str) -> std::result::Result<PackedAs, String> {
+    let named = PackedAs::ALL.into_iter().find(|q| q.name() == text);
+    named.ok_or_else(|| "formats: nf4, q8_0, q4_k".into())
+}
+
 /// Bytes of `24GiB`, `80GB`, `512MiB` or a plain number.
 pub fn bytes(text: &str) -> std::result::Result<u64, String> {
     const UNITS: [(&str, f64); 6] = [
@@ -86,6 +93,18 @@ pub fn optimizer(text: &str) -> std::result::Result<Optimizer, String> {
         "adamw_8bit" => Ok(Optimizer::AdamW8bit),
         _ => Err("optimisers: adamw, adamw_8bit".into()),
     }
+}
+
+/// What is computed again in the backward pass, by its name.
+pub fn recompute(text: &str) -> std::result::Result<Recompute, String> {
+    let known = [
+        Recompute::None,
+        Recompute::KeepAttention,
+        Recompute::Block,
+        Recompute::Offload,
+    ];
+    let found = known.into_iter().find(|level| level.name() == text);
+    found.ok_or_else(|| "what is computed again: none, keep_attention, block, offload".into())
 }
 
 /// How tokens are chosen.

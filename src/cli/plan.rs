@@ -5,6 +5,7 @@ use super::run_stages::sampler;
 use super::{Session, stdout};
 use crate::Result;
 use crate::pipeline::estimate::{Estimate, StageEstimate, estimate, estimate_stages, gib};
+use crate::pipeline::fit::free_memory;
 use crate::recipe::graph::{Job, PipelinePlan, Resolved};
 use crate::recipe::plan::Plan;
 use std::fmt::Write;
@@ -17,7 +18,7 @@ Example:
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Memory of the device, such as 24GiB: says what to change when the run does not fit
+    /// Memory of the device, such as 24GiB; what is free here where none is given
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     device_memory: Option<u64>,
     /// Print the plan as JSON
@@ -27,7 +28,11 @@ pub struct Args {
 
 pub fn run(args: &Args, session: &Session) -> Result<()> {
     let (_, plan) = args.recipe.load()?;
-    let memory = args.device_memory;
+    let device = match &plan {
+        Resolved::Student(plan) => &plan.device,
+        Resolved::Pipeline(plan) => &plan.device,
+    };
+    let memory = args.device_memory.or_else(|| free_memory(device));
     session.stop_on_signals()?;
     let (reporter, stop) = (&session.terminal, &session.stop);
     match &plan {
@@ -139,6 +144,9 @@ fn show(plan: &Plan, e: &Estimate) -> String {
     );
     for (label, size) in e.memory.parts() {
         line("", &format!("{label:<26}{:>12}", gib(size)));
+    }
+    if let (Some(level), true) = (e.recompute, e.recompute_chosen) {
+        line("recompute", &format!("auto: {}", level.name()));
     }
     if let Some(device) = e.device_memory {
         if e.peak_memory <= device {

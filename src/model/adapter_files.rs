@@ -3,6 +3,7 @@
 
 use super::weights::{self, write_json, write_shard};
 use super::{AdapterConfig, CausalLm};
+use crate::ops::PackedAs;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -123,7 +124,10 @@ impl CausalLm {
                 ))
             })
             .collect::<Result<_>>()?;
-        write_shard(&folder.join(WEIGHTS), tensors)?;
+        // `adapter_config.json` has no place for it: PEFT warns of keys that it does not know
+        let quant = self.frozen.quant().map(PackedAs::name);
+        let facts = quant.map(|name| ("base_quantization", name));
+        write_shard(&folder.join(WEIGHTS), tensors, facts.as_slice())?;
         let json = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

@@ -32,20 +32,26 @@ pub(super) struct Places<'a> {
 }
 
 /// What the backward needs from the forward.
+///
+/// The normed inputs of the products are not in it: computing them again costs less than a hundredth of the block.
 pub(super) struct Saved {
     x: Tensor,
-    h1: Tensor,
     /// Before q/k norm; only kept where there is one.
     raw_qk: Option<(Tensor, Tensor)>,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    o: Tensor,
-    lse: Tensor,
+    pub attended: Attended,
     x1: Tensor,
-    h2: Tensor,
     gate: Tensor,
     up: Tensor,
+}
+
+/// What attention gave: the costly part of a block of long sequences, and a small one of what its backward needs.
+#[derive(Clone)]
+pub(super) struct Attended {
+    o: Tensor,
+    lse: Tensor,
 }
 
 /// Queries, keys and values of T tokens, ready for attention.
@@ -145,30 +151,47 @@ impl Block {
         seqs: &SeqLens,
         places: &Places,
     ) -> Result<(Tensor, Saved)> {
+        let saved = self.saved(m, x, None, seqs, places)?;
+        let act = ops::swiglu(&saved.gate, &saved.up)?;
+        let [y] = m.through(ops::linears, &act, [self.down])?;
+        ops::add_inplace(&y, &saved.x1)?;
+        Ok((y, saved))
+    }
+
+    /// What the backward needs, from the block's input x `[T, C]` and, where it was kept, what attention gave: its output
+    /// `[T, H, D]` and log sums. The block's last product is not needed.
+    pub(super) fn saved(
+        &self,
+        m: &CausalLm,
+        x: &Tensor,
+        attended: Option<Attended>,
+        seqs: &SeqLens,
+        places: &Places,
+    ) -> Result<Saved> {
         let h1 = self.norm1(m, x)?;
         let qkv = self.qkv(m, &h1, places, ops::linears)?;
-        let (o, lse) = ops::attention(&qkv.q, &qkv.k, &qkv.v, seqs, m.scale())?;
+        let Attended { o, lse } = match attended {
+            Some(attended) => attended,
+            None => {
+                let (o, lse) = ops::attention(&qkv.q, &qkv.k, &qkv.v, seqs, m.scale())?;
+                Attended { o, lse }
+            }
+        };
         let [x1] = m.through(ops::linears, &o.flatten_from(1)?, [self.o])?;
         ops::add_inplace(&x1, x)?;
         let h2 = ops::rms_norm(&x1, m.w(self.norm2), m.config().rms_norm_eps)?;
         let [gate, up] = m.through(ops::linears, &h2, [self.gate, self.up])?;
-        let [y] = m.through(ops::linears, &ops::swiglu(&gate, &up)?, [self.down])?;
-        ops::add_inplace(&y, &x1)?;
-        let saved = Saved {
+        Ok(Saved {
             x: x.clone(),
-            h1,
             raw_qk: qkv.raw_qk,
             q: qkv.q,
             k: qkv.k,
             v: qkv.v,
-            o,
-            lse,
+            attended: Attended { o, lse },
             x1,
-            h2,
             gate,
             up,
-        };
-        Ok((y, saved))
+        })
     }
 
     /// dy `[T, C]` to dx; the gradients of the weights are added to `grads`.
@@ -187,19 +210,23 @@ impl Block {
         let d_act = m.linear_backward(self.down, &act, &dy, grads)?;
         drop(act);
         let (d_gate, d_up) = ops::swiglu_backward(&s.gate, &s.up, &d_act)?;
-        let d_h2 = m.linear_backward(self.gate, &s.h2, &d_gate, grads)?;
-        ops::add_inplace(&d_h2, &m.linear_backward(self.up, &s.h2, &d_up, grads)?)?;
+        drop(d_act);
+        let h2 = ops::rms_norm(&s.x1, m.w(self.norm2), eps)?;
+        let d_h2 = m.linear_backward(self.gate, &h2, &d_gate, grads)?;
+        ops::add_inplace(&d_h2, &m.linear_backward(self.up, &h2, &d_up, grads)?)?;
+        drop((h2, d_gate, d_up));
         let (d_norm, d_w) = ops::rms_norm_backward(&s.x1, m.w(self.norm2), eps, &d_h2)?;
         grads.add(self.norm2, &d_w)?;
         ops::add_inplace(&d_norm, &dy)?;
         drop(dy);
         let d_x1 = d_norm;
         // attention
-        let o_flat = s.o.flatten_from(1)?;
+        let Attended { o, lse } = s.attended;
+        let o_flat = o.flatten_from(1)?;
         let d_o = m.linear_backward(self.o, &o_flat, &d_x1, grads)?;
-        let d_o = d_o.reshape(s.o.shape())?;
+        let d_o = d_o.reshape(o.shape())?;
         let (dq, dk, dv) =
-            ops::attention_backward(&s.q, &s.k, &s.v, &s.o, &s.lse, &d_o, seqs, m.scale())?;
+            ops::attention_backward(&s.q, &s.k, &s.v, &o, &lse, &d_o, seqs, m.scale())?;
         let mut dq = ops::rope_backward(&dq, places.rope, places.positions)?;
         let mut dk = ops::rope_backward(&dk, places.rope, places.positions)?;
         if let (Some((qn, kn)), Some((raw_q, raw_k))) = (self.qk_norm, &s.raw_qk) {
@@ -210,10 +237,11 @@ impl Block {
             grads.add(kn, &d_w)?;
             dk = d;
         }
+        let h1 = self.norm1(m, &s.x)?;
         let mut d_h1: Option<Tensor> = None;
         for (layer, d) in [(self.q, dq), (self.k, dk), (self.v, dv)] {
             let d = d.flatten_from(1)?; // [T, heads * D]
-            let part = m.linear_backward(layer, &s.h1, &d, grads)?;
+            let part = m.linear_backward(layer, &h1, &d, grads)?;
             d_h1 = Some(match d_h1 {
                 None => part,
                 Some(sum) => {

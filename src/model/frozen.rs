@@ -1,9 +1,9 @@
 //! Frozen weights that are not kept as numbers where the model computes: which they are, and how they come back for a product.
-//! In 4 bits, or in the file they were loaded from, read again whenever they are used.
+//! Quantised, or in the file they were loaded from, read again whenever they are used.
 
 use super::weights::InFile;
 use super::{CausalLm, Head, LoadOptions, ModelConfig, weights};
-use crate::ops::{Nf4, ParamId};
+use crate::ops::{GgmlBlocks, Packed, PackedAs, ParamId, packed};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// How the projections of the blocks are kept beside adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrozenAs {
-    /// In 4 bits: <https://arxiv.org/abs/2305.14314>.
-    pub nf4: bool,
+    /// Quantised: <https://arxiv.org/abs/2305.14314>.
+    pub quant: Option<PackedAs>,
     /// Not on the device: in the memory of the host, of which the files are a part, and copied over for each use. A model
     /// larger than the device can be trained so.
     pub stream: bool,
@@ -24,7 +24,7 @@ pub struct FrozenAs {
 
 /// One weight.
 enum Frozen {
-    Nf4(Nf4),
+    Packed(Packed),
     InFile(InFile),
 }
 
@@ -32,6 +32,8 @@ enum Frozen {
 #[derive(Clone, Default)]
 pub(super) struct FrozenWeights {
     of: BTreeMap<ParamId, Arc<Frozen>>,
+    /// What was asked for of those that are quantised.
+    quant: Option<PackedAs>,
     /// The place among them of the one used last, and in the lowest bit whether the pass goes down, as a backward does.
     last: Arc<AtomicUsize>,
 }
@@ -56,6 +58,19 @@ impl FrozenWeights {
 
     pub(super) fn remove(&mut self, id: ParamId) {
         self.of.remove(&id);
+        if self.of.is_empty() {
+            self.quant = None;
+        }
+    }
+
+    /// Whether its numbers are made anew for each use.
+    pub(super) fn holds(&self, id: ParamId) -> bool {
+        self.of.contains_key(&id)
+    }
+
+    /// What its weights were quantised to, where they were.
+    pub(super) fn quant(&self) -> Option<PackedAs> {
+        self.quant
     }
 
     /// The weight that is used now; those after it are read from the disk meanwhile.
@@ -89,6 +104,34 @@ pub fn is_projection(name: &str) -> bool {
     name.ends_with("_proj.weight")
 }
 
+/// How many projections get each format where `quant` is asked for.
+///
+/// # Errors
+/// One whose rows do not divide into blocks.
+pub fn formats(config: &ModelConfig, quant: PackedAs) -> Result<BTreeMap<PackedAs, usize>> {
+    let mut formats = BTreeMap::new();
+    for (name, shape) in config.weight_shapes() {
+        if let (true, &[_, width]) = (is_projection(&name), shape.as_slice()) {
+            let taken = quant
+                .for_width(width)
+                .ok_or_else(|| packed::no_blocks(quant, width).at(format!("tensor `{name}`")))?;
+            *formats.entry(taken).or_default() += 1;
+        }
+    }
+    Ok(formats)
+}
+
+/// Bytes of the projections where `quant` is asked for; one that no block fits counts nothing: it is refused.
+pub fn packed_bytes(config: &ModelConfig, quant: PackedAs) -> u64 {
+    let bytes = |(name, shape): (String, Vec<usize>)| match shape.as_slice() {
+        &[rows, width] if is_projection(&name) => quant
+            .for_width(width)
+            .map_or(0, |taken| taken.num_bytes(rows * width) as u64),
+        _ => 0,
+    };
+    config.weight_shapes().into_iter().map(bytes).sum()
+}
+
 impl CausalLm {
     /// Loads the weights of a folder under a changed configuration, the projections of its blocks as `how` says; never more
     /// than one of these is in memory whole. They can only be trained by adapters. What is streamed from its files must stay
@@ -105,7 +148,10 @@ impl CausalLm {
         if config.head == Head::Score {
             return Self::load_as(folder, config, options);
         }
-        let mut frozen = FrozenWeights::default();
+        let mut frozen = FrozenWeights {
+            quant: how.quant,
+            ..FrozenWeights::default()
+        };
         let names: Vec<String> = config.weight_shapes().into_iter().map(|(n, _)| n).collect();
         let host = match how.stream {
             true => &Device::Cpu,
@@ -115,9 +161,9 @@ impl CausalLm {
             if how == FrozenAs::default() || !is_projection(&names[i]) {
                 return Ok(w.to_device(&options.device)?);
             }
-            let kept = match how.nf4 {
-                true => Frozen::Nf4(Nf4::quantise(&w, host)?),
-                false => Frozen::InFile(stored.in_file()?),
+            let kept = match how.quant {
+                Some(quant) => Frozen::Packed(Packed::quantise(&w, quant, host)?),
+                None => Frozen::InFile(stored.in_file()?),
             };
             frozen.of.insert(ParamId(i), Arc::new(kept));
             Ok(Tensor::zeros(0, options.dtype, &options.device)?)
@@ -128,21 +174,24 @@ impl CausalLm {
         Ok(model)
     }
 
-    /// The same in 4 bits of weights that are in memory.
+    /// The same quantised of weights that are in memory.
     ///
     /// # Errors
-    /// A model that has adapters.
-    pub fn into_nf4(mut self) -> Result<Self> {
+    /// A model that has adapters; rows that do not divide into blocks.
+    pub fn into_packed(mut self, quant: PackedAs) -> Result<Self> {
         if self.adapter_config().is_some() {
             return Err(Error::input("weights beside adapters stay as they are"));
         }
         for (i, parameter) in self.parameters.iter_mut().enumerate() {
             if is_projection(&parameter.name) && !self.frozen.of.contains_key(&ParamId(i)) {
-                let packed = Frozen::Nf4(Nf4::quantise(&parameter.value, &self.device)?);
-                self.frozen.of.insert(ParamId(i), Arc::new(packed));
+                let packed = Packed::quantise(&parameter.value, quant, &self.device)
+                    .map_err(|e| e.at(format!("tensor `{}`", parameter.name)))?;
+                let packed = Arc::new(Frozen::Packed(packed));
+                self.frozen.of.insert(ParamId(i), packed);
                 parameter.value = Tensor::zeros(0, self.dtype, &self.device)?;
             }
         }
+        self.frozen.quant = Some(quant);
         Ok(self)
     }
 
@@ -150,9 +199,20 @@ impl CausalLm {
     pub(super) fn weight(&self, id: ParamId) -> Result<Tensor> {
         match self.frozen.take(id) {
             None => Ok(self.w(id).clone()),
-            Some(Frozen::Nf4(packed)) => packed.to_device(&self.device)?.dequantise(self.dtype),
+            Some(Frozen::Packed(packed)) => packed.to_device(&self.device)?.dequantise(self.dtype),
             Some(Frozen::InFile(w)) => w.read(&self.device, self.dtype),
         }
+    }
+
+    /// Weights in the blocks of GGUF files, and their names.
+    pub fn blocks(&self) -> impl Iterator<Item = (&str, &GgmlBlocks)> {
+        let all = self.frozen.of.iter();
+        all.filter_map(|(id, frozen)| match &**frozen {
+            Frozen::Packed(Packed::Blocks(blocks)) => {
+                Some((self.parameters[id.0].name.as_str(), blocks))
+            }
+            _ => None,
+        })
     }
 
     /// Bytes of the weights that stay on the model's device.
@@ -160,7 +220,9 @@ impl CausalLm {
         let numbers = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
         let kept: usize = self.parameters.iter().map(|p| numbers(&p.value)).sum();
         let packed = self.frozen.of.values().map(|frozen| match &**frozen {
-            Frozen::Nf4(packed) if packed.device().same_device(&self.device) => packed.num_bytes(),
+            Frozen::Packed(packed) if packed.device().same_device(&self.device) => {
+                packed.num_bytes()
+            }
             _ => 0,
         });
         (kept + packed.sum::<usize>()) as u64

@@ -8,7 +8,7 @@ use super::gguf_names::{self, Rows};
 use super::gguf_types::{Fallback, Quant, TypeChooser, block_bytes, name_of, type_id};
 use super::weights::{self, Stored};
 use super::{CausalLm, ModelConfig};
-use crate::ops::ParamId;
+use crate::ops::{self, GgmlType, ParamId};
 use crate::{Error, Result};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
@@ -285,6 +285,16 @@ fn encode(values: Vec<f32>, width: usize, dtype: GgmlDType) -> Result<Vec<u8>> {
                 .collect());
         }
         _ => {}
+    }
+    let own = match dtype {
+        GgmlDType::Q8_0 => Some(GgmlType::Q8_0),
+        GgmlDType::Q4K => Some(GgmlType::Q4_K),
+        _ => None,
+    };
+    if let Some(of) = own {
+        let mut bytes = vec![0; of.num_bytes(values.len())];
+        ops::encode_ggml(&values, of, &mut bytes);
+        return Ok(bytes);
     }
     let num_rows = values.len() / width.max(1);
     let tensor = Tensor::from_vec(values, (num_rows, width), &Device::Cpu)?;

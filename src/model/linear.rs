@@ -21,7 +21,10 @@ fn several<const N: usize>(
     x: &Tensor,
     weights: &[ops::Projection],
 ) -> Result<[Tensor; N]> {
-    let ys = linears(x, weights)?;
+    exactly(linears(x, weights)?)
+}
+
+fn exactly<const N: usize>(ys: Vec<Tensor>) -> Result<[Tensor; N]> {
     ys.try_into()
         .map_err(|ys: Vec<Tensor>| Error::input(format!("{} products of {N} weights", ys.len())))
 }
@@ -40,15 +43,24 @@ impl CausalLm {
         x: &Tensor,
         layers: [Linear; N],
     ) -> Result<[Tensor; N]> {
-        let weights = layers.iter().map(|layer| self.weight(layer.w));
-        let weights: Vec<Tensor> = weights.collect::<Result<_>>()?;
-        let projections: Vec<ops::Projection> = weights
-            .iter()
-            .zip(&layers)
-            .map(|(w, layer)| (w, layer.b.map(|b| self.w(b))))
-            .collect();
-        let mut ys = several(linears, x, &projections)?;
-        drop(weights);
+        let bias = |layer: &Linear| layer.b.map(|b| self.w(b));
+        let mut ys = match layers.iter().any(|layer| self.frozen.holds(layer.w)) {
+            // never more than one of them as numbers
+            true => {
+                let one = |layer: &Linear| -> Result<Tensor> {
+                    let w = self.weight(layer.w)?;
+                    let [y] = several(linears, x, &[(&w, bias(layer))])?;
+                    Ok(y)
+                };
+                let ys = layers.iter().map(one).collect::<Result<Vec<_>>>()?;
+                exactly(ys)?
+            }
+            false => {
+                let weights = layers.iter().map(|layer| (self.w(layer.w), bias(layer)));
+                let projections: Vec<ops::Projection> = weights.collect();
+                several(linears, x, &projections)?
+            }
+        };
         if let Some(adapters) = &self.adapters {
             for (layer, y) in layers.iter().zip(&mut ys) {
                 if let Some(adapter) = adapters.of(layer.w) {

@@ -7,7 +7,7 @@
 //! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
 //! - `block`: one transformer block, `linear`: a projection of it; [`adapter`]: LoRA, rsLoRA and DoRA beside frozen weights,
 //!   [`adapter_files`]: theirs;
-//! - [`frozen`]: weights beside adapters, in 4 bits or in their files; [`cache`], `pages`: keys and values of sequences being
+//! - [`frozen`]: weights beside adapters, quantised or in their files; [`cache`], `pages`: keys and values of sequences being
 //!   sampled;
 //! - [`policy`]: gradients of functions of the log-probabilities, for reinforcement learning and preferences;
 //! - [`reward`]: the same blocks with one number as their result;
@@ -43,7 +43,7 @@ use crate::random::{GOLDEN, mix};
 use crate::recipe;
 use crate::{Error, Result};
 use adapter::Adapters;
-use block::{Block, Places, Saved};
+use block::{Attended, Block, Places, Saved};
 use candle_core::{DType, Device, Tensor};
 use frozen::FrozenWeights;
 use rayon::prelude::*;
@@ -71,6 +71,8 @@ pub struct LoadOptions {
 pub enum Recompute {
     /// None: all are kept.
     None,
+    /// A block's input and what attention gave are kept, the rest computed again.
+    KeepAttention,
     /// A block's input is kept, the rest computed again.
     Block,
     /// The same, and the inputs wait in the memory of the host.
@@ -81,7 +83,9 @@ impl From<recipe::Recompute> for Recompute {
     fn from(recompute: recipe::Recompute) -> Self {
         match recompute {
             recipe::Recompute::None => Self::None,
-            recipe::Recompute::Block => Self::Block,
+            recipe::Recompute::KeepAttention => Self::KeepAttention,
+            // the memory is not known
+            recipe::Recompute::Block | recipe::Recompute::Auto => Self::Block,
             recipe::Recompute::Offload => Self::Offload,
         }
     }
@@ -350,8 +354,9 @@ impl CausalLm {
             let (y, saved) = block.forward(self, &x, &seqs, &places)?;
             kept.push(match recompute {
                 Recompute::None => Kept::All(Box::new(saved)),
-                Recompute::Block => Kept::Input(x),
-                Recompute::Offload => Kept::Input(x.to_device(&Device::Cpu)?),
+                Recompute::KeepAttention => Kept::Input(x, Some(saved.attended)),
+                Recompute::Block => Kept::Input(x, None),
+                Recompute::Offload => Kept::Input(x.to_device(&Device::Cpu)?, None),
             });
             x = y;
         }
@@ -362,9 +367,9 @@ impl CausalLm {
             let Some(kept) = kept.pop() else { break };
             let saved = match kept {
                 Kept::All(saved) => *saved,
-                Kept::Input(x) => {
+                Kept::Input(x, attended) => {
                     let x = x.to_device(&self.device)?;
-                    block.forward(self, &x, &seqs, &places)?.1
+                    block.saved(self, &x, attended, &seqs, &places)?
                 }
             };
             dx = block.backward(self, saved, dx, &seqs, &places, grads)?;
@@ -515,7 +520,7 @@ fn in_place(rows: &[u32], values: Vec<f32>, num_tokens: usize) -> Vec<f32> {
 /// What a block's backward starts from.
 enum Kept {
     All(Box<Saved>),
-    Input(Tensor),
+    Input(Tensor, Option<Attended>),
 }
 
 /// The `i`th number in `[0, 1)` of a stream: SplitMix64 by counter.

@@ -486,7 +486,7 @@ pub fn save(
             .iter()
             .map(|&i| Ok((names[i].as_str(), get(i)?.to_device(&Device::Cpu)?)))
             .collect::<Result<_>>()?;
-        write_shard(&folder.join(&file), tensors)?;
+        write_shard(&folder.join(&file), tensors, &[])?;
         for &i in shard {
             weight_map.insert(names[i].clone(), file.clone());
         }
@@ -542,9 +542,17 @@ fn is_of_weights(name: &str) -> bool {
 }
 
 /// Writes one file of tensors beside its place, synced, then renames it.
-pub(super) fn write_shard(path: &Path, tensors: Vec<(&str, Tensor)>) -> Result<()> {
+pub(super) fn write_shard(
+    path: &Path,
+    tensors: Vec<(&str, Tensor)>,
+    facts: &[(&str, &str)],
+) -> Result<()> {
     let beside = path.with_extension("partial");
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata: HashMap<String, String> = [("format", "pt")]
+        .iter()
+        .chain(facts)
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .collect();
     safetensors::serialize_to_file(tensors, Some(metadata), &beside).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(e) => Error::io("writing", &beside, e),
         e => Error::input(format!("writing `{}`: {e}", beside.display())),

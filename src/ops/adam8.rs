@@ -12,14 +12,14 @@
 use super::cpu;
 use super::dynamic_map::{self, DynamicMap};
 use super::gpu::Gpu;
+use super::master::{Master, Weights, modify_integers, modify_weights};
 use super::optim_gpu;
 use super::rows_cpu::{adamw_constants, adamw_piece};
 use super::vector::{LANES, larger, reduce, vectorised};
 use super::{AdamWStep, update};
 use crate::{Error, Result};
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use std::cell::RefCell;
 
 /// Values that share a scale.
 pub const BLOCK: usize = 256;
@@ -75,13 +75,12 @@ impl Adam8State {
 /// One step of AdamW: as [`super::adamw_inplace`], with both moments in 8 bits.
 pub fn adamw8_inplace(
     value: &Tensor,
-    master: Option<&Tensor>,
+    master: Option<&Master>,
     state: &Adam8State,
     grad: &Tensor,
     c: &AdamWStep,
 ) -> Result<()> {
-    let w = master.unwrap_or(value);
-    let n = w.elem_count();
+    let n = value.elem_count();
     if state.m.dims() != [n] || grad.elem_count() != n {
         return Err(Error::input(format!(
             "{n} weights, {} gradients and 8-bit states of {:?}",
@@ -89,29 +88,31 @@ pub fn adamw8_inplace(
             state.m.dims()
         )));
     }
-    if let Some(gpu) = Gpu::of(w)
+    if let Some(gpu) = Gpu::of(value)
         && optim_gpu::adamw8(&gpu, value, master, state, grad, c)?
     {
         return Ok(());
     }
-    if !on_cpu(w, state, grad, c)? {
-        portable(w, state, grad, c)?;
+    if !on_cpu((value, master), state, grad, c)? {
+        portable(update::whole(value, master)?, state, grad, c)?;
     }
-    match master {
-        Some(master) => update::round_into(value, master),
-        None => Ok(()),
-    }
+    update::round_into(value, master)
 }
 
 /// The fused step; `false` where a tensor is not on the CPU, or weight or gradient are not f32.
-fn on_cpu(w: &Tensor, s: &Adam8State, grad: &Tensor, c: &AdamWStep) -> Result<bool> {
+fn on_cpu(
+    (value, master): (&Tensor, Option<&Master>),
+    s: &Adam8State,
+    grad: &Tensor,
+    c: &AdamWStep,
+) -> Result<bool> {
     let Some(g) = cpu::values::<f32>(grad) else {
         return Ok(false);
     };
-    if cpu::values::<f32>(w).is_none() || !s.m.device().is_cpu() {
+    if !s.m.device().is_cpu() {
         return Ok(false);
     }
-    modify_f32(w, |w| {
+    modify_weights(value, master, |w| {
         modify_codes(&s.m, |m| {
             modify_f32(&s.m_absmax, |m_absmax| {
                 modify_codes(&s.v, |v| {
@@ -122,39 +123,36 @@ fn on_cpu(w: &Tensor, s: &Adam8State, grad: &Tensor, c: &AdamWStep) -> Result<bo
                 })
             })
         })
-    })?;
-    Ok(true)
+    })
 }
 
 /// All blocks; codes with their scales.
 fn step(
-    (w, g): (&mut [f32], &[f32]),
+    (w, g): (Weights, &[f32]),
     m: (&mut [u8], &mut [f32]),
     v: (&mut [u8], &mut [f32]),
     c: &AdamWStep,
 ) {
     const SCALES: usize = PIECE / BLOCK;
     let constants = adamw_constants(c);
-    w.par_chunks_mut(PIECE)
+    w.pieces(PIECE)
+        .into_par_iter()
         .zip(g.par_chunks(PIECE))
         .zip(m.0.par_chunks_mut(PIECE).zip(m.1.par_chunks_mut(SCALES)))
         .zip(v.0.par_chunks_mut(PIECE).zip(v.1.par_chunks_mut(SCALES)))
         .for_each(|(((w, g), (m, m_absmax)), (v, v_absmax))| {
             let (m_map, v_map) = (dynamic_map::signed(), dynamic_map::unsigned());
-            let blocks = w
-                .chunks_mut(BLOCK)
-                .zip(g.chunks(BLOCK))
-                .zip(m.chunks_mut(BLOCK).zip(m_absmax))
-                .zip(v.chunks_mut(BLOCK).zip(v_absmax));
             let (mut m_values, mut v_values) = ([0.0; BLOCK], [0.0; BLOCK]);
-            for (((w, g), (m, m_absmax)), (v, v_absmax)) in blocks {
-                let (m_values, v_values) = (&mut m_values[..w.len()], &mut v_values[..w.len()]);
-                read_block(m_map, m, *m_absmax, m_values);
-                read_block(v_map, v, *v_absmax, v_values);
-                adamw_piece(w, m_values, v_values, g, constants);
-                *m_absmax = write_block(m_map, m_values, m);
-                *v_absmax = write_block(v_map, v_values, v);
-            }
+            w.change(BLOCK, |at, w| {
+                let (block, n) = (at / BLOCK, w.len());
+                let (m, v) = (&mut m[at..at + n], &mut v[at..at + n]);
+                let (m_values, v_values) = (&mut m_values[..n], &mut v_values[..n]);
+                read_block(m_map, m, m_absmax[block], m_values);
+                read_block(v_map, v, v_absmax[block], v_values);
+                adamw_piece(w, m_values, v_values, &g[at..at + n], constants);
+                m_absmax[block] = write_block(m_map, m_values, m);
+                v_absmax[block] = write_block(v_map, v_values, v);
+            });
         });
 }
 
@@ -283,30 +281,12 @@ fn modify_f32(t: &Tensor, change: impl FnOnce(&mut [f32]) -> Result<()>) -> Resu
 /// The same of codes.
 fn modify_codes(t: &Tensor, change: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
     let (mut change, mut result) = (Some(change), Ok(()));
-    t.inplace_op1(&ModifyCodes(RefCell::new(|codes: &mut [u8]| {
+    modify_integers(t, |codes: &mut [u8]| {
         if let Some(change) = change.take() {
             result = change(codes);
         }
-    })))?;
+    })?;
     result
-}
-
-struct ModifyCodes<F>(RefCell<F>);
-
-impl<F: FnMut(&mut [u8])> InplaceOp1 for ModifyCodes<F> {
-    fn name(&self) -> &'static str {
-        "modify-codes"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        match (storage, layout.contiguous_offsets()) {
-            (CpuStorage::U8(codes), Some((start, end))) => {
-                (self.0.borrow_mut())(&mut codes[start..end]);
-                Ok(())
-            }
-            _ => candle_core::bail!("modify-codes: not u8 or not contiguous"),
-        }
-    }
 }
 
 #[cfg(test)]

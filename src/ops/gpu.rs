@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Layout, Shape, Storage, Tensor, WithDType};
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
 
 /// Where kernels run.
 pub(super) struct Gpu(Device);
@@ -36,6 +37,7 @@ pub(super) enum Module {
     Head,
     Optim,
     Nf4,
+    Ggml,
     Sample,
     Attention,
     Decode,
@@ -107,6 +109,11 @@ impl Gpu {
         (known && runs_kernels(t.device())).then(|| Self(t.device().clone()))
     }
 
+    /// A device where kernels run.
+    pub(super) fn on(device: &Device) -> Option<Self> {
+        runs_kernels(device).then(|| Self(device.clone()))
+    }
+
     /// A tensor whose values are for a kernel to write.
     pub(super) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         if self.0.is_cpu() {
@@ -148,6 +155,22 @@ impl Gpu {
             lately.push_back((values.to_vec(), t.clone()));
             Ok(t)
         })
+    }
+
+    /// The same of a table that never changes: it goes to each device once and stays there.
+    pub(super) fn upload_once(&self, table: &'static [f32]) -> Result<Tensor> {
+        static TABLES: Mutex<Vec<(&[f32], Tensor)>> = Mutex::new(Vec::new());
+        // what a thread that failed left is whole: it is changed in one step
+        let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tables
+            .iter()
+            .find(|(v, t)| std::ptr::eq(*v, table) && t.device().same_device(&self.0));
+        if let Some((_, t)) = known {
+            return Ok(t.clone());
+        }
+        let t = self.upload(table)?;
+        tables.push((table, t.clone()));
+        Ok(t)
     }
 
     /// Where the values of tensors begin, for a kernel that reads many of them; they have to outlive its work.

@@ -21,6 +21,7 @@ impl Module {
             Self::Head => ("distill-head", ptx::HEAD),
             Self::Optim => ("distill-optim", ptx::OPTIM),
             Self::Nf4 => ("distill-nf4", ptx::NF4),
+            Self::Ggml => ("distill-ggml", ptx::GGML),
             Self::Sample => ("distill-sample", ptx::SAMPLE),
             Self::Attention => ("distill-attention", ptx::ATTENTION),
             Self::Decode => ("distill-decode", ptx::DECODE),
@@ -48,6 +49,7 @@ pub(super) fn address(device: &CudaDevice, storage: &CudaStorage, start: usize) 
         CudaStorageSlice::U32(s) => s.device_ptr(&stream).0,
         CudaStorageSlice::I64(s) => s.device_ptr(&stream).0,
         CudaStorageSlice::U8(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::I16(s) => s.device_ptr(&stream).0,
         _ => {
             return Err(Error::input(format!(
                 "kernels do not read {:?}",

@@ -97,6 +97,7 @@ pub(super) fn address(storage: &CpuStorage, start: usize) -> Result<u64> {
         CpuStorage::U32(v) => v[start..].as_ptr() as u64,
         CpuStorage::I64(v) => v[start..].as_ptr() as u64,
         CpuStorage::U8(v) => v[start..].as_ptr() as u64,
+        CpuStorage::I16(v) => v[start..].as_ptr() as u64,
         _ => return Err(Error::input("kernels do not read this dtype")),
     })
 }

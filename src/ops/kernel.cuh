@@ -22,6 +22,13 @@ __device__ __forceinline__ uint16_t bf16_bits(float f) {
     return static_cast<uint16_t>(pack_bf16(f, 0.0f));
 }
 
+// The number that 16 bits are in f16.
+__device__ __forceinline__ float half_bits_to_float(uint16_t bits) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
+    return f;
+}
+
 // 2^x to 2 units in the last place; results below the normal numbers are 0.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;

@@ -21,15 +21,20 @@ pub mod dispatch;
 mod dpbf16;
 mod dynamic_map;
 mod element;
+pub mod ggml;
+mod ggml_encode;
 mod gpu;
 pub mod gradients;
 mod head_cpu;
 mod head_gpu;
+pub mod master;
 pub mod nf4;
 mod optim_gpu;
+pub mod packed;
 pub mod paged;
 pub mod plain;
 mod product;
+mod quant_gpu;
 mod rows_cpu;
 mod rows_gpu;
 mod sample_gpu;
@@ -43,11 +48,15 @@ pub use dispatch::{
     linear_logprobs_backward, linear_policy_backward, linear_token_stats, rms_norm,
     rms_norm_backward, rope, rope_backward, swiglu, swiglu_backward,
 };
+pub use ggml::{GgmlBlocks, GgmlType};
+pub use ggml_encode::encode as encode_ggml;
 #[cfg(feature = "cuda-emulator")]
 pub use gpu::{pause_emulator, use_emulator};
 pub use gradients::{Gradients, ParamId};
 pub use head_gpu::{LOSS_ROWS, logits_on_gpu};
+pub use master::Master;
 pub use nf4::Nf4;
+pub use packed::{Packed, PackedAs};
 pub use plain::embedding;
 pub use sample_gpu::{Drawn, Filters, sample};
 pub use seq_lens::SeqLens;

@@ -12,7 +12,7 @@ use super::cpu::{self, unwritten};
 use super::dynamic_map;
 use super::element::Element;
 use super::gpu::Gpu;
-use super::rows_gpu;
+use super::quant_gpu;
 use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use half::bf16;
@@ -24,7 +24,7 @@ const BLOCK: usize = 64;
 const SCALE_BLOCK: usize = 256;
 
 /// Quantiles of the normal distribution, scaled to +-1, with a 0 (appendix E there).
-const VALUES: [f32; 16] = [
+static VALUES: [f32; 16] = [
     -1.0,
     -0.696_192_8,
     -0.525_073_05,
@@ -82,7 +82,10 @@ impl Nf4 {
             .zip(scale_codes.chunks_mut(SCALE_BLOCK))
             .map(|(block, codes)| quantise_scales(block, offset, codes))
             .collect();
-        let tensor = |bytes: Vec<u8>| Tensor::from_vec(bytes.clone(), bytes.len(), device);
+        let tensor = |bytes: Vec<u8>| {
+            let num_bytes = bytes.len();
+            Tensor::from_vec(bytes, num_bytes, device)
+        };
         let num_scales = scales.len();
         Ok(Self {
             shape,
@@ -117,6 +120,12 @@ impl Nf4 {
         self.shape
     }
 
+    /// Bytes of a matrix of so many values.
+    pub const fn num_bytes_of(num_values: usize) -> usize {
+        let num_blocks = num_values.div_ceil(BLOCK);
+        num_blocks * BLOCK / 2 + num_blocks + 4 * num_blocks.div_ceil(SCALE_BLOCK)
+    }
+
     /// Bytes that it takes.
     pub fn num_bytes(&self) -> usize {
         self.codes.elem_count() + self.scale_codes.elem_count() + 4 * self.scales.elem_count()
@@ -133,12 +142,11 @@ impl Nf4 {
     /// The device refuses.
     pub fn dequantise(&self, dtype: DType) -> Result<Tensor> {
         let (rows, columns) = self.shape;
-        // its scales are f32 wherever they are
-        if let Some(gpu) = Gpu::of(&self.scales)
+        if let Some(gpu) = Gpu::on(self.device())
             && matches!(dtype, DType::F32 | DType::BF16)
         {
-            let maps = (&VALUES[..], &dynamic_map::signed().values()[..]);
-            let w = rows_gpu::dequantise_nf4(&gpu, self.parts(), maps, rows * columns, dtype)?;
+            let maps = (&VALUES, dynamic_map::signed().values());
+            let w = quant_gpu::dequantise_nf4(&gpu, self.parts(), maps, rows * columns, dtype)?;
             return Ok(w.reshape(self.shape)?);
         }
         let on_cpu = match dtype {
@@ -276,6 +284,7 @@ mod tests {
             let w = matrix(rows, columns);
             let q = Nf4::quantise(&w, &Device::Cpu).unwrap();
             assert_eq!(q.shape(), (rows, columns));
+            assert_eq!(q.num_bytes(), Nf4::num_bytes_of(rows * columns));
             let fast = q.dequantise(DType::F32).unwrap();
             let plain = q.plain().unwrap().narrow(0, 0, rows * columns).unwrap();
             assert_eq!(

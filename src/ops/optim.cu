@@ -30,17 +30,42 @@ __device__ __forceinline__ float adam(float w, float g, float& m, float& v, cons
     return w * c.decay - c.rate * m / (sqrtf(v * c.correction) + c.eps);
 }
 
-// w is the master where `rounded` is given, which then takes the update rounded to bf16.
-extern "C" __global__ void adamw_f32(float* w, bf16* rounded, float* m, float* v, const float* grad, size_t num, float beta1,
-                                     float beta2, float eps, float decay, float rate, float correction, float grad_scale) {
+// Weights of a step: `w` in f32; or `w`, which is then the master copy, and `rounded`, which takes it rounded to bf16; or,
+// without `w`, `rounded` and `rest`, the distance of the f32 number's bits from it (ops/master.rs).
+struct Weights {
+    float* w;
+    bf16* rounded;
+    int16_t* rest;
+
+    __device__ __forceinline__ float read(size_t i) const {
+        if (w != nullptr)
+            return w[i];
+        const uint32_t high = static_cast<uint32_t>(rounded[i].bits) << 16;
+        return __uint_as_float(high + static_cast<uint32_t>(static_cast<int32_t>(rest[i])));
+    }
+
+    __device__ __forceinline__ void write(size_t i, float updated) const {
+        if (w != nullptr)
+            w[i] = updated;
+        if (rounded != nullptr)
+            store(rounded + i, updated);
+        if (w == nullptr) {
+            const uint32_t high = static_cast<uint32_t>(rounded[i].bits) << 16;
+            const int32_t left = static_cast<int32_t>(__float_as_uint(updated) - high);
+            rest[i] = static_cast<int16_t>(min(max(left, -0x8000), 0x7fff));
+        }
+    }
+};
+
+extern "C" __global__ void adamw_f32(float* w, bf16* rounded, int16_t* rest, float* m, float* v, const float* grad, size_t num,
+                                     float beta1, float beta2, float eps, float decay, float rate, float correction,
+                                     float grad_scale) {
     const Adam c{beta1, beta2, eps, decay, rate, correction, grad_scale};
+    const Weights weights{w, rounded, rest};
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= num)
         return;
-    const float updated = adam(w[i], grad[i], m[i], v[i], c);
-    w[i] = updated;
-    if (rounded != nullptr)
-        store(rounded + i, updated);
+    weights.write(i, adam(weights.read(i), grad[i], m[i], v[i], c));
 }
 
 // Place of the value of an ascending map of 256 that is nearest; halfway, the lower.
@@ -58,13 +83,14 @@ __device__ __forceinline__ uint8_t nearest(const float* map, float v) {
 
 // States in 8 bits: codes into maps, signed of m and unsigned of v, times the scale of their 256 values (arXiv 2110.02861).
 // A block of 256 threads a block of values.
-extern "C" __global__ void adamw_8bit(float* w, bf16* rounded, uint8_t* m_codes, float* m_scales, uint8_t* v_codes,
+extern "C" __global__ void adamw_8bit(float* w, bf16* rounded, int16_t* rest, uint8_t* m_codes, float* m_scales, uint8_t* v_codes,
                                       float* v_scales, const float* m_map, const float* v_map, const float* grad, size_t num,
                                       float beta1, float beta2, float eps, float decay, float rate, float correction,
                                       float grad_scale) {
     __shared__ float maps[2][256];
     __shared__ float of_warps[32];
     const Adam c{beta1, beta2, eps, decay, rate, correction, grad_scale};
+    const Weights weights{w, rounded, rest};
     maps[0][threadIdx.x] = m_map[threadIdx.x];
     maps[1][threadIdx.x] = v_map[threadIdx.x];
     __syncthreads();
@@ -73,10 +99,7 @@ extern "C" __global__ void adamw_8bit(float* w, bf16* rounded, uint8_t* m_codes,
     if (i < num) {
         m = maps[0][m_codes[i]] * m_scales[blockIdx.x];
         v = maps[1][v_codes[i]] * v_scales[blockIdx.x];
-        const float updated = adam(w[i], grad[i], m, v, c);
-        w[i] = updated;
-        if (rounded != nullptr)
-            store(rounded + i, updated);
+        weights.write(i, adam(weights.read(i), grad[i], m, v, c));
     }
     const float m_scale = block_max(fabsf(m), of_warps), v_scale = block_max(v, of_warps);
     // below it a scale is as good as 0

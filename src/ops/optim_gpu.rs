@@ -2,6 +2,7 @@
 
 use super::adam8::{Adam8State, BLOCK};
 use super::gpu::{Arg, Gpu, Kernel, Launch, Module};
+use super::master::Master;
 use super::{AdamWStep, dynamic_map};
 use crate::Result;
 use candle_core::{DType, Tensor};
@@ -50,35 +51,47 @@ fn constants(c: &AdamWStep) -> [Arg<'static>; 7] {
     .map(|v| Arg::F32(v as f32))
 }
 
+/// The weights as the kernels take them: f32, bf16, rest; none where they are not so.
+fn weights<'a>(gpu: &Gpu, value: &'a Tensor, master: Option<&'a Master>) -> Option<[Arg<'a>; 3]> {
+    let is =
+        |t: &Tensor, dtype| t.dtype() == dtype && t.dims() == value.dims() && t.is_contiguous();
+    let rounded = |t| is(value, DType::BF16).then_some(t);
+    match master {
+        None => is(value, DType::F32).then_some([Arg::Tensor(value), Arg::Nothing, Arg::Nothing]),
+        Some(Master::Whole(w)) if is(w, DType::F32) && gpu.is_readable(w) => {
+            rounded([Arg::Tensor(w), Arg::Tensor(value), Arg::Nothing])
+        }
+        Some(Master::Rest(rest)) if is(rest, DType::I16) => {
+            rounded([Arg::Nothing, Arg::Tensor(value), Arg::Tensor(rest)])
+        }
+        Some(_) => None,
+    }
+}
+
 /// See [`super::adamw_inplace`]; `false` where a tensor is not as the kernel takes it.
 pub(super) fn adamw(
     gpu: &Gpu,
     value: &Tensor,
-    master: Option<&Tensor>,
+    master: Option<&Master>,
     (m, v): (&Tensor, &Tensor),
     grad: &Tensor,
     c: &AdamWStep,
 ) -> Result<bool> {
-    let w = master.unwrap_or(value);
-    let fits = [w, m, v, grad]
+    let fits = [m, v, grad]
         .iter()
-        .all(|t| t.dtype() == DType::F32 && t.dims() == w.dims() && gpu.is_readable(t));
-    let rounded = match master {
-        Some(_) if value.dtype() == DType::BF16 && gpu.is_readable(value) => Arg::Tensor(value),
-        Some(_) => return Ok(false),
-        None => Arg::Nothing,
-    };
-    if !fits {
+        .all(|t| t.dtype() == DType::F32 && t.dims() == value.dims() && gpu.is_readable(t));
+    let Some([w, rounded, rest]) = weights(gpu, value, master).filter(|_| fits) else {
         return Ok(false);
-    }
-    let num = w.elem_count();
+    };
+    let num = value.elem_count();
     let [b1, b2, eps, decay, rate, correction, scale] = constants(c);
     gpu.launch(
         Kernel(Module::Optim, "adamw_f32"),
         Launch::over(num, THREADS),
         &[
-            Arg::Tensor(w),
+            w,
             rounded,
+            rest,
             Arg::Tensor(m),
             Arg::Tensor(v),
             Arg::Tensor(grad),
@@ -99,36 +112,29 @@ pub(super) fn adamw(
 pub(super) fn adamw8(
     gpu: &Gpu,
     value: &Tensor,
-    master: Option<&Tensor>,
+    master: Option<&Master>,
     s: &Adam8State,
     grad: &Tensor,
     c: &AdamWStep,
 ) -> Result<bool> {
-    let w = master.unwrap_or(value);
     let states = [&s.m, &s.m_absmax, &s.v, &s.v_absmax];
-    let fits = w.dtype() == DType::F32
-        && grad.dtype() == DType::F32
-        && w.is_contiguous()
+    let fits = grad.dtype() == DType::F32
         && grad.is_contiguous()
         && states.iter().all(|t| t.is_contiguous());
-    let rounded = match master {
-        Some(_) if value.dtype() == DType::BF16 && value.is_contiguous() => Arg::Tensor(value),
-        Some(_) => return Ok(false),
-        None => Arg::Nothing,
-    };
-    if !fits {
+    let Some([w, rounded, rest]) = weights(gpu, value, master).filter(|_| fits) else {
         return Ok(false);
-    }
+    };
     let m_map = gpu.upload(dynamic_map::signed().values().as_slice())?;
     let v_map = gpu.upload(dynamic_map::unsigned().values().as_slice())?;
-    let num = w.elem_count();
+    let num = value.elem_count();
     let [b1, b2, eps, decay, rate, correction, scale] = constants(c);
     gpu.launch(
         Kernel(Module::Optim, "adamw_8bit"),
         Launch::over(num, BLOCK),
         &[
-            Arg::Tensor(w),
+            w,
             rounded,
+            rest,
             Arg::Tensor(&s.m),
             Arg::Tensor(&s.m_absmax),
             Arg::Tensor(&s.v),

@@ -3,6 +3,7 @@
 
 use super::cpu::unwritten;
 use super::element::Element;
+use super::master::Weights;
 use super::vector::{LANES, exp, reduce, vectorised};
 use rayon::prelude::*;
 
@@ -322,10 +323,16 @@ pub(super) fn adamw_constants(s: &super::AdamWStep) -> [f32; 9] {
 }
 
 /// One AdamW step in one pass; see [`super::update::adamw_inplace`].
-pub(super) fn adamw(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &super::AdamWStep) {
+pub(super) fn adamw(w: Weights, m: &mut [f32], v: &mut [f32], g: &[f32], s: &super::AdamWStep) {
     let constants = adamw_constants(s);
-    w.par_chunks_mut(PIECE)
+    w.pieces(PIECE)
+        .into_par_iter()
         .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
         .zip(g.par_chunks(PIECE))
-        .for_each(|((w, (m, v)), g)| adamw_piece(w, m, v, g, constants));
+        .for_each(|((w, (m, v)), g)| {
+            w.change(PIECE, |at, w| {
+                let n = at + w.len();
+                adamw_piece(w, &mut m[at..n], &mut v[at..n], &g[at..n], constants);
+            });
+        });
 }

@@ -1,4 +1,4 @@
-//! The kernels of `rows.cu` and `nf4.cu`: shapes to grids. Formulas stand in [`super::plain`].
+//! The kernels of `rows.cu`: shapes to grids. Formulas stand in [`super::plain`].
 
 use super::RopeTable;
 use super::gpu::{Arg, Gpu, Kernel, Launch, Module, suffix};
@@ -281,32 +281,4 @@ pub(super) fn add_rows(gpu: &Gpu, sums: &Tensor, ids: &[u32], dy: &Tensor) -> Re
             Arg::U32(size as u32),
         ],
     )
-}
-
-/// The values of a matrix in 4-bit NormalFloat: `codes`, codes of scales, scales of scales and their mean, with the two maps.
-/// -> `[num]`
-pub(super) fn dequantise_nf4(
-    gpu: &Gpu,
-    (codes, scale_codes, scales, offset): (&Tensor, &Tensor, &Tensor, f32),
-    maps: (&[f32], &[f32]),
-    num: usize,
-    dtype: DType,
-) -> Result<Tensor> {
-    let w = gpu.empty(num, dtype)?;
-    let (values, scale_map) = (gpu.upload(maps.0)?, gpu.upload(maps.1)?);
-    gpu.launch(
-        Kernel(Module::Nf4, &named("dequantise_nf4", dtype)),
-        Launch::over(num.div_ceil(2), THREADS),
-        &[
-            Arg::Tensor(codes),
-            Arg::Tensor(scale_codes),
-            Arg::Tensor(scales),
-            Arg::Tensor(&values),
-            Arg::Tensor(&scale_map),
-            Arg::F32(offset),
-            Arg::Tensor(&w),
-            Arg::Size(num),
-        ],
-    )?;
-    Ok(w)
 }

@@ -2,8 +2,9 @@
 
 use super::element::with_element;
 use super::gpu::Gpu;
+use super::master::{Master, Weights, modify_weights};
 use super::{cpu, optim_gpu, rows_cpu, rows_gpu};
-use crate::Result;
+use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 
 /// Constants of one AdamW step.
@@ -43,32 +44,39 @@ pub fn add_inplace(dst: &Tensor, x: &Tensor) -> Result<()> {
 /// master copy is updated where there is one, and `value` rounded from it.
 pub fn adamw_inplace(
     value: &Tensor,
-    master: Option<&Tensor>,
+    master: Option<&Master>,
     m: &Tensor,
     v: &Tensor,
     grad: &Tensor,
     c: &AdamWStep,
 ) -> Result<()> {
-    let w = master.unwrap_or(value);
-    if let Some(gpu) = Gpu::of(w)
+    if let Some(gpu) = Gpu::of(value)
         && optim_gpu::adamw(&gpu, value, master, (m, v), grad, c)?
     {
         return Ok(());
     }
-    if adamw_cpu(w, m, v, grad, c)? {
-        return match master {
-            Some(master) => round_into(value, master),
-            None => Ok(()),
-        };
+    if !adamw_cpu(value, master, (m, v), grad, c)? {
+        let w = whole(value, master)?;
+        let next = adamw_plain(w, m, v, grad, c)?;
+        m.slice_set(&next.m, 0, 0)?;
+        v.slice_set(&next.v, 0, 0)?;
+        w.slice_set(&next.w, 0, 0)?;
     }
-    let next = adamw_plain(w, m, v, grad, c)?;
-    m.slice_set(&next.m, 0, 0)?;
-    v.slice_set(&next.v, 0, 0)?;
-    w.slice_set(&next.w, 0, 0)?;
-    if master.is_some() {
-        value.slice_set(&next.w.to_dtype(value.dtype())?, 0, 0)?;
+    round_into(value, master)
+}
+
+/// The weights in f32, where they are in one piece.
+///
+/// # Errors
+/// They are in two, which only kernels join.
+pub(super) fn whole<'a>(value: &'a Tensor, master: Option<&'a Master>) -> Result<&'a Tensor> {
+    match master {
+        None => Ok(value),
+        Some(Master::Whole(w)) => Ok(w),
+        Some(Master::Rest(_)) => Err(Error::input(
+            "weights in two parts, with gradients or states that are not f32 beside them",
+        )),
     }
-    Ok(())
 }
 
 /// What a step makes of weights and moments.
@@ -96,8 +104,11 @@ pub(super) fn adamw_plain(
     Ok(Stepped { w, m, v })
 }
 
-/// `value = w`, rounded to its type.
-pub(super) fn round_into(value: &Tensor, w: &Tensor) -> Result<()> {
+/// `value` is the master copy, rounded to its type; where there is none, or it is in two parts, it is so already.
+pub(super) fn round_into(value: &Tensor, master: Option<&Master>) -> Result<()> {
+    let Some(Master::Whole(w)) = master else {
+        return Ok(());
+    };
     if let Some(ws) = cpu::values::<f32>(w)
         && value.dims() == w.dims()
         && cpu::modify::<half::bf16>(value, |value| rows_cpu::round(&ws, value))?
@@ -107,32 +118,36 @@ pub(super) fn round_into(value: &Tensor, w: &Tensor) -> Result<()> {
     Ok(value.slice_set(&w.to_dtype(value.dtype())?, 0, 0)?)
 }
 
-/// The fused step; `false` where a tensor is not f32 on the CPU.
-fn adamw_cpu(w: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor, c: &AdamWStep) -> Result<bool> {
-    let same = [m, v, grad].iter().all(|t| t.dims() == w.dims());
-    let fast = [w, m, v].iter().all(|t| cpu::values::<f32>(t).is_some());
+/// The fused step; `false` where a tensor is not on the CPU, or states or gradient are not f32.
+fn adamw_cpu(
+    value: &Tensor,
+    master: Option<&Master>,
+    (m, v): (&Tensor, &Tensor),
+    grad: &Tensor,
+    c: &AdamWStep,
+) -> Result<bool> {
+    let same = [m, v, grad].iter().all(|t| t.dims() == value.dims());
+    let fast = [m, v].iter().all(|t| cpu::values::<f32>(t).is_some());
     let Some(g) = cpu::values::<f32>(grad) else {
         return Ok(false);
     };
     if !same || !fast {
         return Ok(false);
     }
-    let mut failed = None;
-    cpu::modify(w, |w| {
-        let outer = cpu::modify(m, |m| {
-            let inner = cpu::modify(v, |v| rows_cpu::adamw(w, m, v, &g, c));
-            if let Err(error) = inner {
-                failed = Some(error);
-            }
-        });
-        if let Err(error) = outer {
-            failed = Some(error);
-        }
-    })?;
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(true),
-    }
+    modify_weights(value, master, |mut w| {
+        let mut failed = None;
+        cpu::modify(m, |m| {
+            let w = std::mem::replace(&mut w, Weights::Whole(&mut []));
+            let mut w = Some(w);
+            let inner = cpu::modify(v, |v| {
+                if let Some(w) = w.take() {
+                    rows_cpu::adamw(w, m, v, &g, c);
+                }
+            });
+            failed = inner.err();
+        })?;
+        failed.map_or(Ok(()), Err)
+    })
 }
 
 /// Sum over the rows of x `[T, C]`, in f32 (f64 for f64). -> `[C]`

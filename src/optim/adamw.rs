@@ -1,7 +1,7 @@
 //! AdamW with decoupled weight decay: states, master copies, and what is decayed. The numbers of one update are in
 //! [`ops::adamw_inplace`], those of one with states in 8 bits in [`ops::adamw8_inplace`].
 
-use crate::ops::{self, Adam8State, AdamWStep, Gradients, ParamId};
+use crate::ops::{self, Adam8State, AdamWStep, Gradients, Master, ParamId};
 use crate::{Error, Result};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
@@ -41,7 +41,8 @@ pub fn has_8bit_states(name: &str, shape: &[usize]) -> bool {
 /// ```
 ///
 /// As in transformers' trainer, matrices are decayed (embeddings among them) and one-dimensional parameters, which are
-/// norms and biases, are not. 16-bit weights have a master copy in f32 that takes the update and is rounded into them.
+/// norms and biases, are not. 16-bit weights have a master copy in f32 that takes the update and is rounded into them, see
+/// [`Master`].
 /// Decoupled weight decay: <https://arxiv.org/abs/1711.05101>.
 pub struct AdamW {
     config: AdamWConfig,
@@ -54,7 +55,7 @@ pub struct AdamW {
 struct Slot {
     name: String,
     value: Tensor,
-    master: Option<Tensor>,
+    master: Option<Master>,
     states: States,
     decays: bool,
 }
@@ -92,10 +93,7 @@ impl AdamW {
                 Ok(Slot {
                     name: name.clone(),
                     value: value.clone(),
-                    master: match value.dtype() {
-                        DType::F32 => None,
-                        _ => Some(value.to_dtype(DType::F32)?),
-                    },
+                    master: Master::of(value)?,
                     states,
                     decays: value.rank() > 1,
                 })
@@ -176,7 +174,7 @@ impl AdamW {
         .map_err(|e| e.at(format!("updating `{}`", slot.name)))
     }
 
-    /// Writes the states as safetensors: `m.NAME`, `v.NAME`, `master.NAME` and `step`; of states in 8 bits the codes, and
+    /// Writes the states as safetensors: `m.NAME`, `v.NAME`, `master.NAME` (of bf16 `master_rest.NAME`) and `step`; of states in 8 bits the codes, and
     /// the scales as `m_absmax.NAME` and `v_absmax.NAME`.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::with_capacity(5 * self.slots.len() + 1);
@@ -307,8 +305,7 @@ impl Slot {
                 ("v_absmax", &s.v_absmax),
             ],
         };
-        of.into_iter()
-            .chain(self.master.iter().map(|t| ("master", t)))
+        of.into_iter().chain(self.master.iter().map(Master::stored))
     }
 }
 
@@ -407,7 +404,8 @@ mod tests {
             let bits = |a: &AdamW| {
                 let states = a.slots.iter().flat_map(Slot::states);
                 states
-                    .map(|(_, t)| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+                    .map(|(_, t)| t.flatten_all().unwrap().to_dtype(DType::F32).unwrap())
+                    .map(|t| t.to_vec1::<f32>().unwrap())
                     .collect::<Vec<_>>()
             };
             assert_eq!(bits(&adamw), bits(&again));

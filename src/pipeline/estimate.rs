@@ -9,6 +9,7 @@ use super::student::{Student, adapter_config, check_positions, planned_config};
 use crate::Result;
 use crate::data::Store;
 use crate::model::ModelConfig;
+use crate::ops::PackedAs;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::grpo::Grpo;
@@ -16,9 +17,9 @@ use crate::recipe::plan::{Plan, SftPlan, StudentPlan, StudentSource};
 use crate::recipe::stage::Prompts;
 use crate::recipe::{Dtype, Optimizer, Recompute};
 use crate::train::SftSettings;
-use crate::train::footprint::{
-    Change, Footprint, Load, Rollouts, changes_to_fit, share_beside_frozen, step_flops,
-};
+use crate::train::flops::step_flops;
+use crate::train::footprint::{Footprint, Load, Rollouts};
+use crate::train::shrink::{self, Change, changes_to_fit};
 use serde::Serialize;
 use std::path::Path;
 
@@ -32,6 +33,9 @@ pub struct Estimate {
     pub peak_memory: u64,
     /// Bytes to fit into, where they were given.
     pub device_memory: Option<u64>,
+    /// What is computed again in the backward pass, where something is trained; and whether that was chosen for the memory.
+    pub recompute: Option<Recompute>,
+    pub recompute_chosen: bool,
     /// What to change so that it fits; empty where it fits.
     pub advice: Vec<String>,
     /// Rows, tokens and steps, where the traces are local.
@@ -62,30 +66,19 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let config = planned_config(&plan.student)?;
     check_positions(&config, plan)?;
+    let all = of_sft(plan, &config, device_memory);
+    let recompute = all.recompute.unwrap_or_default();
     Ok(Estimate {
-        work: work(plan, &config, reporter, stop)?,
-        ..of_sft(plan, &config, device_memory)
+        work: work(plan, &config, recompute, reporter, stop)?,
+        ..all
     })
 }
 
 /// The same of a model of shape `config`, without looking at the traces.
 pub fn of_sft(plan: &Plan, config: &ModelConfig, device_memory: Option<u64>) -> Estimate {
     let load = load(plan, config);
-    let memory = Footprint::new(config, &load);
-    let advice = match device_memory {
-        None => Vec::new(),
-        Some(bytes) => advice(config, &load, bytes, "sft"),
-    };
     let full = vec![plan.sft.max_length; plan.sft.batch_size];
-    Estimate {
-        num_parameters: config.num_parameters(),
-        peak_memory: memory.peak(),
-        memory,
-        device_memory,
-        advice,
-        work: None,
-        flops_of_full_step: flops(&plan.student, config, &full, plan.sft.recompute),
-    }
+    trained(config, load, Footprint::new, "sft", device_memory, &full)
 }
 
 /// What a stage of a pipeline would take.
@@ -205,7 +198,7 @@ fn of_sampling(
         dtype: student.dtype,
         recompute: Recompute::None,
         num_adapter_weights: None,
-        nf4: false,
+        quant: None,
         stream: false,
         dora: false,
         optimizer: Optimizer::AdamW,
@@ -237,6 +230,8 @@ fn of_sampling(
         peak_memory: memory.peak(),
         memory,
         device_memory,
+        recompute: None,
+        recompute_chosen: false,
         advice,
         work: None,
         flops_of_full_step: 0.0,
@@ -249,8 +244,8 @@ fn num_adapter_weights(student: &StudentPlan, config: &ModelConfig) -> Option<u6
     Some(adapter_config(adapter).num_parameters(config) as u64)
 }
 
-fn is_nf4(student: &StudentPlan) -> bool {
-    student.adapter.as_ref().is_some_and(|adapter| adapter.nf4)
+fn quant(student: &StudentPlan) -> Option<PackedAs> {
+    student.adapter.as_ref()?.packed_as()
 }
 
 fn is_streamed(student: &StudentPlan) -> bool {
@@ -262,20 +257,6 @@ fn is_streamed(student: &StudentPlan) -> bool {
 
 fn is_dora(student: &StudentPlan) -> bool {
     student.adapter.as_ref().is_some_and(|adapter| adapter.dora)
-}
-
-/// The work of a step of sequences of these lengths.
-fn flops(
-    student: &StudentPlan,
-    config: &ModelConfig,
-    lengths: &[usize],
-    recompute: Recompute,
-) -> f64 {
-    let all = step_flops(config, lengths, recompute);
-    match student.adapter {
-        None => all,
-        Some(_) => all * share_beside_frozen(recompute),
-    }
 }
 
 fn load(plan: &Plan, config: &ModelConfig) -> Load {
@@ -291,7 +272,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
         dtype: plan.student.dtype,
         recompute: plan.sft.recompute,
         num_adapter_weights: num_adapter_weights(&plan.student, config),
-        nf4: is_nf4(&plan.student),
+        quant: quant(&plan.student),
         stream: is_streamed(&plan.student),
         dora: is_dora(&plan.student),
         optimizer: plan.sft.optimizer,
@@ -337,7 +318,7 @@ fn of_pairs(
         dtype: student.dtype,
         recompute: training.recompute,
         num_adapter_weights: num_adapter_weights(student, config),
-        nf4: is_nf4(student),
+        quant: quant(student),
         stream: is_streamed(student),
         dora: is_dora(student),
         optimizer: training.optimizer,
@@ -355,10 +336,7 @@ fn of_pairs(
         rollouts: None,
     };
     let lengths = vec![training.max_length; 2 * training.batch_size];
-    Ok(Estimate {
-        flops_of_full_step: flops(student, config, &lengths, training.recompute),
-        ..trained(config, &load, shape, table, device_memory)
-    })
+    Ok(trained(config, load, shape, table, device_memory, &lengths))
 }
 
 /// Tokens that a prompt is taken to have where it cannot be looked at.
@@ -381,7 +359,7 @@ fn of_grpo(
         dtype: student.dtype,
         recompute: grpo.recompute,
         num_adapter_weights: num_adapter_weights(student, config),
-        nf4: is_nf4(student),
+        quant: quant(student),
         stream: is_streamed(student),
         dora: is_dora(student),
         optimizer: grpo.optimizer,
@@ -404,29 +382,43 @@ fn of_grpo(
         }),
     };
     let lengths = vec![longest; num_completions];
-    Ok(Estimate {
-        flops_of_full_step: flops(student, config, &lengths, grpo.recompute),
-        ..trained(config, &load, Footprint::new, "grpo", device_memory)
-    })
+    let shape = Footprint::new;
+    Ok(trained(
+        config,
+        load,
+        shape,
+        "grpo",
+        device_memory,
+        &lengths,
+    ))
 }
 
+/// `lengths` are those of a step's sequences.
 fn trained(
     config: &ModelConfig,
-    load: &Load,
+    mut load: Load,
     shape: Shape,
     table: &str,
     device_memory: Option<u64>,
+    lengths: &[usize],
 ) -> Estimate {
-    let memory = shape(config, load);
+    let recompute_chosen = load.recompute == Recompute::Auto;
+    load.recompute = shrink::recompute(&load, device_memory, |load| {
+        shape(config, load).without_evaluation().peak()
+    });
+    let memory = shape(config, &load);
     let too_small = device_memory.filter(|bytes| memory.peak() > *bytes);
+    let is_frozen = load.num_adapter_weights.is_some();
     Estimate {
         num_parameters: config.num_parameters(),
         peak_memory: memory.peak(),
         memory,
         device_memory,
-        advice: too_small.map_or_else(Vec::new, |bytes| advice(config, load, bytes, table)),
+        recompute: Some(load.recompute),
+        recompute_chosen,
+        advice: too_small.map_or_else(Vec::new, |bytes| advice(config, &load, bytes, table)),
         work: None,
-        flops_of_full_step: 0.0,
+        flops_of_full_step: step_flops(config, lengths, load.recompute, is_frozen),
     }
 }
 
@@ -472,8 +464,7 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
         Some(changes) => changes
             .iter()
             .map(|change| match change {
-                Change::Offload => format!("`{table}.recompute = \"offload\"`: blocks are computed again from inputs that wait in the memory of the host"),
-                Change::RecomputeBlocks => format!("`{table}.recompute = \"block\"`: about a third more work, the same numbers"),
+                Change::Recompute(level) => format!("`{table}.recompute = \"auto\"`, or \"{}\": {}, the same numbers", level.name(), costs(*level)),
                 Change::Adam8bit => format!("`{table}.optimizer = \"adamw_8bit\"`: optimiser states in a quarter of the memory, rounded to 8 bits"),
                 Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
                 Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),
@@ -483,14 +474,27 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
             .collect(),
         None => vec![format!(
             "weights, gradients and optimiser states alone do not fit: {}take a smaller student or a larger device",
-            match (load.num_adapter_weights, load.nf4) {
+            match (load.num_adapter_weights, load.quant) {
                 // it is trained whole
                 _ if table == "reward_model" => "",
                 (None, _) => "train adapters (`student.method = \"lora\"`), or ",
-                (Some(_), false) => "keep the frozen weights in 4 bits (`student.method = \"qlora\"`), or ",
-                (Some(_), true) => "",
+                (Some(_), None) => "keep the frozen weights in 4 bits (`student.method = \"qlora\"`), or ",
+                (Some(_), Some(PackedAs::Q8_0)) => "keep the frozen weights in 4 bits (`student.lora.quant = \"q4_k\"`), or ",
+                (Some(_), Some(_)) => "",
             }
         )],
+    }
+}
+
+/// What a level of recomputation is paid with.
+fn costs(level: Recompute) -> &'static str {
+    match level {
+        Recompute::None => "nothing is computed twice",
+        Recompute::KeepAttention => "a fifth more work",
+        Recompute::Block | Recompute::Auto => "a quarter to a third more work",
+        Recompute::Offload => {
+            "blocks are computed again from inputs that wait in the memory of the host"
+        }
     }
 }
 
@@ -498,6 +502,7 @@ fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<Str
 fn work(
     plan: &Plan,
     config: &ModelConfig,
+    recompute: Recompute,
     reporter: &dyn Reporter,
     stop: &Stop,
 ) -> Result<Option<Work>> {
@@ -526,7 +531,7 @@ fn work(
         num_rows: store.len(),
         num_tokens: report.tokens,
         num_steps,
-        flops: flops(&plan.student, config, &lengths, plan.sft.recompute)
+        flops: step_flops(config, &lengths, recompute, plan.student.adapter.is_some())
             * rows_trained.min(plan.sft.epochs as f64),
     }))
 }

@@ -5,13 +5,14 @@ use super::estimate::{Estimate, gib, of_stage};
 use super::run::RunOptions;
 use crate::model::ModelConfig;
 use crate::progress::Reporter;
+use crate::recipe::Recompute;
 use crate::recipe::graph::{PipelinePlan, StagePlan};
 use crate::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Refuses training that takes more memory than there is. Sampling alone is only warned of: few answers are as long as they
-/// may be.
+/// Refuses training that takes more memory than there is, and says what is to be computed again in its backward pass, where
+/// the recipe leaves that to the memory. Sampling alone is only warned of: few answers are as long as they may be.
 ///
 /// # Errors
 /// It does not fit, and `--force` does not say to try.
@@ -21,16 +22,19 @@ pub fn check(
     options: &RunOptions,
     estimate: impl FnOnce(Option<u64>) -> Result<Option<Estimate>>,
     reporter: &dyn Reporter,
-) -> Result<()> {
-    let Some(room) = options.device_memory.or_else(|| free_memory(device)) else {
-        return Ok(());
+) -> Result<Option<Recompute>> {
+    let room = options.device_memory.or_else(|| free_memory(device));
+    let Some(estimate) = estimate(room)? else {
+        return Ok(None);
     };
-    let Some(estimate) = estimate(Some(room))? else {
-        return Ok(());
+    let chosen = estimate.recompute.filter(|_| estimate.recompute_chosen);
+    let Some(room) = room.filter(|room| estimate.peak_memory > *room) else {
+        if let Some(level) = chosen.filter(|level| *level != Recompute::None) {
+            let level = level.name();
+            reporter.note(&format!("{name} fits with `recompute = \"{level}\"`"));
+        }
+        return Ok(chosen);
     };
-    if estimate.peak_memory <= room {
-        return Ok(());
-    }
     let is_certain = estimate.memory.without_evaluation().peak() > room;
     let text = format!(
         "{name} takes {} at its peak, and {} of memory {}: {}",
@@ -46,7 +50,7 @@ pub fn check(
     let changes = estimate.advice.join("; and ");
     if !is_certain || options.force {
         reporter.warn(&format!("{text}; change {changes}"));
-        return Ok(());
+        return Ok(chosen);
     }
     Err(Error::input(text).with_hint(format!("{changes}; or run it anyway with `--force`")))
 }
@@ -61,8 +65,10 @@ pub fn check_stage(
     config: Option<&ModelConfig>,
     options: &RunOptions,
     reporter: &dyn Reporter,
-) -> Result<()> {
-    let Some(config) = config else { return Ok(()) };
+) -> Result<Option<Recompute>> {
+    let Some(config) = config else {
+        return Ok(None);
+    };
     let name = format!("stage `{}`", stage.name);
     let estimate = |room| of_stage(plan, stage, config, room, reporter);
     check(&name, &plan.device, options, estimate, reporter)

@@ -20,7 +20,7 @@ use super::{
     stage_eval, stage_generate, stage_grpo, stage_preference, stage_reward_model, stage_select,
     stage_sft,
 };
-use crate::model::CausalLm;
+use crate::model::{CausalLm, ModelConfig};
 use crate::progress::{Reporter, Stop};
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::load::{Loaded, closest};
@@ -81,7 +81,7 @@ impl StageContext<'_> {
         let student = self.student()?;
         let earlier = self.stage.model.as_ref();
         let earlier = earlier.map(|name| self.root.join(name).join("model"));
-        student.to_train(earlier.as_deref(), self.stage.seed)
+        student.to_train(earlier.as_deref(), self.stage.seed, self.reporter)
     }
 
     /// The files of a source, of the commit that the stage was begun with.
@@ -230,11 +230,22 @@ pub fn run(
         .unwrap_or_else(|| PathBuf::from("runs").join(&plan.name));
     check_rerun(plan, &options.rerun)?;
     let folder = RunFolder::open(&root)?;
+    let mut fitting = plan.clone();
+    let mut is_checked = vec![false; plan.stages.len()];
+    let mut check = |i: usize, config: Option<&ModelConfig>| -> Result<()> {
+        let stage = &plan.stages[i];
+        if !is_checked[i]
+            && let Some(recompute) = fit::check_stage(plan, stage, config, options, reporter)?
+        {
+            fitting.stages[i].job.set_recompute(recompute);
+        }
+        is_checked[i] |= config.is_some();
+        Ok(())
+    };
     if options.fresh {
         // before anything is thrown away
-        for stage in &plan.stages {
-            let config = stage.student().and_then(planned_config).ok();
-            fit::check_stage(plan, stage, config.as_ref(), options, reporter)?;
+        for (i, stage) in plan.stages.iter().enumerate() {
+            check(i, stage.student().and_then(planned_config).ok().as_ref())?;
         }
         let mut names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
         names.extend(folder.earlier_stages()?);
@@ -258,13 +269,12 @@ pub fn run(
             check_rewards(stage, stop)?;
         }
     }
-    for ((stage, ready), state) in plan.stages.iter().zip(&ready).zip(&states) {
-        let is_left = redo.contains(stage.name.as_str()) || !matches!(state, State::Finished(_));
-        if is_left && !options.fresh {
-            let config = ready.student.as_ref().map(|student| student.config());
-            fit::check_stage(plan, stage, config, options, reporter)?;
+    for (i, (ready, state)) in ready.iter().zip(&states).enumerate() {
+        if redo.contains(plan.stages[i].name.as_str()) || !matches!(state, State::Finished(_)) {
+            check(i, ready.student.as_ref().map(|student| student.config()))?;
         }
     }
+    let plan = &fitting;
     let clock = report::RunClock::start(&root, &plan.device)?;
     write_atomic(&root.join("recipe.toml"), loaded.text.as_bytes())?;
     write_json(&root.join("plan.json"), &saved_plan(plan, &ready)?)?;

@@ -57,7 +57,7 @@ pub fn model_card(
             datasets.push(repo.to_string());
         }
     }
-    let mut sections = vec![usage(about, report), training(root, lineage, report)];
+    let mut sections = vec![usage(about, report), training(root, lineage, report, about)];
     sections.push(data(lineage, chain, report));
     sections.push(settings(lineage));
     sections.push(machine(report));
@@ -209,7 +209,7 @@ fn way(kind: &str) -> &'static str {
     }
 }
 
-fn training(root: &Path, lineage: &Lineage, report: &ReportData) -> Section {
+fn training(root: &Path, lineage: &Lineage, report: &ReportData, about: &About) -> Section {
     let row = |step: &Step| {
         let all = || step.folders.iter().filter_map(|name| stage(report, name));
         let get = |key: &str| all().find_map(|stage| value(&stage.facts, key));
@@ -256,6 +256,13 @@ fn training(root: &Path, lineage: &Lineage, report: &ReportData) -> Section {
         .into(),
         rows: lineage.steps.iter().map(row).collect(),
     }];
+    if let Some(quant) = lineage.quant {
+        let quant = quant.name();
+        blocks.push(Block::Text(match about.is_adapter {
+            true => format!("The adapter was trained beside projections quantised to {quant}: beside other weights, those of the base in 16 bits too, it is a little another model."),
+            false => format!("Adapters were trained beside projections quantised to {quant}, and then merged into what these stand for."),
+        }));
+    }
     let shape = shape(root, lineage);
     if !shape.is_empty() {
         blocks.push(Block::Text(format!("{}.", escape(&shape))));

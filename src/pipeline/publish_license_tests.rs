@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::progress::Stop;
-use crate::recipe::Method;
 use crate::recipe::card::Card;
 use crate::recipe::plan::model_source;
 
@@ -51,7 +50,7 @@ fn lineage(models: &[&str], data: &[&str]) -> Lineage {
         bases: models.iter().map(base).collect(),
         has_weights: true,
         judges: Vec::new(),
-        method: Method::Full,
+        quant: None,
         steps: vec![Step {
             name: "sft".into(),
             kind: "sft",

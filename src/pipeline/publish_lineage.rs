@@ -3,13 +3,14 @@
 
 use super::commits::Commits;
 use super::folder::read_json;
+use crate::ops::PackedAs;
+use crate::recipe::Traces;
 use crate::recipe::card::Card;
 use crate::recipe::graph::{Job, PipelinePlan};
 use crate::recipe::plan::{Plan, StageKind, StudentPlan, StudentSource};
 use crate::recipe::publish::Publish;
 use crate::recipe::stage::Leaves;
 use crate::recipe::suite::Suite;
-use crate::recipe::{Method, Traces};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -34,7 +35,8 @@ pub struct Lineage {
     pub has_weights: bool,
     /// Models that judged what was learnt from, on an endpoint or in a folder.
     pub judges: Vec<StudentSource>,
-    pub method: Method,
+    /// What the frozen weights were quantised to while adapters were trained beside them.
+    pub quant: Option<PackedAs>,
     /// What led to it, in order, the stage itself last.
     pub steps: Vec<Step>,
     pub evals: Vec<EvalStage>,
@@ -235,7 +237,7 @@ fn of_student(plan: &Plan, root: &Path, stage: &str) -> Result<Lineage> {
     Ok(Lineage {
         run: plan.name.clone(),
         stage: stage.to_string(),
-        method: plan.student.method,
+        quant: quant_of(&plan.student),
         bases: vec![base],
         has_weights: true,
         judges: Vec::new(),
@@ -261,7 +263,7 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
     let mut trained = None;
     let mut has_weights = false;
     let mut judges = Vec::new();
-    let mut method = Method::default();
+    let mut quant = None;
     for stage in plan
         .stages
         .iter()
@@ -284,7 +286,7 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
                 }
             }
             if stage.name == name {
-                method = student.method;
+                quant = quant_of(student);
                 trained = Some(student);
                 let left = stage.kind.leaves();
                 has_weights = matches!(left, Some(Leaves::Model | Leaves::RewardModel));
@@ -377,10 +379,14 @@ fn of_stage(plan: &PipelinePlan, root: &Path, name: &str) -> Result<Lineage> {
         bases,
         has_weights,
         judges,
-        method,
+        quant,
         steps,
         evals,
     })
+}
+
+fn quant_of(student: &StudentPlan) -> Option<PackedAs> {
+    student.adapter.as_ref()?.packed_as()
 }
 
 fn base(student: &StudentPlan, commit: Option<&str>) -> Result<Base> {

@@ -68,10 +68,13 @@ pub fn run(
     }
     let folder = RunFolder::open(&root)?;
     let student = Student::open(plan, reporter)?;
+    let mut plan = plan.clone();
     if options.fresh || !root.join("sft/done.json").exists() {
-        let estimate = |room| Ok(Some(of_sft(plan, student.config(), room)));
-        fit::check("the run", &plan.device, options, estimate, reporter)?;
+        let estimate = |room| Ok(Some(of_sft(&plan, student.config(), room)));
+        let fitting = fit::check("the run", &plan.device, options, estimate, reporter)?;
+        plan.sft.recompute = fitting.unwrap_or(plan.sft.recompute);
     }
+    let plan = &plan;
     if options.fresh {
         let mut names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
         names.extend(folder.earlier_stages()?);

@@ -184,7 +184,7 @@ pub fn sft(
     inputs: &Value,
 ) -> Result<Value> {
     claim_training(&context.dir, inputs)?;
-    let model = student.to_train(None, context.plan.seed)?;
+    let model = student.to_train(None, context.plan.seed, context.reporter)?;
     train_rows(context, student, &model, store, key)
 }
 

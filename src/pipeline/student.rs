@@ -5,9 +5,11 @@ use super::open::{
     tokenizer_of,
 };
 use crate::data::builtin;
+use crate::model::frozen::formats;
 use crate::model::{
     AdapterConfig, Architecture, CausalLm, FrozenAs, Head, LoadOptions, ModelConfig, family,
 };
+use crate::ops::PackedAs;
 use crate::progress::{Reporter, Silent};
 use crate::recipe::Init;
 use crate::recipe::plan::{AdapterPlan, Plan, StudentPlan, StudentSource};
@@ -111,6 +113,9 @@ impl Student {
                     .with_hint("give the folder in which that one is merged, `model/` of its stage, or set `student.method = \"full\"`"),
             );
         }
+        if let Some(quant) = student.adapter.as_ref().and_then(AdapterPlan::packed_as) {
+            formats(&config, quant)?;
+        }
         let identity = json!({
             "weights": identity,
             "dtype": student.dtype,
@@ -208,7 +213,12 @@ impl Student {
     ///
     /// # Errors
     /// Weights that cannot be read; a target that the model does not have.
-    pub fn to_train(&self, earlier: Option<&Path>, seed: u64) -> Result<CausalLm> {
+    pub fn to_train(
+        &self,
+        earlier: Option<&Path>,
+        seed: u64,
+        reporter: &dyn Reporter,
+    ) -> Result<CausalLm> {
         let folder = match (earlier, &self.weights) {
             (Some(folder), _) => Some(folder),
             (None, Weights::Folder(folder)) => Some(folder.as_path()),
@@ -218,9 +228,12 @@ impl Student {
             .adapter
             .as_ref()
             .map_or(FrozenAs::default(), |a| FrozenAs {
-                nf4: a.nf4,
+                quant: a.packed_as(),
                 stream: a.stream,
             });
+        if let Some(quant) = how.quant {
+            self.say_fallbacks(quant, reporter)?;
+        }
         let model = match folder {
             Some(folder) if how != FrozenAs::default() => {
                 CausalLm::load_frozen(folder, self.config.clone(), &self.options(), how)?
@@ -232,8 +245,10 @@ impl Student {
                 )
                 .with_hint("give a checkpoint folder, or leave `student.lora.stream` out"));
             }
-            None if how.nf4 => self.untrained()?.into_nf4()?,
-            None => self.untrained()?,
+            None => match how.quant {
+                Some(quant) => self.untrained()?.into_packed(quant)?,
+                None => self.untrained()?,
+            },
         };
         match &self.adapter {
             None => Ok(model),
@@ -246,6 +261,21 @@ impl Student {
                 Ok(model.beside(&base, revision.as_deref()))
             }
         }
+    }
+
+    /// Projections that are kept in another format than the one that was asked for.
+    fn say_fallbacks(&self, quant: PackedAs, reporter: &dyn Reporter) -> Result<()> {
+        let formats = formats(&self.config, quant)?;
+        let num_all: usize = formats.values().sum();
+        for (taken, num) in formats.iter().filter(|(taken, _)| **taken != quant) {
+            reporter.warn(&format!(
+                "{num} of {num_all} projections are kept in {}: their rows are no multiple of the {} values of a block of {}",
+                taken.name(),
+                quant.block_size(),
+                quant.name()
+            ));
+        }
+        Ok(())
     }
 
     /// The student as it is before training.
@@ -333,6 +363,9 @@ pub fn planned_config(student: &StudentPlan) -> Result<ModelConfig> {
             })?,
     };
     apply_rope(&mut config, student);
+    if let Some(quant) = student.adapter.as_ref().and_then(AdapterPlan::packed_as) {
+        formats(&config, quant)?;
+    }
     Ok(config)
 }
 

@@ -7,7 +7,6 @@
 //! here, and its function in `pipeline/`, with its arms in `pipeline::graph`. What is checked of a stage by itself is in
 //! `super::stage_check`.
 
-use super::Traces;
 use super::card::Card;
 use super::grpo::Grpo;
 use super::load::{Document, closest};
@@ -22,6 +21,7 @@ use super::stage_check::{
     asked_while_learning, check_prompts, check_sampling, check_stage_name, check_tables,
     evaluations, needed,
 };
+use super::{Recompute, Traces};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +121,17 @@ pub struct PairSources {
 }
 
 impl Job {
+    /// Says what is computed again in the backward pass, where something is trained.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        match self {
+            Self::Sft { sft, .. } => sft.recompute = recompute,
+            Self::Grpo { grpo, .. } => grpo.recompute = recompute,
+            Self::RewardModel { table, .. } => table.recompute = recompute,
+            Self::Preference { table, .. } => table.recompute = recompute,
+            Self::Generate { .. } | Self::Select { .. } | Self::Eval(_) => {}
+        }
+    }
+
     /// The rewards that the stage asks for.
     pub fn rewards(&self) -> Option<&RewardTable> {
         match self {

@@ -239,7 +239,7 @@ impl Default for Grpo {
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             pack_length: 4096,
-            recompute: Recompute::None,
+            recompute: Recompute::Auto,
             checkpoint_every_steps: 50,
             keep_checkpoints: 2,
             samples_every_steps: 10,

@@ -27,6 +27,7 @@ mod stage_student;
 pub mod suite;
 pub mod terms;
 
+use crate::ops::PackedAs;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -92,6 +93,7 @@ pub struct Student {
 impl Student {
     /// Takes over how another student is computed, where this one does not say.
     fn compute_as(&mut self, other: &Self) {
+        let changes = self.method.is_some_and(|own| Some(own) != other.method);
         self.method = self.method.or(other.method);
         if !matches!(self.method, None | Some(Method::Full)) {
             let theirs = other.lora.clone().unwrap_or_default();
@@ -101,6 +103,11 @@ impl Student {
                 alpha: own.alpha.or(theirs.alpha),
                 target_modules: own.target_modules.or(theirs.target_modules),
                 rslora: own.rslora.or(theirs.rslora),
+                // of no use to another method
+                quant: match changes && self.method != Some(Method::Qlora) {
+                    true => own.quant,
+                    false => own.quant.or(theirs.quant),
+                },
                 stream: own.stream.or(theirs.stream),
             });
         }
@@ -136,8 +143,12 @@ pub struct Lora {
     /// Scale by `alpha / sqrt(rank)` in place of `alpha / rank`. Default: false.
     #[serde(default)]
     pub rslora: Option<bool>,
-    /// Keep the frozen projections in the memory of the host (their files are mapped, 4-bit ones are held) and copy each to
-    /// the device when it is used: for models larger than the device. Default: false.
+    /// What `method = "qlora"` keeps the frozen projections as: `nf4` (4.13 bits a weight), or the blocks of GGUF files, `q8_0`
+    /// (8.5) or `q4_k` (4.5; in `q8_0` where rows are no multiple of 256 values). Default: `nf4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant: Option<PackedAs>,
+    /// Keep the frozen projections in the memory of the host (their files are mapped, quantised ones are held) and copy each
+    /// to the device when it is used: for models larger than the device. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
 }
@@ -180,7 +191,7 @@ pub enum Method {
     Lora,
     /// With magnitudes apart (arXiv 2402.09353).
     Dora,
-    /// Low-rank adapters beside weights in 4 bits (arXiv 2305.14314).
+    /// Low-rank adapters beside quantised weights (arXiv 2305.14314).
     Qlora,
 }
 
@@ -340,7 +351,7 @@ impl Default for Sft {
             betas: [0.9, 0.95],
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
-            recompute: Recompute::None,
+            recompute: Recompute::Auto,
             checkpoint_every_steps: 100,
             keep_checkpoints: 2,
         }
@@ -400,14 +411,31 @@ pub enum TrainOn {
 
 /// Which activations are computed again in the backward pass.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Recompute {
+    /// The first of the others that fits into the device's memory.
     #[default]
+    Auto,
     None,
+    /// A block's input and the output of its attention are kept, the rest is computed again.
+    KeepAttention,
     /// A block's inputs are kept, the rest is computed again.
     Block,
     /// The same, and the inputs wait in the memory of the host.
     Offload,
+}
+
+impl Recompute {
+    /// As recipes say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::KeepAttention => "keep_attention",
+            Self::Block => "block",
+            Self::Offload => "offload",
+        }
+    }
 }
 
 /// `[eval]`

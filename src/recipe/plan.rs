@@ -8,6 +8,7 @@ use super::{
     Dtype, Eval, Init, Lora, Method, OnBad, Optimizer, OverLength, Recipe, Recompute, ScheduleKind,
     Sft, Student, Traces, TrainOn, load,
 };
+use crate::ops::PackedAs;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -86,6 +87,7 @@ impl StudentPlan {
             own.method = Some(self.method);
             own.compute_as(&Student {
                 lora: before.map(|plan| Lora {
+                    quant: plan.packed_as(),
                     rank: Some(plan.rank),
                     alpha: Some(plan.alpha),
                     target_modules: Some(plan.target_modules),
@@ -117,9 +119,19 @@ pub struct AdapterPlan {
     /// Beside weights in 4-bit NormalFloat.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nf4: bool,
+    /// Beside weights in another format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant: Option<PackedAs>,
     /// Frozen projections are copied to the device for each use.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stream: bool,
+}
+
+impl AdapterPlan {
+    /// What the frozen projections are kept as, where they are quantised.
+    pub fn packed_as(&self) -> Option<PackedAs> {
+        self.quant.or(self.nf4.then_some(PackedAs::Nf4))
+    }
 }
 
 /// Where the first weights come from.
@@ -364,6 +376,14 @@ pub(super) fn resolve_adapter(
         Method::Lora | Method::Dora | Method::Qlora => {}
     }
     let lora = lora.cloned().unwrap_or_default();
+    if let (Some(quant), false) = (lora.quant, method == Method::Qlora) {
+        return Err(Error::input(format!(
+            "`student.lora.quant = \"{}\"` has no effect: `student.method` is not `qlora`",
+            quant.name()
+        ))
+        .with_hint("set `student.method = \"qlora\"`, or leave `quant` out"));
+    }
+    let quant = lora.quant.unwrap_or(PackedAs::Nf4);
     let plan = AdapterPlan {
         rank: lora.rank.unwrap_or(16),
         alpha: lora.alpha.unwrap_or(32.0),
@@ -373,7 +393,8 @@ pub(super) fn resolve_adapter(
             .unwrap_or_else(|| PROJECTIONS.map(str::to_string).to_vec()),
         rslora: lora.rslora.unwrap_or(false),
         dora: method == Method::Dora,
-        nf4: method == Method::Qlora,
+        nf4: method == Method::Qlora && quant == PackedAs::Nf4,
+        quant: Some(quant).filter(|q| method == Method::Qlora && *q != PackedAs::Nf4),
         stream: lora.stream.unwrap_or(false),
     };
     if plan.rank == 0 || plan.alpha <= 0.0 || !plan.alpha.is_finite() {

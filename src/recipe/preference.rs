@@ -98,7 +98,7 @@ impl Default for Preference {
             betas: [0.9, 0.999],
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
-            recompute: Recompute::None,
+            recompute: Recompute::Auto,
             checkpoint_every_steps: 50,
             keep_checkpoints: 2,
             build: PairRules::default(),

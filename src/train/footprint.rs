@@ -1,14 +1,15 @@
-//! Memory by part and work of a training step, from a model's shape alone: for `distill plan`, and to say what to change
-//! where it does not fit. Nothing is measured while it plans; on the CPU in f32 the peak is within a tenth of what was
+//! Memory by part of a training step, from a model's shape alone; its work is in [`super::flops`], what to change where it
+//! does not fit in [`super::shrink`]. Nothing is measured while it plans; on the CPU in f32 the peak is within a tenth of what was
 //! measured (the tests have the figures).
 //!
 //! Letters: T tokens of a micro-batch, C model width, H query heads, K key/value heads, D head dim, F feed-forward width.
 
 use crate::model::cache::planned_bytes;
+use crate::model::frozen::packed_bytes;
 use crate::model::{Head, ModelConfig};
-use crate::ops::LOSS_ROWS as GPU_LOSS_ROWS;
 use crate::ops::adam8::BLOCK as ADAM8_BLOCK;
 use crate::ops::plain::{ATTENTION_BLOCK, HEAD_CHUNK};
+use crate::ops::{LOSS_ROWS as GPU_LOSS_ROWS, PackedAs};
 use crate::optim::has_8bit_states;
 use crate::recipe::{Dtype, Optimizer, Recompute};
 use serde::Serialize;
@@ -35,8 +36,8 @@ pub struct Load {
     pub recompute: Recompute,
     /// Weights of adapters, which alone are trained; none where all weights are.
     pub num_adapter_weights: Option<u64>,
-    /// The projections of the blocks are in 4 bits.
-    pub nf4: bool,
+    /// The projections of the blocks are quantised.
+    pub quant: Option<PackedAs>,
     /// The projections of the blocks are on the host, and copied to the device for each use.
     pub stream: bool,
     /// Adapters with magnitudes apart.
@@ -109,7 +110,7 @@ pub struct Footprint {
     /// Sampling comes between updates, not after them.
     #[serde(skip)]
     samples_between: bool,
-    /// Of the model that is evaluated afterwards: adapters are in its weights, none in 4 bits.
+    /// Of the model that is evaluated afterwards: adapters are in its weights, none quantised.
     #[serde(skip)]
     weights_after: u64,
     /// Weights of one file of the result.
@@ -139,31 +140,35 @@ impl Footprint {
         let heads = config.num_attention_heads as u64;
         let q = heads * config.head_dim as u64;
         let kv = (config.num_key_value_heads * config.head_dim) as u64;
-        // x, h1, x1, h2; q, o; k, v; gate, up; q and k before their norm; the log sum of each head
+        // x, x1; q, o; k, v; gate, up; q and k before their norm; the log sum of each head
         let qk_norm = if config.qk_norm { q + kv } else { 0 };
-        let kept = (4 * c + 2 * q + 2 * kv + 2 * f + qk_norm) * element + heads * F32;
+        let kept = (2 * c + 2 * q + 2 * kv + 2 * f + qk_norm) * element + heads * F32;
         let activations = match load.recompute {
             Recompute::None => t * layers * kept,
+            Recompute::KeepAttention => t * (layers * ((c + q) * element + heads * F32) + kept),
             // on the CPU the host is where they are anyway
             Recompute::Offload if !load.fast_cpu => t * kept,
-            Recompute::Block | Recompute::Offload => t * (layers * c * element + kept),
+            Recompute::Block | Recompute::Offload | Recompute::Auto => {
+                t * (layers * c * element + kept)
+            }
         };
-        let projections = match load.nf4 || load.stream {
+        let projections = match load.quant.is_some() || load.stream {
             true => layers * (2 * c * q + 2 * c * kv + 3 * c * f),
             false => 0,
         };
-        // 4 bits a weight, 8 for the scale of 64, 32 for that of 256 scales; the host is the device where that is the CPU
-        let packed = match load.nf4 && (load.fast_cpu || !load.stream) {
-            true => projections / 2 + projections / 64 + projections / 4096,
-            false => 0,
+        // the host is the device where that is the CPU
+        let packed = match load.quant.filter(|_| load.fast_cpu || !load.stream) {
+            Some(quant) => packed_bytes(config, quant),
+            None => 0,
         };
-        // gate and up whole again; on the portable way through f32 codes, their places and values
+        // the largest as numbers, from a file beside those read from there; on the portable way through f32 codes, their
+        // places and values
         let is_fast = load.fast_cpu || load.fast_gpu;
-        let dequantised = match (load.nf4, is_fast) {
-            (false, _) if load.stream => 2 * c * f * element,
-            (false, _) => 0,
-            (true, true) => 2 * c * f * element,
-            (true, false) => c * f * (12 + element),
+        let dequantised = match (load.quant, is_fast) {
+            (None, _) if load.stream => 2 * c * f * element,
+            (None, _) => 0,
+            (Some(_), true) => c * f * element,
+            (Some(_), false) => c * f * (12 + element),
         };
         // the product, its gradient and their product, one of them in f32; the weight in f32, twice
         let magnitudes = match load.dora {
@@ -182,13 +187,17 @@ impl Footprint {
         };
         let all = Self {
             weights: (parameters - projections) * element + packed,
-            master: if element < F32 { trained * F32 } else { 0 },
+            master: match load.dtype {
+                Dtype::F32 => 0,
+                Dtype::Bf16 if is_fast => trained * 2,
+                Dtype::Bf16 | Dtype::F16 => trained * F32,
+            },
             gradients: gradients.iter().copied().max().unwrap_or(0),
             optimizer: states(config, load),
             activations,
-            // gradients: of the product, gate and up; of x2, h2, x1, h1 and a part of it; of o, q and k, each also before
+            // h2; gradients: of the product, gate and up; of x2, h2, x1, h1 and a part of it; of o, q and k, each also before
             // its rotation, v
-            block: t * (3 * f + 5 * c + 3 * q + 3 * kv) * element + dequantised + magnitudes,
+            block: t * (3 * f + 6 * c + 3 * q + 3 * kv) * element + dequantised + magnitudes,
             // s, its mask, p, dp, ds and a transposed copy
             attention: if is_fast {
                 0
@@ -389,7 +398,7 @@ fn gradients_at_once(config: &ModelConfig, load: &Load) -> [u64; 3] {
 }
 
 /// AdamW's m and v.
-fn states(config: &ModelConfig, load: &Load) -> u64 {
+pub(super) fn states(config: &ModelConfig, load: &Load) -> u64 {
     let shapes = config.weight_shapes();
     let size = |shape: &[usize]| shape.iter().product::<usize>() as u64;
     let base: u64 = shapes.iter().map(|(_, shape)| size(shape)).sum();
@@ -410,154 +419,6 @@ fn fast_loss_rows(vocab: u64) -> u64 {
     ((1 << 25) / vocab.max(1)).clamp(64, 512)
 }
 
-/// Floating-point operations of an optimiser step over sequences of these lengths: 2 a weight and token forward, 4
-/// backward, with recomputation 2 again for all but the head; causal attention half of the square.
-pub fn step_flops(config: &ModelConfig, lengths: &[usize], recompute: Recompute) -> f64 {
-    let embedding = (config.vocab_size * config.hidden_size) as f64;
-    let tables = if config.tie_word_embeddings { 1.0 } else { 2.0 };
-    let blocks = config.num_parameters() as f64 - tables * embedding;
-    let tokens: f64 = lengths.iter().map(|&n| n as f64).sum();
-    let squares: f64 = lengths.iter().map(|&n| (n as f64).powi(2)).sum();
-    let width = (config.num_attention_heads * config.head_dim * config.num_hidden_layers) as f64;
-    let passes = match recompute {
-        Recompute::None => 3.0,
-        Recompute::Block | Recompute::Offload => 4.0,
-    };
-    // q k^T and p v: 2 products of 2 operations over half of the square
-    passes * (2.0 * tokens * blocks + 2.0 * squares * width) + 6.0 * tokens * embedding
-}
-
-/// What of the work of [`step_flops`] is left where only adapters are trained: frozen weights have no gradient, one pass of
-/// three, or of four with recomputation.
-pub fn share_beside_frozen(recompute: Recompute) -> f64 {
-    match recompute {
-        Recompute::None => 2.0 / 3.0,
-        Recompute::Block | Recompute::Offload => 3.0 / 4.0,
-    }
-}
-
-/// A change of what is learned is worth a share of so much of the peak.
-const LEAST_GAIN: u64 = 50;
-
-/// One change of the recipe that makes a run smaller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum Change {
-    /// `sft.recompute = "block"`: a third more work, the same numbers.
-    RecomputeBlocks,
-    /// And their inputs wait in the memory of the host.
-    Offload,
-    /// `sft.optimizer = "adamw_8bit"`: states rounded to 8 bits, so not quite the same numbers.
-    Adam8bit,
-    /// `sft.pack_length`: more, smaller micro-batches; the same numbers.
-    PackLength(usize),
-    /// `sft.max_length`: drops or cuts long rows, so it changes what is learned.
-    MaxLength(usize),
-    /// `grpo.batch_size`, or `eval.batch_size`: fewer sequences sampled side by side; the same numbers.
-    Slots(usize),
-}
-
-/// The cheapest changes, in that order, with which `load` fits into `memory` bytes: none where it fits; `None` where
-/// weights and states alone do not fit, and a smaller student is the only way.
-pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<Vec<Change>> {
-    let fits = |load: &Load| Footprint::new(config, load).peak() <= memory;
-    let mut load = *load;
-    let mut changes = Vec::new();
-    if fits(&load) {
-        return Some(changes);
-    }
-    if load.num_slots > 1 {
-        let without = Load {
-            num_slots: 0,
-            ..load
-        };
-        let of_slots = |n| {
-            let load = Load {
-                num_slots: n,
-                ..load
-            };
-            let (some, none) = (
-                Footprint::new(config, &load),
-                Footprint::new(config, &without),
-            );
-            // the cache is no more than training itself, or all fits
-            some.peak() <= memory.max(none.peak())
-        };
-        if !of_slots(load.num_slots) {
-            load.num_slots = halved(load.num_slots, 1, of_slots);
-            changes.push(Change::Slots(load.num_slots));
-            if fits(&load) {
-                return Some(changes);
-            }
-        }
-    }
-    // packs longer than the longest row buy little speed
-    if load.pack_length > load.max_length {
-        let pack_length = halved(load.pack_length, load.max_length, |n| {
-            fits(&Load {
-                pack_length: n,
-                ..load
-            })
-        });
-        load.pack_length = pack_length;
-        changes.push(Change::PackLength(pack_length));
-        if fits(&load) {
-            return Some(changes);
-        }
-    }
-    if load.recompute == Recompute::None {
-        load.recompute = Recompute::Block;
-        changes.push(Change::RecomputeBlocks);
-        if fits(&load) {
-            return Some(changes);
-        }
-    }
-    if !load.fast_cpu && load.recompute == Recompute::Block {
-        load.recompute = Recompute::Offload;
-        changes.retain(|c| *c != Change::RecomputeBlocks);
-        changes.push(Change::Offload);
-        if fits(&load) {
-            return Some(changes);
-        }
-    }
-    if load.optimizer == Optimizer::AdamW {
-        let smaller = Load {
-            optimizer: Optimizer::AdamW8bit,
-            ..load
-        };
-        // where adapters alone have states there is little to gain
-        let gain = states(config, &load).saturating_sub(states(config, &smaller));
-        if gain * LEAST_GAIN > Footprint::new(config, &load).peak() {
-            load = smaller;
-            changes.push(Change::Adam8bit);
-            if fits(&load) {
-                return Some(changes);
-            }
-        }
-    }
-    let shorter = |n| Load {
-        pack_length: n,
-        max_length: n,
-        ..load
-    };
-    let max_length = halved(load.max_length, 1, |n| fits(&shorter(n)));
-    fits(&shorter(max_length)).then(|| {
-        changes.retain(|c| !matches!(c, Change::PackLength(_)));
-        changes.push(Change::MaxLength(max_length));
-        changes
-    })
-}
-
-/// The first of `n/2, n/4, ...`, not below `least`, that `fits`; `least` where none does.
-fn halved(mut n: usize, least: usize, fits: impl Fn(usize) -> bool) -> usize {
-    while n > least {
-        n = (n / 2).max(least);
-        if fits(n) {
-            return n;
-        }
-    }
-    least
-}
-
 #[cfg(test)]
 #[path = "footprint_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -10,11 +10,12 @@
 //! - [`settings`]: its numbers, resolved; [`examples`]: what it trains on;
 //! - [`order`]: which rows make which step; [`micro_batch`]: rows end to end as the model takes them;
 //! - [`checkpoint`]: everything needed to go on bit for bit;
-//! - [`footprint`]: memory and work of a run before it runs.
+//! - [`footprint`], [`flops`], [`shrink`]: memory and work of a run before it runs, and what to change where it does not fit.
 
 pub mod advantage;
 pub mod checkpoint;
 pub mod examples;
+pub mod flops;
 pub mod footprint;
 pub mod grpo;
 pub mod grpo_record;
@@ -34,6 +35,7 @@ pub mod reward_model;
 pub mod rollout;
 pub mod settings;
 pub mod sft;
+pub mod shrink;
 
 pub use examples::Examples;
 pub use grpo::{GrpoJob, GrpoObserver, GrpoOutcome, train_grpo};

@@ -282,6 +282,16 @@ inline uint16_t bf16_bits(float f) {
 }
 inline unsigned pack_bf16(float low, float high) { return bf16_bits(low) | static_cast<unsigned>(bf16_bits(high)) << 16; }
 
+// The number that 16 bits are in f16.
+inline float half_bits_to_float(uint16_t bits) {
+    const int exponent = bits >> 10 & 31;
+    const float mantissa = bits & 1023;
+    float size = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+    if (exponent == 31)
+        size = mantissa ? NAN : INFINITY;
+    return bits >> 15 ? -size : size;
+}
+
 // d += a b, 16 x 8 from 16 x 16 and 16 x 8 (PTX ISA, mma.m16n8k16, layout of the fragments)
 inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     struct Shown {

@@ -11,7 +11,7 @@ import torch
 
 
 def matrix(rows, columns):
-    """The same numbers as in tests/ops_nf4.rs, to the bit."""
+    """The same numbers as in tests/ops_packed.rs, to the bit."""
     i = np.arange(rows * columns, dtype=np.int64)
     v = ((i * i * 7 + i) % 1009).astype(np.float32) / np.float32(504) - np.float32(1)
     return torch.from_numpy(v * v * v).reshape(rows, columns)

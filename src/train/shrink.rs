@@ -1,0 +1,238 @@
+//! What to change where a training does not fit into memory, the cheapest change first.
+
+use super::footprint::{Footprint, Load, states};
+use crate::model::ModelConfig;
+use crate::recipe::{Optimizer, Recompute};
+use serde::Serialize;
+
+/// A change of what is learned is worth a share of so much of the peak.
+const LEAST_GAIN: u64 = 50;
+
+/// One change of the recipe that makes a run smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Change {
+    /// `sft.recompute`: more work, the same numbers.
+    Recompute(Recompute),
+    /// `sft.optimizer = "adamw_8bit"`: states rounded to 8 bits, so not quite the same numbers.
+    Adam8bit,
+    /// `sft.pack_length`: more, smaller micro-batches; the same numbers.
+    PackLength(usize),
+    /// `sft.max_length`: drops or cuts long rows, so it changes what is learned.
+    MaxLength(usize),
+    /// `grpo.batch_size`, or `eval.batch_size`: fewer sequences sampled side by side; the same numbers.
+    Slots(usize),
+}
+
+/// What may be computed again, the cheapest first.
+const LEVELS: [Recompute; 4] = [
+    Recompute::None,
+    Recompute::KeepAttention,
+    Recompute::Block,
+    Recompute::Offload,
+];
+
+/// The levels that make a difference: on the CPU nothing can be brought to the host.
+fn levels(load: &Load) -> &'static [Recompute] {
+    match load.fast_cpu {
+        true => &LEVELS[..3],
+        false => &LEVELS,
+    }
+}
+
+fn costs(level: Recompute) -> usize {
+    LEVELS.iter().position(|l| *l == level).unwrap_or(0)
+}
+
+/// What `recompute = "auto"` stands for: the cheapest level that fits into `memory` bytes, the smallest where none does or
+/// where the memory is not known.
+pub fn recompute(load: &Load, memory: Option<u64>, peak: impl Fn(&Load) -> u64) -> Recompute {
+    if load.recompute != Recompute::Auto {
+        return load.recompute;
+    }
+    let Some(memory) = memory else {
+        return Recompute::Block;
+    };
+    let fits = |recompute| peak(&Load { recompute, ..*load }) <= memory;
+    let levels = levels(load);
+    let first = levels.iter().copied().find(|&level| fits(level));
+    first.or(levels.last().copied()).unwrap_or(Recompute::Block)
+}
+
+/// The cheapest changes, in that order, with which `load` fits into `memory` bytes: none where it fits; `None` where
+/// weights and states alone do not fit, and a smaller student is the only way.
+pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<Vec<Change>> {
+    let fits = |load: &Load| Footprint::new(config, load).peak() <= memory;
+    let mut load = *load;
+    let mut changes = Vec::new();
+    if fits(&load) {
+        return Some(changes);
+    }
+    if load.num_slots > 1 {
+        let without = Load {
+            num_slots: 0,
+            ..load
+        };
+        let of_slots = |n| {
+            let load = Load {
+                num_slots: n,
+                ..load
+            };
+            let (some, none) = (
+                Footprint::new(config, &load),
+                Footprint::new(config, &without),
+            );
+            // the cache is no more than training itself, or all fits
+            some.peak() <= memory.max(none.peak())
+        };
+        if !of_slots(load.num_slots) {
+            load.num_slots = halved(load.num_slots, 1, of_slots);
+            changes.push(Change::Slots(load.num_slots));
+            if fits(&load) {
+                return Some(changes);
+            }
+        }
+    }
+    // packs longer than the longest row buy little speed
+    if load.pack_length > load.max_length {
+        let pack_length = halved(load.pack_length, load.max_length, |n| {
+            fits(&Load {
+                pack_length: n,
+                ..load
+            })
+        });
+        load.pack_length = pack_length;
+        changes.push(Change::PackLength(pack_length));
+        if fits(&load) {
+            return Some(changes);
+        }
+    }
+    for &level in levels(&load) {
+        if costs(level) <= costs(load.recompute) {
+            continue;
+        }
+        load.recompute = level;
+        changes.retain(|c| !matches!(c, Change::Recompute(_)));
+        changes.push(Change::Recompute(level));
+        if fits(&load) {
+            return Some(changes);
+        }
+    }
+    if load.optimizer == Optimizer::AdamW {
+        let smaller = Load {
+            optimizer: Optimizer::AdamW8bit,
+            ..load
+        };
+        // where adapters alone have states there is little to gain
+        let gain = states(config, &load).saturating_sub(states(config, &smaller));
+        if gain * LEAST_GAIN > Footprint::new(config, &load).peak() {
+            load = smaller;
+            changes.push(Change::Adam8bit);
+            if fits(&load) {
+                return Some(changes);
+            }
+        }
+    }
+    let shorter = |n| Load {
+        pack_length: n,
+        max_length: n,
+        ..load
+    };
+    let max_length = halved(load.max_length, 1, |n| fits(&shorter(n)));
+    fits(&shorter(max_length)).then(|| {
+        changes.retain(|c| !matches!(c, Change::PackLength(_)));
+        changes.push(Change::MaxLength(max_length));
+        changes
+    })
+}
+
+/// The first of `n/2, n/4, ...`, not below `least`, that `fits`; `least` where none does.
+fn halved(mut n: usize, least: usize, fits: impl Fn(usize) -> bool) -> usize {
+    while n > least {
+        n = (n / 2).max(least);
+        if fits(n) {
+            return n;
+        }
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::footprint::tests::{LOAD, model};
+    use super::*;
+
+    #[test]
+    fn cheapest_change_first() {
+        let config = model();
+        let peak = |load: &Load| Footprint::new(&config, load).peak();
+        let change = |memory| changes_to_fit(&config, &LOAD, memory);
+        assert_eq!(change(peak(&LOAD)), Some(vec![]));
+        let packs = Load {
+            pack_length: 1024,
+            ..LOAD
+        };
+        assert_eq!(change(peak(&packs)), Some(vec![Change::PackLength(1024)]));
+        let recomputed = Load {
+            recompute: Recompute::Block,
+            ..packs
+        };
+        let block = Change::Recompute(Recompute::Block);
+        assert_eq!(
+            change(peak(&recomputed)),
+            Some(vec![Change::PackLength(1024), block])
+        );
+        let attention_kept = Load {
+            recompute: Recompute::KeepAttention,
+            ..packs
+        };
+        let level = Change::Recompute(Recompute::KeepAttention);
+        assert_eq!(
+            change(peak(&attention_kept)),
+            Some(vec![Change::PackLength(1024), level])
+        );
+        let eight_bit = Load {
+            optimizer: Optimizer::AdamW8bit,
+            ..recomputed
+        };
+        assert_eq!(
+            change(peak(&eight_bit)),
+            Some(vec![Change::PackLength(1024), block, Change::Adam8bit])
+        );
+        let shorter = Load {
+            pack_length: 256,
+            max_length: 256,
+            ..eight_bit
+        };
+        assert_eq!(
+            change(peak(&shorter)),
+            Some(vec![block, Change::Adam8bit, Change::MaxLength(256)])
+        );
+        assert_eq!(change(100_000_000), None);
+    }
+
+    #[test]
+    fn what_auto_stands_for() {
+        let config = model();
+        let peak = |load: &Load| Footprint::new(&config, load).peak();
+        let auto = Load {
+            recompute: Recompute::Auto,
+            ..LOAD
+        };
+        let at = |recompute| peak(&Load { recompute, ..LOAD });
+        let chosen = |memory| recompute(&auto, memory, peak);
+        let sizes = [Recompute::None, Recompute::KeepAttention, Recompute::Block].map(at);
+        assert!(sizes[0] > sizes[1] && sizes[1] > sizes[2], "{sizes:?}");
+        assert_eq!(chosen(Some(sizes[0])), Recompute::None);
+        assert_eq!(chosen(Some(sizes[0] - 1)), Recompute::KeepAttention);
+        assert_eq!(chosen(Some(sizes[1] - 1)), Recompute::Block);
+        assert_eq!(chosen(Some(0)), Recompute::Block);
+        assert_eq!(chosen(None), Recompute::Block);
+        assert_eq!(recompute(&LOAD, Some(0), peak), Recompute::None);
+        let gpu = Load {
+            fast_cpu: false,
+            fast_gpu: true,
+            ..auto
+        };
+        assert_eq!(recompute(&gpu, Some(0), peak), Recompute::Offload);
+    }
+}
