@@ -48,30 +48,40 @@ pub(super) fn attention<E: Element>(
         .zip(q.par_chunks(per_kv))
         .enumerate();
     struct Room<'a, E> {
-        k: Vec<&'a [E]>,
-        v: Vec<&'a [E]>,
+        held: Held<'a, E>,
         scores: Vec<f32>,
         q: Vec<f32>,
         o: Vec<f32>,
     }
     let room = || Room {
-        k: Vec::new(),
-        v: Vec::new(),
+        held: Held {
+            k: Vec::new(),
+            v: Vec::new(),
+            next: Vec::new(),
+        },
         scores: Vec::new(),
         q: vec![0.0; per_kv],
         o: vec![0.0; per_kv],
     };
+    let num_tasks = q.len() / per_kv;
     tasks.for_each_init(room, |room, (task, (o, q))| {
-        room.k.clear();
-        room.v.clear();
+        let Held { k, v, next } = &mut room.held;
+        k.clear();
+        v.clear();
+        next.clear();
         for (page, len) in table.pages_of(task / num_kv) {
-            let [k, v] = cached.rows(page, len, task % num_kv);
-            room.k.push(k);
-            room.v.push(v);
+            let [keys, values] = cached.rows(page, len, task % num_kv);
+            k.push(keys);
+            v.push(values);
+        }
+        if task + 1 < num_tasks {
+            let (sequence, kv_head) = ((task + 1) / num_kv, (task + 1) % num_kv);
+            let pages = table.pages_of(sequence).take(MOST_PAGES_AHEAD);
+            next.extend(pages.map(|(page, len)| cached.rows(page, len, kv_head)[0]));
         }
         room.q.iter_mut().zip(q).for_each(|(to, q)| *to = q.wide());
-        let Room { k, v, scores, .. } = room;
-        attend(&room.q, k, v, head_dim, scale, scores, &mut room.o);
+        let Room { held, scores, .. } = room;
+        attend(&room.q, held, head_dim, scale, scores, &mut room.o);
         o.iter_mut()
             .zip(&room.o)
             .for_each(|(to, o)| *to = E::of(*o));
@@ -79,11 +89,18 @@ pub(super) fn attention<E: Element>(
     o
 }
 
-/// The queries of one key/value head. q, o: `[G, D]`, k, v: the pages of `[P, D]`, all but the last one full.
+/// The pages of a head: `[P, D]` of keys and of values, all but the last page full, and the first pages of keys that are read
+/// after them.
+struct Held<'a, E> {
+    k: Vec<&'a [E]>,
+    v: Vec<&'a [E]>,
+    next: Vec<&'a [E]>,
+}
+
+/// The queries of one key/value head. q, o: `[G, D]`.
 fn attend<E: Element>(
     q: &[f32],
-    k: &[&[E]],
-    v: &[&[E]],
+    held: &Held<E>,
     head_dim: usize,
     scale: f32,
     scores: &mut Vec<f32>,
@@ -95,26 +112,30 @@ fn attend<E: Element>(
         unsafe {
             match head_dim / LANES {
                 _ if !head_dim.is_multiple_of(LANES) => {}
-                1 => return attend_avx512::<E, 1, 4>(q, k, v, scale, scores, o),
-                2 => return attend_avx512::<E, 2, 4>(q, k, v, scale, scores, o),
-                4 => return attend_avx512::<E, 4, 4>(q, k, v, scale, scores, o),
-                8 => return attend_avx512::<E, 8, 2>(q, k, v, scale, scores, o),
+                1 => return attend_avx512::<E, 1, 4>(q, held, scale, scores, o),
+                2 => return attend_avx512::<E, 2, 4>(q, held, scale, scores, o),
+                4 => return attend_avx512::<E, 4, 4>(q, held, scale, scores, o),
+                8 => return attend_avx512::<E, 8, 2>(q, held, scale, scores, o),
                 _ => {}
             }
         }
     }
-    attend_any(q, k, v, head_dim, scale, scores, o);
+    attend_any(q, held, head_dim, scale, scores, o);
 }
 
 vectorised! {
     /// [`attend`] for any head dim and processor.
-    fn attend_any<E: Element>(q: &[f32], k: &[&[E]], v: &[&[E]], head_dim: usize, scale: f32, scores: &mut Vec<f32>, o: &mut [f32]) {
+    fn attend_any<E: Element>(q: &[f32], held: &Held<E>, head_dim: usize, scale: f32, scores: &mut Vec<f32>, o: &mut [f32]) {
+        let Held { k, v, next } = held;
         let len = num_positions(k, head_dim);
         scores.clear();
         scores.resize(q.len() / head_dim * len, 0.0);
-        for (t, k) in k.iter().flat_map(|page| page.chunks_exact(head_dim)).enumerate() {
-            for (g, q) in q.chunks_exact(head_dim).enumerate() {
-                scores[g * len + t] = dot(q, k) * scale;
+        for (page, (k, ahead)) in ahead_of(k, v).enumerate() {
+            for (t, k) in k.chunks_exact(head_dim).enumerate() {
+                fetch(ahead, t * head_dim, head_dim);
+                for (g, q) in q.chunks_exact(head_dim).enumerate() {
+                    scores[g * len + page * PAGE + t] = dot(q, k) * scale;
+                }
             }
         }
         for scores in scores.chunks_exact_mut(len) {
@@ -124,15 +145,54 @@ vectorised! {
             }
         }
         o.fill(0.0);
-        for (t, v) in v.iter().flat_map(|page| page.chunks_exact(head_dim)).enumerate() {
-            for (g, o) in o.chunks_exact_mut(head_dim).enumerate() {
-                let p = scores[g * len + t];
-                for (o, v) in o.iter_mut().zip(v) {
-                    *o += p * v.wide();
+        for (page, (v, ahead)) in ahead_of(v, next).enumerate() {
+            for (t, v) in v.chunks_exact(head_dim).enumerate() {
+                fetch(ahead, t * head_dim, head_dim);
+                for (g, o) in o.chunks_exact_mut(head_dim).enumerate() {
+                    let p = scores[g * len + page * PAGE + t];
+                    for (o, v) in o.iter_mut().zip(v) {
+                        *o += p * v.wide();
+                    }
                 }
             }
         }
     }
+}
+
+/// See [`ahead_of`].
+const MOST_PAGES_AHEAD: usize = 2;
+
+/// Each page with one to ask for meanwhile, 16 KiB ahead: the processor foresees what follows in memory, not
+/// where the next page lies. `after` is read next.
+fn ahead_of<'a, E>(
+    pages: &'a [&'a [E]],
+    after: &'a [&'a [E]],
+) -> impl Iterator<Item = (&'a [E], &'a [E])> {
+    const BYTES: usize = 16 << 10;
+    // all but the last page are of one size
+    let is_large = pages
+        .first()
+        .is_some_and(|page| size_of_val(*page) >= BYTES);
+    let num = if is_large { 1 } else { MOST_PAGES_AHEAD };
+    let ahead = pages.iter().chain(after).copied().skip(num);
+    let ahead = ahead.chain(std::iter::repeat(&[][..]));
+    pages.iter().copied().zip(ahead)
+}
+
+/// Asks for a part of a page.
+#[inline(always)]
+fn fetch<E>(page: &[E], start: usize, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        let part = &page[start.min(page.len())..(start + len).min(page.len())];
+        for line in part.chunks(64 / size_of::<E>()) {
+            // SAFETY: it may name any address
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (page, start, len);
 }
 
 /// Positions that the pages of a head hold.
@@ -166,14 +226,14 @@ fn exp_and_sum(scores: &mut [f32]) -> f32 {
 #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
 fn attend_avx512<E: Element, const CHUNKS: usize, const HEADS: usize>(
     q: &[f32],
-    k: &[&[E]],
-    v: &[&[E]],
+    held: &Held<E>,
     scale: f32,
     scores: &mut Vec<f32>,
     o: &mut [f32],
 ) {
     use std::arch::x86_64::*;
     let head_dim = CHUNKS * LANES;
+    let Held { k, v, .. } = held;
     let (len, num_heads) = (num_positions(k, head_dim), q.len() / head_dim);
     let full = |pages: &[&[E]]| {
         pages
@@ -186,9 +246,10 @@ fn attend_avx512<E: Element, const CHUNKS: usize, const HEADS: usize>(
     let row = len.next_multiple_of(LANES);
     scores.clear();
     scores.resize(num_heads * row, 0.0);
-    for (page, k) in k.iter().enumerate() {
+    for (page, (k, ahead)) in ahead_of(k, v).enumerate() {
         let rows = k.len() / head_dim;
         for start in (0..rows).step_by(LANES) {
+            fetch(ahead, start * head_dim, LANES * head_dim);
             for (g, q) in q.chunks_exact(head_dim).enumerate() {
                 // SAFETY: rows start..rows of k are there; so are LANES scores, as the pages before this one are full of them
                 unsafe {
@@ -211,9 +272,9 @@ fn attend_avx512<E: Element, const CHUNKS: usize, const HEADS: usize>(
             *scale = 1.0 / exp_and_sum(&mut scores[at..at + len]);
         }
         if heads == HEADS {
-            weighted_values::<E, CHUNKS, HEADS>(&scores[g * row..], row, v, scale, o);
+            weighted_values::<E, CHUNKS, HEADS>(&scores[g * row..], row, held, scale, o);
         } else {
-            weighted_values::<E, CHUNKS, 1>(&scores[g * row..], row, v, [scale[0]], o);
+            weighted_values::<E, CHUNKS, 1>(&scores[g * row..], row, held, [scale[0]], o);
         }
         g += heads;
     }
@@ -294,19 +355,21 @@ unsafe fn dots<E: Element, const CHUNKS: usize>(
 fn weighted_values<E: Element, const CHUNKS: usize, const HEADS: usize>(
     p: &[f32],
     row: usize,
-    v: &[&[E]],
+    held: &Held<E>,
     scale: [f32; HEADS],
     o: &mut [f32],
 ) {
     use std::arch::x86_64::*;
     let head_dim = CHUNKS * LANES;
+    let Held { v, next, .. } = held;
     let len = num_positions(v, head_dim);
     assert!(len <= row && p.len() >= (HEADS - 1) * row + len && o.len() == HEADS * head_dim);
     let mut acc = [[_mm512_setzero_ps(); CHUNKS]; HEADS];
     let mut first = 0;
-    for v in v {
+    for (v, ahead) in ahead_of(v, next) {
         let rows = v.len() / head_dim;
         for t in 0..rows {
+            fetch(ahead, t * head_dim, head_dim);
             let mut value = [_mm512_setzero_ps(); CHUNKS];
             for (c, value) in value.iter_mut().enumerate() {
                 // SAFETY: a row of the page, and c < CHUNKS

@@ -19,9 +19,9 @@ use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor};
 use std::sync::OnceLock;
 
-/// Positions of a page (`PAGE` in decode.cu). A sequence leaves half of them unused on average, which speaks for few; the CPU
-/// takes 16 positions at a time, a block of a CUDA device 128, and a page of one head is read in one piece of 16 KiB (f32, 64
-/// dims), so that 64 cost no time.
+/// Positions of a page (`PAGE` in decode.cu). A sequence leaves half of them unused on average, which speaks for few; a page of
+/// one head is read in one piece (16 KiB in f32 with 64 dims) and costs the CPU a jump, a block of a CUDA device takes 128
+/// positions at a time, which speaks for many.
 pub const PAGE: usize = 64;
 
 /// Pages of a chunk (`PAGES_A_CHUNK` in decode.cu).
