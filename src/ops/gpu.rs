@@ -114,12 +114,6 @@ impl Gpu {
         runs_kernels(device).then(|| Self(device.clone()))
     }
 
-    /// A device that kernels run on.
-    #[cfg(feature = "cuda")]
-    pub(super) fn on(device: &Device) -> Self {
-        Self(device.clone())
-    }
-
     /// A tensor whose values are for a kernel to write.
     pub(super) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         if self.0.is_cpu() {

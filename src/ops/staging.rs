@@ -229,7 +229,7 @@ mod cuda {
                 Ok(unsafe { Tensor::empty(part.shape.as_slice(), part.dtype, device) }?)
             };
             let tensors: Vec<Tensor> = parts.iter().map(empty).collect::<Result<_>>()?;
-            let gpu = Gpu::on(device);
+            let gpu = Gpu::on(device).ok_or_else(|| failed("it runs no kernels"))?;
             let addresses = tensors
                 .iter()
                 .map(|t| gpu.address_of(t))
