@@ -202,6 +202,8 @@ impl Gpu {
         match &self.0 {
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => cuda::shared_bytes_a_block(device),
+            #[cfg(feature = "cuda-emulator")]
+            Device::Cpu => Ok(emulated::shared_bytes_a_block()),
             _ => Ok(usize::MAX),
         }
     }

@@ -89,6 +89,12 @@ pub(super) fn launch(kernel: Kernel, launch: Launch, words: &[u64]) -> Result<()
     }
 }
 
+/// As many as EMULATOR_SHARED_KIB says: 99 has a desktop card, without it 227 as a data centre's.
+pub(super) fn shared_bytes_a_block() -> usize {
+    let given = std::env::var("EMULATOR_SHARED_KIB").ok();
+    1024 * given.and_then(|kib| kib.parse().ok()).unwrap_or(227)
+}
+
 pub(super) fn address(storage: &CpuStorage, start: usize) -> Result<u64> {
     Ok(match storage {
         CpuStorage::F32(v) => v[start..].as_ptr() as u64,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CUDA kernels without a GPU: compiled by nvcc (from PyPI, into target/nvcc, where none is on the path), then run in the
-# emulator, the threads of a block in both orders. Needs python3 with pip and a C++ compiler.
+# emulator, the threads of a block in both orders, with the shared memory of a large and a small card. Needs python3 with pip and a C++ compiler.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -26,4 +26,4 @@ for kernels in src/ops/*.cu; do
 done
 
 cargo test --release --locked --features cuda-emulator --test cuda_kernels --test cuda_attention --test cuda_model
-EMULATOR_REVERSE=1 cargo test --release --locked --features cuda-emulator --test cuda_kernels --test cuda_attention --test cuda_model
+EMULATOR_REVERSE=1 EMULATOR_SHARED_KIB=99 cargo test --release --locked --features cuda-emulator --test cuda_kernels --test cuda_attention --test cuda_model
