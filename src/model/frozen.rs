@@ -50,22 +50,26 @@ impl Frozen {
                     bytes: Arc::new(part),
                 })
                 .collect(),
-            Self::InFile(w) => vec![Part {
-                dtype: w.stored(),
-                shape: w.shape().to_vec(),
-                bytes: w.clone(),
-            }],
+            Self::InFile(w) => {
+                w.expect();
+                vec![Part {
+                    dtype: w.stored(),
+                    shape: w.shape().to_vec(),
+                    bytes: w.clone(),
+                }]
+            }
         }
     }
 
     /// The same of copies of the parts.
-    pub(super) fn landed(&self, mut parts: Vec<Tensor>) -> Result<OnDevice> {
+    pub(super) fn landed(&self, mut parts: Vec<Tensor>, dtype: DType) -> Result<OnDevice> {
         Ok(match self {
             Self::Packed(packed) => OnDevice::Packed(packed.of_parts(parts)?),
             Self::InFile(_) => OnDevice::Whole(
                 parts
                     .pop()
-                    .ok_or_else(|| Error::input("a weight did not arrive"))?,
+                    .ok_or_else(|| Error::input("a weight did not arrive"))?
+                    .to_dtype(dtype)?,
             ),
         })
     }
@@ -122,6 +126,9 @@ impl FrozenWeights {
 
     pub(super) fn remove(&mut self, id: ParamId) {
         self.of.remove(&id);
+        // blocks are not whole any more
+        self.stream = false;
+        self.window = Arc::default();
         if self.of.is_empty() {
             self.quant = None;
         }
@@ -170,7 +177,12 @@ pub fn is_projection(name: &str) -> bool {
 
 impl FrozenWeights {
     /// A weight on `device`, where it is brought there beside the device's work.
-    fn through_window(&self, id: ParamId, device: &Device) -> Result<Option<OnDevice>> {
+    fn through_window(
+        &self,
+        id: ParamId,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Option<OnDevice>> {
         let Some(frozen) = self.of.get(&id).filter(|_| self.stream) else {
             return Ok(None);
         };
@@ -182,7 +194,7 @@ impl FrozenWeights {
             };
         }
         match &mut *opened {
-            Opened::Window(window) => window.weight(&self.of, id, frozen).map(Some),
+            Opened::Window(window) => window.weight(&self.of, id, frozen, dtype).map(Some),
             _ => Ok(None),
         }
     }
@@ -282,7 +294,7 @@ impl CausalLm {
 
     /// A weight as numbers on the model's device.
     pub(super) fn weight(&self, id: ParamId) -> Result<Tensor> {
-        if let Some(weight) = self.frozen.through_window(id, &self.device)? {
+        if let Some(weight) = self.frozen.through_window(id, &self.device, self.dtype)? {
             return weight.dense(self.dtype);
         }
         match self.frozen.take(id) {

@@ -5,7 +5,7 @@ use super::frozen::{Frozen, OnDevice};
 use crate::Result;
 use crate::ops::ParamId;
 use crate::ops::staging::{Coming, Staging};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ pub(super) struct Window {
     coming: BTreeMap<ParamId, Coming>,
     /// The block that computes.
     block: Option<usize>,
+    /// After the last block the first one came, not the way back.
+    begins_anew: bool,
 }
 
 impl Window {
@@ -32,6 +34,7 @@ impl Window {
             held: BTreeMap::new(),
             coming: BTreeMap::new(),
             block: None,
+            begins_anew: false,
         }))
     }
 
@@ -44,6 +47,7 @@ impl Window {
         all: &BTreeMap<ParamId, Arc<Frozen>>,
         id: ParamId,
         frozen: &Arc<Frozen>,
+        dtype: DType,
     ) -> Result<OnDevice> {
         let block = all.range(..id).count() / A_BLOCK;
         if self.block != Some(block) {
@@ -56,14 +60,18 @@ impl Window {
             Some(coming) => coming,
             None => self.staging.begin(Frozen::parts(frozen))?,
         };
-        let weight = frozen.landed(coming.wait()?)?;
+        let weight = frozen.landed(coming.wait()?, dtype)?;
         self.held.insert(id, weight.clone());
         Ok(weight)
     }
 
     /// Lets go of other blocks, and sends for this one and the next.
     fn enter(&mut self, all: &BTreeMap<ParamId, Arc<Frozen>>, block: usize) -> Result<()> {
-        let next = next(self.block, block, all.len().div_ceil(A_BLOCK));
+        let num_blocks = all.len().div_ceil(A_BLOCK);
+        if self.block.is_some_and(|before| before + 1 == num_blocks) {
+            self.begins_anew = block == 0;
+        }
+        let next = next(self.block, block, num_blocks, self.begins_anew);
         self.block = Some(block);
         let of = |block: usize| all.iter().skip(block * A_BLOCK).take(A_BLOCK);
         self.held
@@ -83,11 +91,13 @@ impl Window {
     }
 }
 
-/// The block that comes after `now`: the next one the same way, at an end the one that a pass back begins with.
-fn next(before: Option<usize>, now: usize, num_blocks: usize) -> Option<usize> {
+/// The block that comes after `now`: the next one the same way; at the end the first again where passes have no way back,
+/// else the one that this begins with.
+fn next(before: Option<usize>, now: usize, num_blocks: usize, begins_anew: bool) -> Option<usize> {
     let above = (now + 1 < num_blocks).then_some(now + 1);
     let below = now.checked_sub(1);
-    match before.is_none_or(|before| before < now) {
+    match before.is_none_or(|before| before < now || before + 1 == num_blocks && now == 0) {
+        true if above.is_none() && begins_anew => Some(0),
         true => above.or(below),
         false => below.or(above),
     }
@@ -104,13 +114,15 @@ mod tests {
         let mut before = None;
         let mut sent = Vec::new();
         for now in pass {
-            sent.push(next(before, now, 4));
+            sent.push(next(before, now, 4, false));
             before = Some(now);
         }
         let expected = [1, 2, 3, 2, 1, 0, 1, 2];
         assert_eq!(sent, expected.map(Some));
         // forward alone: from the last to the first
-        assert_eq!(next(Some(3), 0, 4), Some(1));
-        assert_eq!(next(None, 0, 1), None);
+        assert_eq!(next(Some(3), 0, 4, true), Some(1));
+        assert_eq!(next(Some(2), 3, 4, true), Some(0));
+        assert_eq!(next(Some(1), 0, 2, false), Some(1));
+        assert_eq!(next(None, 0, 1, false), None);
     }
 }

@@ -64,7 +64,10 @@ impl Staging {
             return Ok(None);
         }
         let (jobs, waiting) = channel::<Job>();
-        let mut copier = Copier::new(device)?;
+        // where no memory can be pinned, copies are as they are elsewhere
+        let Ok(mut copier) = Copier::new(device) else {
+            return Ok(None);
+        };
         let work = move || {
             for job in waiting {
                 let landed = copier.copy(&job.parts, job.to);
@@ -198,11 +201,12 @@ mod cuda {
     use super::super::gpu::Gpu;
     use super::*;
     use candle_core::cuda_backend::CudaDevice;
-    use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, result};
+    use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, result, sys};
     use std::ffi::c_void;
 
-    /// Bytes that go at a time; there are two such pieces of pinned memory.
+    /// Bytes that go at a time, through pieces of pinned memory in turn.
     const PIECE: usize = 16 << 20;
+    const NUM_PIECES: usize = 2;
 
     fn failed(error: impl std::fmt::Display) -> Error {
         Error::input(format!("copying weights to the CUDA device: {error}"))
@@ -261,7 +265,7 @@ mod cuda {
 
     pub(super) struct Copier {
         stream: Arc<CudaStream>,
-        pieces: [Piece; 2],
+        pieces: Vec<Piece>,
         next: usize,
     }
 
@@ -278,24 +282,33 @@ mod cuda {
         pub(super) fn new(device: &Device) -> Result<Self> {
             let context = cuda(device)?.cuda_stream().context().clone();
             let stream = context.new_stream().map_err(failed)?;
-            let piece = || -> Result<Piece> {
-                let read = stream.record_event(None).map_err(failed)?;
+            let mut copier = Self {
+                stream,
+                pieces: Vec::new(),
+                next: 0,
+            };
+            for _ in 0..NUM_PIECES {
+                // whoever waits for it sleeps
+                let flags = Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC);
+                let read = copier.stream.record_event(flags).map_err(failed)?;
                 // SAFETY: the context is there; the copier gives the memory back
                 let memory = unsafe { result::malloc_host(PIECE, 0) }.map_err(failed)?;
-                Ok(Piece {
-                    memory: memory.cast(),
-                    read,
-                })
-            };
-            let pieces = [piece()?, piece()?];
-            Ok(Self {
-                stream,
-                pieces,
-                next: 0,
-            })
+                let memory = memory.cast();
+                copier.pieces.push(Piece { memory, read });
+            }
+            Ok(copier)
         }
 
         pub(super) fn copy(&mut self, parts: &[Part], to: Place) -> Result<Landed> {
+            let landed = self.copy_all(parts, &to);
+            if landed.is_err() {
+                // the tensors are given back now: what is on its way into them arrives first
+                let _ = self.stream.synchronize();
+            }
+            landed
+        }
+
+        fn copy_all(&mut self, parts: &[Part], to: &Place) -> Result<Landed> {
             self.stream.context().bind_to_thread().map_err(failed)?;
             self.stream.wait(&to.free).map_err(failed)?;
             for (part, address) in parts.iter().zip(&to.addresses) {
@@ -317,7 +330,7 @@ mod cuda {
         /// At most a piece.
         fn send(&mut self, bytes: &[u8], address: u64) -> Result<()> {
             let piece = &self.pieces[self.next];
-            self.next = 1 - self.next;
+            self.next = (self.next + 1) % self.pieces.len();
             piece.read.synchronize().map_err(failed)?;
             // SAFETY: the piece is that large, and the copy out of it has ended; the device's memory is that of a tensor
             // which is held until the copy has landed

@@ -204,7 +204,11 @@ impl AdamW {
         for slot in &self.slots {
             for (part, tensor) in slot.states() {
                 let name = format!("{part}.{}", slot.name);
-                let saved = file.load(&name, tensor.device()).map_err(damaged)?;
+                let saved = file.load(&name, tensor.device()).map_err(|e| {
+                    damaged(e).with_hint(
+                        "a checkpoint of another version, or of another kind of device: `--fresh` starts anew",
+                    )
+                })?;
                 if saved.dims() != tensor.dims() || saved.dtype() != tensor.dtype() {
                     return Err(Error::input(format!(
                         "optimiser states `{}`: `{name}` is {:?} {:?}, expected {:?} {:?}",

@@ -205,6 +205,7 @@ fn of_sampling(
         at_once: false,
         pack_length: 0,
         max_length: 0,
+        on_host: is_cpu(&plan.device),
         fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         fast_gpu: has_kernels(&plan.device, student, config),
         num_slots,
@@ -283,6 +284,7 @@ fn load(plan: &Plan, config: &ModelConfig) -> Load {
             plan.sft.max_length
         },
         max_length: plan.sft.max_length,
+        on_host: is_cpu(&plan.device),
         fast_cpu: is_cpu(&plan.device) && plan.student.dtype != Dtype::F16,
         fast_gpu: has_kernels(&plan.device, &plan.student, config),
         num_slots: eval
@@ -329,6 +331,7 @@ fn of_pairs(
             false => 2 * training.max_length,
         },
         max_length: training.max_length,
+        on_host: is_cpu(&plan.device),
         fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         fast_gpu: has_kernels(&plan.device, student, config),
         num_slots: 0,
@@ -366,6 +369,7 @@ fn of_grpo(
         at_once: false,
         pack_length: grpo.pack_length.max(longest).min(num_completions * longest),
         max_length: longest,
+        on_host: is_cpu(&plan.device),
         fast_cpu: is_cpu(&plan.device) && student.dtype != Dtype::F16,
         fast_gpu: has_kernels(&plan.device, student, config),
         // a remote engine has memory of its own
@@ -448,14 +452,17 @@ fn longest_prompt(
     Ok(longest)
 }
 
-/// `auto` finds nothing else in a binary built for nothing else.
+/// `auto` finds nothing else in a binary built for nothing else, or where there is nothing else.
 fn is_cpu(device: &str) -> bool {
-    device == "cpu" || (device == "auto" && !cfg!(any(feature = "cuda", feature = "metal")))
+    let knows_more = cfg!(any(feature = "cuda", feature = "metal"));
+    let finds_cpu = || super::device(device).is_ok_and(|device| device.is_cpu());
+    device == "cpu" || (device == "auto" && (!knows_more || finds_cpu()))
 }
 
 /// Whether the CUDA kernels compute all of it.
 fn has_kernels(device: &str, student: &StudentPlan, config: &ModelConfig) -> bool {
-    let is_cuda = device.starts_with("cuda") || (device == "auto" && cfg!(feature = "cuda"));
+    let is_cuda = device.starts_with("cuda")
+        || (device == "auto" && cfg!(feature = "cuda") && !is_cpu(device));
     is_cuda && student.dtype == Dtype::Bf16 && matches!(config.head_dim, 64 | 128)
 }
 

@@ -28,11 +28,11 @@ pub fn check(
         return Ok(None);
     };
     let chosen = estimate.recompute.filter(|_| estimate.recompute_chosen);
+    if let Some(level) = chosen.filter(|level| *level != Recompute::None) {
+        let level = level.name();
+        reporter.note(&format!("{name}: `recompute = \"{level}\"`"));
+    }
     let Some(room) = room.filter(|room| estimate.peak_memory > *room) else {
-        if let Some(level) = chosen.filter(|level| *level != Recompute::None) {
-            let level = level.name();
-            reporter.note(&format!("{name} fits with `recompute = \"{level}\"`"));
-        }
         return Ok(chosen);
     };
     let is_certain = estimate.memory.without_evaluation().peak() > room;

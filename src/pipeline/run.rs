@@ -69,7 +69,8 @@ pub fn run(
     let folder = RunFolder::open(&root)?;
     let student = Student::open(plan, reporter)?;
     let mut plan = plan.clone();
-    if options.fresh || !root.join("sft/done.json").exists() {
+    let is_there = |name: &str| root.join("sft").join(name).exists();
+    if options.fresh || !is_there("done.json") || !is_there("model/config.json") {
         let estimate = |room| Ok(Some(of_sft(&plan, student.config(), room)));
         let fitting = fit::check("the run", &plan.device, options, estimate, reporter)?;
         plan.sft.recompute = fitting.unwrap_or(plan.sft.recompute);

@@ -391,7 +391,7 @@ impl Grpo {
             samples_every_steps: same.samples_every_steps,
             num_sample_groups: same.num_sample_groups,
             eval_every_steps: same.eval_every_steps,
-            recompute: same.recompute,
+            recompute: Recompute::None,
             ..self.clone()
         }
     }

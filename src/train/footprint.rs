@@ -49,6 +49,8 @@ pub struct Load {
     pub pack_length: usize,
     /// Tokens of the longest sequence.
     pub max_length: usize,
+    /// The device is the CPU: what is on the host is there already.
+    pub on_host: bool,
     /// The CPU's own operations, f32 or bf16: attention without a matrix of scores, logits that their gradient is written over.
     /// The portable ones hold a block of rows of the scores, and several tensors of a chunk of logits.
     pub fast_cpu: bool,
@@ -116,6 +118,9 @@ pub struct Footprint {
     /// Weights of one file of the result.
     #[serde(skip)]
     merged: u64,
+    /// Frozen weights while they are used.
+    #[serde(skip)]
+    dequantised: u64,
 }
 
 impl Footprint {
@@ -147,7 +152,7 @@ impl Footprint {
             Recompute::None => t * layers * kept,
             Recompute::KeepAttention => t * (layers * ((c + q) * element + heads * F32) + kept),
             // on the CPU the host is where they are anyway
-            Recompute::Offload if !load.fast_cpu => t * kept,
+            Recompute::Offload if !load.on_host => t * kept,
             Recompute::Block | Recompute::Offload | Recompute::Auto => {
                 t * (layers * c * element + kept)
             }
@@ -157,21 +162,21 @@ impl Footprint {
             false => 0,
         };
         // the host is the device where that is the CPU
-        let packed = match load.quant.filter(|_| load.fast_cpu || !load.stream) {
+        let packed = match load.quant.filter(|_| load.on_host || !load.stream) {
             Some(quant) => packed_bytes(config, quant),
             None => 0,
         };
         // the largest as numbers, from a file beside those read from there; on the portable way through f32 codes, their
         // places and values
         let is_fast = load.fast_cpu || load.fast_gpu;
-        let held = match (load.quant, load.stream && !load.fast_cpu && layers > 0) {
+        let held = match (load.quant, load.stream && !load.on_host && layers > 0) {
             (Some(quant), true) => 2 * packed_bytes(config, quant) / layers,
             (None, true) => 2 * projections / layers * element,
             (_, false) => 0,
         };
         let dequantised = match (load.quant, is_fast) {
             // those of the block at work and of the next
-            (None, _) if load.stream && !load.fast_cpu => held,
+            (None, _) if load.stream && !load.on_host => held,
             (None, _) if load.stream => 2 * c * f * element,
             (None, _) => 0,
             (Some(_), true) => held + c * f * element,
@@ -246,6 +251,7 @@ impl Footprint {
                 0 => 0,
                 _ => base * element,
             },
+            dequantised,
             // adapters are merged a file at a time, on the CPU beside the weights
             merged: match (load.num_adapter_weights, load.fast_cpu) {
                 (Some(_), true) => (base * element).min(SHARD),
@@ -352,7 +358,7 @@ impl Footprint {
                 .max(in_blocks + self.activations + self.block + self.attention)
                 .max(after + self.temporaries);
         let beside_cache = match self.samples_between {
-            true => held,
+            true => held + self.dequantised,
             false => self.weights_after,
         };
         let asked = held + self.reference + moving;

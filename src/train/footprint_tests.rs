@@ -15,6 +15,7 @@ pub(crate) const LOAD: Load = Load {
     at_once: false,
     pack_length: 2048,
     max_length: 1024,
+    on_host: true,
     fast_cpu: true,
     fast_gpu: false,
     num_slots: 16,
@@ -209,6 +210,7 @@ fn adapters_alone_have_gradients_and_states() {
         let streamed = Load {
             quant,
             stream: true,
+            on_host: false,
             fast_cpu: false,
             ..load
         };

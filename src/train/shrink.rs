@@ -33,7 +33,7 @@ const LEVELS: [Recompute; 4] = [
 
 /// The levels that make a difference: on the CPU nothing can be brought to the host.
 fn levels(load: &Load) -> &'static [Recompute] {
-    match load.fast_cpu {
+    match load.on_host {
         true => &LEVELS[..3],
         false => &LEVELS,
     }
@@ -229,6 +229,7 @@ mod tests {
         assert_eq!(chosen(None), Recompute::Block);
         assert_eq!(recompute(&LOAD, Some(0), peak), Recompute::None);
         let gpu = Load {
+            on_host: false,
             fast_cpu: false,
             fast_gpu: true,
             ..auto
