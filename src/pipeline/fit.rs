@@ -8,6 +8,7 @@ use crate::progress::Reporter;
 use crate::recipe::Recompute;
 use crate::recipe::graph::{PipelinePlan, StagePlan};
 use crate::{Error, Result};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,31 @@ pub fn check_stage(
     let name = format!("stage `{}`", stage.name);
     let estimate = |room| of_stage(plan, stage, config, room, reporter);
     check(&name, &plan.device, options, estimate, reporter)
+}
+
+/// What was computed again in a training that is finished, as the run folder has it: of one stage, or of the run's only
+/// training.
+pub fn recomputed(root: &Path, stage: Option<&str>) -> Option<Recompute> {
+    fn find(value: &Value) -> Option<Recompute> {
+        match value {
+            Value::Object(map) => match map.get("recompute") {
+                Some(level) => serde_json::from_value(level.clone()).ok(),
+                None => map.values().find_map(find),
+            },
+            _ => None,
+        }
+    }
+    let plan: Value =
+        serde_json::from_str(&fs::read_to_string(root.join("plan.json")).ok()?).ok()?;
+    match stage {
+        None => find(&plan["sft"]),
+        Some(name) => find(
+            plan["stages"]
+                .as_array()?
+                .iter()
+                .find(|s| s["name"] == name)?,
+        ),
+    }
 }
 
 /// The largest parts first.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::model::{CausalLm, ModelConfig};
 use crate::progress::{Reporter, Stop};
+use crate::recipe::Recompute;
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::load::{Loaded, closest};
 use crate::recipe::reward::{RewardKind, RewardTable};
@@ -272,6 +273,14 @@ pub fn run(
     for (i, (ready, state)) in ready.iter().zip(&states).enumerate() {
         if redo.contains(plan.stages[i].name.as_str()) || !matches!(state, State::Finished(_)) {
             check(i, ready.student.as_ref().map(|student| student.config()))?;
+        }
+    }
+    for (stage, state) in fitting.stages.iter_mut().zip(&states) {
+        if stage.job.recompute() == Some(Recompute::Auto)
+            && matches!(state, State::Finished(_))
+            && let Some(level) = fit::recomputed(&root, Some(&stage.name))
+        {
+            stage.job.set_recompute(level);
         }
     }
     let plan = &fitting;

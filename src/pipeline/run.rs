@@ -12,6 +12,7 @@ use super::suites;
 use crate::data::Store;
 use crate::eval::Problem;
 use crate::progress::{Reporter, Stop};
+use crate::recipe::Recompute;
 use crate::recipe::load::Loaded;
 use crate::recipe::plan::{Plan, Stage, StageKind};
 use crate::{Error, Result, report};
@@ -74,6 +75,8 @@ pub fn run(
         let estimate = |room| Ok(Some(of_sft(&plan, student.config(), room)));
         let fitting = fit::check("the run", &plan.device, options, estimate, reporter)?;
         plan.sft.recompute = fitting.unwrap_or(plan.sft.recompute);
+    } else if plan.sft.recompute == Recompute::Auto {
+        plan.sft.recompute = fit::recomputed(&root, None).unwrap_or_default();
     }
     let plan = &plan;
     if options.fresh {

@@ -121,7 +121,18 @@ pub struct PairSources {
 }
 
 impl Job {
-    /// Says what is computed again in the backward pass, where something is trained.
+    /// What is computed again in the backward pass, where something is trained.
+    pub fn recompute(&self) -> Option<Recompute> {
+        match self {
+            Self::Sft { sft, .. } => Some(sft.recompute),
+            Self::Grpo { grpo, .. } => Some(grpo.recompute),
+            Self::RewardModel { table, .. } => Some(table.recompute),
+            Self::Preference { table, .. } => Some(table.recompute),
+            Self::Generate { .. } | Self::Select { .. } | Self::Eval(_) => None,
+        }
+    }
+
+    /// Sets that.
     pub fn set_recompute(&mut self, recompute: Recompute) {
         match self {
             Self::Sft { sft, .. } => sft.recompute = recompute,
