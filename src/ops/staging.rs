@@ -64,7 +64,7 @@ impl Staging {
             return Ok(None);
         }
         let (jobs, waiting) = channel::<Job>();
-        // where no memory can be pinned, copies are as they are elsewhere
+        // where no memory can be pinned, weights are copied by the device's own stream: slower, the same numbers
         let Ok(mut copier) = Copier::new(device) else {
             return Ok(None);
         };

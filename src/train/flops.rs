@@ -3,9 +3,9 @@
 use crate::model::ModelConfig;
 use crate::recipe::Recompute;
 
-/// Floating-point operations of an optimiser step over sequences of these lengths: 2 a weight and token forward, 2 backward
-/// for the input and, where it is trained, 2 for the weight; causal attention half of the square, forward and twice backward;
-/// and what is computed again, in each block all but its last product.
+/// Floating-point operations of an optimiser step over sequences of these lengths, in tokens: 2 a weight and token forward,
+/// 2 backward for the input and, where it is trained, 2 for the weight; causal attention half of the square, forward and twice
+/// backward; and what is computed again, in each block all but its last product.
 pub fn step_flops(
     config: &ModelConfig,
     lengths: &[usize],

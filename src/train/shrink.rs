@@ -43,8 +43,8 @@ fn costs(level: Recompute) -> usize {
     LEVELS.iter().position(|l| *l == level).unwrap_or(0)
 }
 
-/// What `recompute = "auto"` stands for: the cheapest level that fits into `memory` bytes, the smallest where none does or
-/// where the memory is not known.
+/// What `recompute = "auto"` stands for: the cheapest level whose `peak`, in bytes, fits into `memory` bytes; the one that takes
+/// least where none does; whole blocks where the memory is not known.
 pub fn recompute(load: &Load, memory: Option<u64>, peak: impl Fn(&Load) -> u64) -> Recompute {
     if load.recompute != Recompute::Auto {
         return load.recompute;
