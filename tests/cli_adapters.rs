@@ -195,6 +195,35 @@ fn a_stage_changes_what_it_names_and_a_reward_model_is_trained_whole() {
 }
 
 #[test]
+fn a_student_that_is_streamed_is_evaluated_streamed_and_says_the_same() {
+    let place = Place::new();
+    place.file("r.toml", RECIPE);
+    place.works(&["--recipe", "r.toml", "--run-dir", "run"]);
+    place.file(
+        "tuned.toml",
+        "name = \"tuned\"\ndevice = \"cpu\"\n[student]\nmodel = \"run/base/model\"\nmethod = \"lora\"\n
+[[traces]]\nsource = \"builtin:arithmetic\"\nnum_problems = 20\n
+[sft]\nepochs = 1\nlearning_rate = 1e-2\nbatch_size = 4\nmax_length = 512\n
+[eval]\nsuites = [\"arithmetic\"]\nlimit = 6\nbatch_size = 4\nbefore = true\n",
+    );
+    let run = |name: &str, stream: &str| {
+        let stream = format!("student.lora.stream={stream}");
+        place.works(&[
+            "--recipe",
+            "tuned.toml",
+            "--run-dir",
+            name,
+            "--set",
+            &stream,
+        ]);
+        ["eval-before", "eval"].map(|stage| place.read(&format!("{name}/{stage}/samples.jsonl")))
+    };
+    let whole = run("whole", "false");
+    assert_ne!(whole[0], whole[1]);
+    assert!(run("streamed", "true") == whole);
+}
+
+#[test]
 fn four_bits_under_an_adapter_are_trained_and_merged() {
     let place = Place::new();
     let recipe = RECIPE.replace("method = \"lora\"", "method = \"qlora\"");

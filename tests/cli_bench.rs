@@ -53,6 +53,9 @@ fn a_small_shape_is_measured() {
     ] {
         assert!(full[field].as_f64().unwrap() > 0.0, "{field}: {full}");
     }
+    let at_once = measured(&["--at-once", "--optimizer", "adamw_8bit"]);
+    assert!(at_once["optimizer_s"].is_null(), "{at_once}");
+    assert!(at_once["backward_s"].as_f64().unwrap() > 0.0, "{at_once}");
     let lora = measured(&["--lora", "2", "--recompute"]);
     // rank 2: inputs and outputs of seven projections
     let adapter = 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96));

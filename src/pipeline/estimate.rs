@@ -199,7 +199,7 @@ fn of_sampling(
         recompute: Recompute::None,
         num_adapter_weights: None,
         quant: None,
-        stream: false,
+        stream: is_streamed(student),
         dora: false,
         optimizer: Optimizer::AdamW,
         at_once: false,

@@ -284,9 +284,7 @@ impl Student {
             Weights::Random(seed) => {
                 CausalLm::random(self.config.clone(), *seed, &self.device, self.dtype)
             }
-            Weights::Folder(folder) => {
-                CausalLm::load_as(folder, self.config.clone(), &self.options())
-            }
+            Weights::Folder(folder) => self.with_weights_in(folder),
             Weights::Adapter { folder, base, .. } => merged(
                 CausalLm::load_as(base, self.config.clone(), &self.options())?,
                 folder,
@@ -299,12 +297,26 @@ impl Student {
 
     /// A checkpoint of this student in `folder`, such as the result of a stage.
     pub fn load(&self, folder: &Path) -> Result<CausalLm> {
-        CausalLm::load(folder, &self.options())
+        self.in_shape(folder, ModelConfig::from_folder(folder)?)
     }
 
     /// The weights in `folder` in this student's own shape, RoPE changes applied.
     pub fn with_weights_in(&self, folder: &Path) -> Result<CausalLm> {
-        CausalLm::load_as(folder, self.config.clone(), &self.options())
+        self.in_shape(folder, self.config.clone())
+    }
+
+    /// Weights to sample from: where a student is streamed while it learns, so is what it became.
+    fn in_shape(&self, folder: &Path, config: ModelConfig) -> Result<CausalLm> {
+        match self.adapter.as_ref().is_some_and(|a| a.stream) {
+            false => CausalLm::load_as(folder, config, &self.options()),
+            true => {
+                let how = FrozenAs {
+                    quant: None,
+                    stream: true,
+                };
+                CausalLm::load_frozen(folder, config, &self.options(), how)
+            }
+        }
     }
 
     fn options(&self) -> LoadOptions {

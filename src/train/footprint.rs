@@ -112,7 +112,7 @@ pub struct Footprint {
     /// Sampling comes between updates, not after them.
     #[serde(skip)]
     samples_between: bool,
-    /// Of the model that is evaluated afterwards: adapters are in its weights, none quantised.
+    /// Of the model that is evaluated afterwards: adapters are in its weights, none quantised; streamed where training is.
     #[serde(skip)]
     weights_after: u64,
     /// Weights of one file of the result.
@@ -166,19 +166,21 @@ impl Footprint {
             Some(quant) => packed_bytes(config, quant),
             None => 0,
         };
-        // the largest as numbers, from a file beside those read from there; on the portable way through f32 codes, their
-        // places and values
         let is_fast = load.fast_cpu || load.fast_gpu;
-        let held = match (load.quant, load.stream && !load.on_host && layers > 0) {
-            (Some(quant), true) => 2 * packed_bytes(config, quant) / layers,
-            (None, true) => 2 * projections / layers * element,
-            (_, false) => 0,
+        // of the block at work and of the next
+        let held = match load.quant.filter(|_| load.stream && !load.on_host) {
+            Some(quant) => 2 * packed_bytes(config, quant) / layers.max(1),
+            None => 0,
         };
+        // of files: the same, or the largest in two dtypes
+        let from_files = match (load.stream, load.on_host) {
+            (false, _) => 0,
+            (true, true) => 2 * c * f * element,
+            (true, false) => 2 * projections / layers.max(1) * element,
+        };
+        // the largest as numbers, on the portable way through f32 codes, their places and values
         let dequantised = match (load.quant, is_fast) {
-            // those of the block at work and of the next
-            (None, _) if load.stream && !load.on_host => held,
-            (None, _) if load.stream => 2 * c * f * element,
-            (None, _) => 0,
+            (None, _) => from_files,
             (Some(_), true) => held + c * f * element,
             (Some(_), false) => held + c * f * (12 + element),
         };
@@ -247,9 +249,10 @@ impl Footprint {
             ) + load.num_slots as u64 * vocab * F32,
             gradients_at: gradients,
             samples_between: load.rollouts.is_some(),
-            weights_after: match load.num_slots {
-                0 => 0,
-                _ => base * element,
+            weights_after: match (load.num_slots, load.stream) {
+                (0, _) => 0,
+                (_, false) => base * element,
+                (_, true) => (base - projections) * element + from_files,
             },
             dequantised,
             // adapters are merged a file at a time, on the CPU beside the weights

@@ -212,10 +212,14 @@ fn adapters_alone_have_gradients_and_states() {
             stream: true,
             on_host: false,
             fast_cpu: false,
+            num_slots: 1,
             ..load
         };
         let streamed = Footprint::new(&model(), &streamed);
         assert_eq!(f.weights - streamed.weights, 4 * n);
+        // nor of what is evaluated then, but for two blocks of it
+        let rest = 4 * model().num_parameters() as u64 - 4 * n;
+        assert_eq!(streamed.weights_after, rest + 2 * 4 * n / 12);
     }
 }
 
