@@ -12,6 +12,7 @@ use super::commits::Commits;
 use super::fit;
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
 use super::open::contents_with_chat;
+use super::rerun::{State, asked_again, check_rerun, to_redo};
 use super::run::{RunOptions, RunOutcome, check_owner, interrupted, write_report};
 use super::stage_generate::open_rewards;
 use super::stages::{Place, earlier_inputs, files, first_difference};
@@ -24,7 +25,7 @@ use crate::model::{CausalLm, ModelConfig};
 use crate::progress::{Reporter, Stop};
 use crate::recipe::Recompute;
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
-use crate::recipe::load::{Loaded, closest};
+use crate::recipe::load::Loaded;
 use crate::recipe::reward::{RewardKind, RewardTable};
 use crate::recipe::stage::Kind;
 use crate::reward::Judge;
@@ -465,15 +466,7 @@ fn prepare<'a>(
     Ok(all)
 }
 
-/// What a run folder holds of a stage.
-enum State {
-    New,
-    Begun,
-    Finished(Value),
-    /// Something else was run there; the first difference.
-    Changed(String),
-}
-
+/// What the run folder holds of a stage.
 fn state(folder: &RunFolder, stage: &StagePlan, ready: &Ready) -> Result<State> {
     let dir = folder.root().join(&stage.name);
     match earlier_inputs(&dir)? {
@@ -489,95 +482,6 @@ fn state(folder: &RunFolder, stage: &StagePlan, ready: &Ready) -> Result<State> 
         }
         None => Ok(State::New),
     }
-}
-
-/// The stages that are named, and those that depend on them.
-fn asked_again<'a>(plan: &'a PipelinePlan, rerun: &[String]) -> BTreeSet<&'a str> {
-    let mut again: BTreeSet<&str> = BTreeSet::new();
-    for stage in &plan.stages {
-        let is_meant = rerun.iter().any(|r| names_stage(plan, r, &stage.name));
-        if is_meant || stage.inputs().iter().any(|input| again.contains(input)) {
-            again.insert(&stage.name);
-        }
-    }
-    again
-}
-
-/// The stages whose folders are thrown away: those that run `again`, and those that cost little and have changed.
-fn to_redo<'a>(
-    plan: &'a PipelinePlan,
-    states: &[State],
-    again: BTreeSet<&'a str>,
-) -> Result<BTreeSet<&'a str>> {
-    let mut redo = again;
-    let mut changed: BTreeMap<&str, &str> = BTreeMap::new();
-    // changes that are not asked for and cannot be made lightly: what they come from
-    let mut refused: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (stage, state) in plan.stages.iter().zip(states) {
-        let name = stage.name.as_str();
-        if redo.contains(name) {
-            continue;
-        }
-        let State::Changed(_) = state else { continue };
-        let origin = stage.inputs().iter().find_map(|i| changed.get(i).copied());
-        changed.insert(name, origin.unwrap_or(name));
-        if !matches!(stage.kind, Kind::Eval | Kind::Select) {
-            refused
-                .entry(origin.unwrap_or(name))
-                .or_default()
-                .push(name);
-        }
-    }
-    let Some((first, _)) = refused.first_key_value() else {
-        redo.extend(changed.keys());
-        return Ok(redo);
-    };
-    let why = plan
-        .stages
-        .iter()
-        .zip(states)
-        .find_map(|(stage, state)| match state {
-            State::Changed(why) if stage.name == *first => Some(why.as_str()),
-            _ => None,
-        });
-    let mut message = format!(
-        "stage `{first}` was run with other settings: {}",
-        why.unwrap_or_default()
-    );
-    let depending: Vec<String> = refused
-        .iter()
-        .flat_map(|(origin, names)| names.iter().filter(move |name| *name != origin))
-        .map(|name| format!("`{name}`"))
-        .collect();
-    if !depending.is_empty() {
-        message += &format!("; what it left is used by {}", depending.join(", "));
-    }
-    let flags: Vec<String> = refused.keys().map(|n| format!("--rerun {n}")).collect();
-    Err(Error::input(message).with_hint(format!(
-        "`{}` throws away what {} and the stages that depend on it left, and runs them again; `--run-dir` keeps both",
-        flags.join(" "),
-        if flags.len() == 1 { "it" } else { "each" }
-    )))
-}
-
-/// Whether `--rerun text` means the stage: by its name, or by that of an evaluation with several suites or seeds.
-fn names_stage(plan: &PipelinePlan, text: &str, stage: &str) -> bool {
-    let part_of = plan.stage(stage).and_then(|s| s.part_of.as_deref());
-    text == stage || (part_of == Some(text) && plan.stage(text).is_none())
-}
-
-fn check_rerun(plan: &PipelinePlan, rerun: &[String]) -> Result<()> {
-    let names = || plan.stages.iter().map(|stage| stage.name.as_str());
-    for text in rerun {
-        if !names().any(|name| names_stage(plan, text, name)) {
-            let hint = match closest(text, names()) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("the stages are {}", names().collect::<Vec<_>>().join(", ")),
-            };
-            return Err(Error::input(format!("`--rerun {text}`: no such stage")).with_hint(hint));
-        }
-    }
-    Ok(())
 }
 
 /// The plan with the stages' keys and what their students turned out to be.

@@ -3,8 +3,8 @@
 //! - [`open`]: devices and models by name; [`student`]: the student of a plan;
 //! - [`folder`]: the run folder: lock, stage keys, atomic writes; [`commits`]: at which commits sources are read;
 //! - [`run`]: the stages of a student's recipe, top to bottom; [`stages`], [`suites`]: what each does;
-//! - [`graph`]: a recipe of `[[stage]]`s; [`stage_sft`], [`stage_generate`], [`stage_grpo`], [`stage_select`],
-//!   [`stage_reward_model`], [`stage_preference`], [`stage_eval`]: what each kind does;
+//! - [`graph`]: a recipe of `[[stage]]`s; `rerun`: which of them run again; [`stage_sft`], [`stage_generate`],
+//!   [`stage_grpo`], [`stage_select`], [`stage_reward_model`], [`stage_preference`], [`stage_eval`]: what each kind does;
 //!   [`sample_rows`], [`pair_rows`]: which samples are fit to learn from, alone or in pairs;
 //! - [`publish`]: what of a run goes to the Hub; [`publish_card`], [`publish_data`]: what the cards say; [`publish_lineage`]:
 //!   where a model comes from, in its run; [`publish_chain`]: and before, with every licence; [`publish_license`]: what
@@ -33,6 +33,7 @@ mod publish_model;
 pub mod publish_parquet;
 mod publish_usage;
 mod publish_weights;
+mod rerun;
 pub mod run;
 pub mod sample_rows;
 pub mod stage_eval;
