@@ -78,7 +78,8 @@ pub fn estimate(
 pub fn of_sft(plan: &Plan, config: &ModelConfig, device_memory: Option<u64>) -> Estimate {
     let load = load(plan, config);
     let full = vec![plan.sft.max_length; plan.sft.batch_size];
-    trained(config, load, Footprint::new, "sft", device_memory, &full)
+    let of = (Footprint::new as Shape, "sft", in_files(&plan.student));
+    trained(config, load, of, device_memory, &full)
 }
 
 /// What a stage of a pipeline would take.
@@ -194,12 +195,12 @@ fn of_sampling(
     device_memory: Option<u64>,
 ) -> Result<Estimate> {
     let student = stage.student()?;
-    let load = |num_slots| Load {
+    let load = |num_slots, stream| Load {
         dtype: student.dtype,
         recompute: Recompute::None,
         num_adapter_weights: None,
         quant: None,
-        stream: is_streamed(student),
+        stream,
         dora: false,
         optimizer: Optimizer::AdamW,
         at_once: false,
@@ -212,18 +213,22 @@ fn of_sampling(
         slot_length,
         rollouts: None,
     };
-    let of = |num_slots| Footprint::sampling(config, &load(num_slots));
-    let memory = of(num_slots);
+    let stream = is_streamed(student);
+    let of = |num_slots, stream| Footprint::sampling(config, &load(num_slots, stream));
+    let memory = of(num_slots, stream);
+    let may_stream = !stream && student.adapter.is_some() && in_files(student);
     let mut advice = Vec::new();
     if let Some(bytes) = device_memory.filter(|bytes| memory.peak() > *bytes) {
-        let smaller = std::iter::successors(Some(num_slots / 2), |n| Some(n / 2))
-            .take_while(|n| *n > 0)
-            .find(|n| of(*n).peak() <= bytes);
+        let streamed = largest_batch(num_slots, |n| may_stream && of(n, true).peak() <= bytes);
+        let smaller = largest_batch(num_slots / 2, |n| of(n, stream).peak() <= bytes);
         advice.push(match smaller {
             Some(n) => {
                 format!("`{table}.batch_size = {n}`: fewer sequences side by side")
             }
-            None => "the weights and one sequence do not fit: take a smaller student, shorter answers or a larger device".into(),
+            None => match streamed {
+                Some(n) => format!("`student.lora.stream = true`, `{table}.batch_size = {n}`: weights wait on the host and come for each token"),
+                None => "the weights and one sequence do not fit: take a smaller student, shorter answers or a larger device".into(),
+            }
         });
     }
     Ok(Estimate {
@@ -237,6 +242,13 @@ fn of_sampling(
         work: None,
         flops_of_full_step: 0.0,
     })
+}
+
+/// The first of `n`, `n / 2`, `n / 4`, ... sequences that fit.
+fn largest_batch(n: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    std::iter::successors(Some(n), |n| Some(n / 2))
+        .take_while(|n| *n > 0)
+        .find(|n| fits(*n))
 }
 
 /// Weights of the adapters that are trained, where some are.
@@ -339,7 +351,8 @@ fn of_pairs(
         rollouts: None,
     };
     let lengths = vec![training.max_length; 2 * training.batch_size];
-    Ok(trained(config, load, shape, table, device_memory, &lengths))
+    let of = (shape, table, stage.model.is_some() || in_files(student));
+    Ok(trained(config, load, of, device_memory, &lengths))
 }
 
 /// Tokens that a prompt is taken to have where it cannot be looked at.
@@ -386,23 +399,22 @@ fn of_grpo(
         }),
     };
     let lengths = vec![longest; num_completions];
-    let shape = Footprint::new;
-    Ok(trained(
-        config,
-        load,
-        shape,
-        "grpo",
-        device_memory,
-        &lengths,
-    ))
+    let in_files = stage.model.is_some() || in_files(student);
+    let of = (Footprint::new as Shape, "grpo", in_files);
+    Ok(trained(config, load, of, device_memory, &lengths))
 }
 
-/// `lengths` are those of a step's sequences.
+/// Whether weights come from files, which they can be streamed from.
+fn in_files(student: &StudentPlan) -> bool {
+    !matches!(student.source, StudentSource::Random(_))
+}
+
+/// `of`: the shape of the memory, the table of the settings, and whether the weights are in files. `lengths` are those of a
+/// step's sequences.
 fn trained(
     config: &ModelConfig,
     mut load: Load,
-    shape: Shape,
-    table: &str,
+    (shape, table, in_files): (Shape, &str, bool),
     device_memory: Option<u64>,
     lengths: &[usize],
 ) -> Estimate {
@@ -420,7 +432,9 @@ fn trained(
         device_memory,
         recompute: Some(load.recompute),
         recompute_chosen,
-        advice: too_small.map_or_else(Vec::new, |bytes| advice(config, &load, bytes, table)),
+        advice: too_small.map_or_else(Vec::new, |bytes| {
+            advice(config, &load, bytes, (table, in_files))
+        }),
         work: None,
         flops_of_full_step: step_flops(config, lengths, load.recompute, is_frozen),
     }
@@ -466,13 +480,19 @@ fn has_kernels(device: &str, student: &StudentPlan, config: &ModelConfig) -> boo
     is_cuda && student.dtype == Dtype::Bf16 && matches!(config.head_dim, 64 | 128)
 }
 
-fn advice(config: &ModelConfig, load: &Load, bytes: u64, table: &str) -> Vec<String> {
-    match changes_to_fit(config, load, bytes) {
+fn advice(
+    config: &ModelConfig,
+    load: &Load,
+    bytes: u64,
+    (table, in_files): (&str, bool),
+) -> Vec<String> {
+    match changes_to_fit(config, load, in_files, bytes) {
         Some(changes) => changes
             .iter()
             .map(|change| match change {
                 Change::Recompute(level) => format!("`{table}.recompute = \"auto\"`, or \"{}\": {}, the same numbers", level.name(), costs(*level)),
                 Change::Adam8bit => format!("`{table}.optimizer = \"adamw_8bit\"`: optimiser states in a quarter of the memory, rounded to 8 bits"),
+                Change::Stream => "`student.lora.stream = true`: frozen weights wait on the host and come for each use, slower, the same numbers".to_string(),
                 Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
                 Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),
                 Change::MaxLength(n) => format!("`{table}.max_length = {n}`: longer rows are dropped, so it changes what is learned"),

@@ -15,6 +15,8 @@ pub enum Change {
     Recompute(Recompute),
     /// `sft.optimizer = "adamw_8bit"`: states rounded to 8 bits, so not quite the same numbers.
     Adam8bit,
+    /// `student.lora.stream`: frozen weights come to the device for each use; the same numbers.
+    Stream,
     /// `sft.pack_length`: more, smaller micro-batches; the same numbers.
     PackLength(usize),
     /// `sft.max_length`: drops or cuts long rows, so it changes what is learned.
@@ -59,8 +61,13 @@ pub fn recompute(load: &Load, memory: Option<u64>, peak: impl Fn(&Load) -> u64) 
 }
 
 /// The cheapest changes, in that order, with which `load` fits into `memory` bytes: none where it fits; `None` where
-/// weights and states alone do not fit, and a smaller student is the only way.
-pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<Vec<Change>> {
+/// weights and states alone do not fit, and a smaller student is the only way. Weights `in_files` may be streamed.
+pub fn changes_to_fit(
+    config: &ModelConfig,
+    load: &Load,
+    in_files: bool,
+    memory: u64,
+) -> Option<Vec<Change>> {
     let fits = |load: &Load| Footprint::new(config, load).peak() <= memory;
     let mut load = *load;
     let mut changes = Vec::new();
@@ -91,6 +98,17 @@ pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<
                 return Some(changes);
             }
         }
+    }
+    let may_stream = in_files && load.num_adapter_weights.is_some() && !load.stream;
+    let streamed = |load: &Load| Load {
+        stream: true,
+        ..*load
+    };
+    // what is left is the model that is evaluated, all of whose weights are held
+    let training = Footprint::new(config, &load).without_evaluation().peak();
+    if may_stream && training <= memory && fits(&streamed(&load)) {
+        changes.push(Change::Stream);
+        return Some(changes);
     }
     // packs longer than the longest row buy little speed
     if load.pack_length > load.max_length {
@@ -132,6 +150,14 @@ pub fn changes_to_fit(config: &ModelConfig, load: &Load, memory: u64) -> Option<
             }
         }
     }
+    // on the host quantised weights are where they are streamed from
+    if may_stream && (load.quant.is_none() || !load.on_host) {
+        load = streamed(&load);
+        changes.push(Change::Stream);
+        if fits(&load) {
+            return Some(changes);
+        }
+    }
     let shorter = |n| Load {
         pack_length: n,
         max_length: n,
@@ -160,12 +186,13 @@ fn halved(mut n: usize, least: usize, fits: impl Fn(usize) -> bool) -> usize {
 mod tests {
     use super::super::footprint::tests::{LOAD, model};
     use super::*;
+    use crate::ops::PackedAs;
 
     #[test]
     fn cheapest_change_first() {
         let config = model();
         let peak = |load: &Load| Footprint::new(&config, load).peak();
-        let change = |memory| changes_to_fit(&config, &LOAD, memory);
+        let change = |memory| changes_to_fit(&config, &LOAD, true, memory);
         assert_eq!(change(peak(&LOAD)), Some(vec![]));
         let packs = Load {
             pack_length: 1024,
@@ -208,6 +235,53 @@ mod tests {
             Some(vec![block, Change::Adam8bit, Change::MaxLength(256)])
         );
         assert_eq!(change(100_000_000), None);
+    }
+
+    #[test]
+    fn frozen_weights_are_streamed_where_nothing_else_helps() {
+        let config = model();
+        let load = Load {
+            recompute: Recompute::Block,
+            num_adapter_weights: Some(100_000),
+            pack_length: LOAD.max_length,
+            ..LOAD
+        };
+        let streamed = Load {
+            stream: true,
+            ..load
+        };
+        let peak = |load: &Load| Footprint::new(&config, load).peak();
+        let change = |in_files| changes_to_fit(&config, &load, in_files, peak(&streamed));
+        assert!(peak(&streamed) < peak(&load));
+        assert_eq!(change(true), Some(vec![Change::Stream]));
+        let shorter = change(false);
+        assert!(
+            matches!(shorter.as_deref(), Some([Change::MaxLength(_)])),
+            "{shorter:?}"
+        );
+        let quant = Some(PackedAs::Nf4);
+        let packed = Load { quant, ..load };
+        let changes = changes_to_fit(&config, &packed, true, peak(&packed) - 1);
+        assert!(!changes.unwrap_or_default().contains(&Change::Stream));
+        // training fits, what is evaluated then does not
+        let large = Load {
+            max_length: 16,
+            pack_length: 16,
+            num_slots: 1,
+            on_host: false,
+            fast_cpu: false,
+            fast_gpu: true,
+            ..packed
+        };
+        let training = Footprint::new(&config, &large).without_evaluation().peak();
+        let streamed = Load {
+            stream: true,
+            ..large
+        };
+        let memory = training.max(peak(&streamed));
+        assert!(peak(&large) > memory);
+        let changes = changes_to_fit(&config, &large, true, memory);
+        assert_eq!(changes, Some(vec![Change::Stream]));
     }
 
     #[test]
