@@ -5,7 +5,7 @@
 mod cuda;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use cuda::{both, device, noise, off, reference, tolerance};
+use cuda::{both, device, noise, off, off_above, tolerance};
 use distill::ops::paged::{KvPool, PAGE, PageTable, PoolShape};
 use distill::ops::{self, SeqLens, plain};
 
@@ -35,8 +35,12 @@ fn check(lens: &[usize], num_heads: usize, num_kv: usize, d: usize) {
     let (dq, dk, dv) = back();
     let (dq64, dk64, dv64) =
         plain::attention_backward(&q64, &k64, &v64, &o64, &lse64, &d_o64, &seqs, SCALE).unwrap();
-    near("dq", &dq, &dq64, limit);
-    near("dk", &dk, &dk64, limit);
+    // where tokens see themselves alone these are 0, and what the kernels give is what rounding leaves
+    let least = 1e-4;
+    for (name, got, want) in [("dq", &dq, &dq64), ("dk", &dk, &dk64)] {
+        let off = off_above(got, want, least);
+        assert!(off < limit, "{what}: {name} is off by {off:e}");
+    }
     near("dv", &dv, &dv64, limit);
     let again = back();
     for (a, b) in [(&dq, &again.0), (&dk, &again.1), (&dv, &again.2)] {

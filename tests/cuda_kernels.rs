@@ -11,6 +11,7 @@ use distill::ops::{
     self, AdamWStep, Filters, GgmlBlocks, GgmlType, Gradients, Master, Nf4, ParamId, RopeTable,
     plain,
 };
+use distill::optim::{AdamW, AdamWConfig};
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
@@ -281,6 +282,42 @@ fn adamw_steps() {
 }
 
 #[test]
+fn states_are_saved_and_taken_back() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("optimizer.safetensors");
+    for (dtype, eight_bit) in [
+        (DType::F32, false),
+        (DType::BF16, false),
+        (DType::BF16, true),
+    ] {
+        let config = AdamWConfig {
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.1,
+            eight_bit,
+        };
+        let gradient = noise(&[80, 64], 7).to_device(&device()).unwrap();
+        let mut gradients = Gradients::new(vec![vec![80, 64]], &device());
+        gradients.add(ParamId(0), &gradient).unwrap();
+        let w = noise(&[80, 64], 8).to_dtype(dtype).unwrap();
+        let on_device = |w: &Tensor| w.to_device(&device()).unwrap().copy().unwrap();
+        let of = |w: &Tensor| AdamW::new(&[("w".to_string(), w.clone())], config).unwrap();
+        let value = on_device(&w);
+        let mut optimizer = of(&value);
+        optimizer.step(&gradients, 1e-3, 1.0).unwrap();
+        optimizer.save(&file).unwrap();
+        let copy = on_device(&value);
+        let mut taken_back = of(&copy);
+        taken_back.load(&file).unwrap();
+        optimizer.step(&gradients, 1e-3, 1.0).unwrap();
+        taken_back.step(&gradients, 1e-3, 1.0).unwrap();
+        let want = value.to_device(&Device::Cpu).unwrap();
+        let want = want.to_dtype(DType::F64).unwrap();
+        assert_eq!(off(&copy, &want), 0.0, "{dtype:?} {eight_bit}");
+    }
+}
+
+#[test]
 fn adamw_in_8_bits_steps() {
     let cpu = Device::Cpu;
     // blocks that are whole, and one that is not
@@ -312,7 +349,19 @@ fn adamw_in_8_bits_steps() {
     for dtype in DTYPES {
         let (got, state) = run(&device(), dtype);
         let (want, want_state) = reference(|| run(&cpu, dtype));
-        near("value", &got, &want, dtype);
+        let wide = |t: &Tensor| -> Vec<f64> {
+            let t = t.to_device(&cpu).unwrap().to_dtype(DType::F64).unwrap();
+            t.to_vec1().unwrap()
+        };
+        let (values, wanted) = (wide(&got), wide(&want));
+        let gaps = values.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
+        let num_off = gaps.clone().filter(|gap| *gap > tolerance(dtype)).count();
+        let worst = gaps.fold(0.0, f64::max);
+        // where a code differs its value does
+        assert!(
+            num_off * 200 <= num && worst < 1e-2,
+            "{dtype:?}: {num_off} of {num} values are off, the worst by {worst:e}"
+        );
         let codes = |t: &Tensor| t.to_vec1::<u8>().unwrap();
         for (got, want) in [(&state.m, &want_state.m), (&state.v, &want_state.v)] {
             let differ = codes(got)

@@ -273,8 +273,14 @@ fn train(args: &Args, model: &CausalLm) -> Result<[f64; 3]> {
     Ok(times.map(median))
 }
 
-/// Tokens a second while prompts are read and while tokens follow them.
+/// Tokens a second while prompts are read and while tokens follow them, after a token of each prompt to warm up: a device
+/// loads its kernels when they are first used.
 fn sample(args: &Args, model: &CausalLm) -> Result<(f64, f64)> {
+    sampled(args, model, 1)?;
+    sampled(args, model, args.new_tokens)
+}
+
+fn sampled(args: &Args, model: &CausalLm, new_tokens: usize) -> Result<(f64, f64)> {
     let prompt = tokens(args.prompt_length, model);
     let mut cache = model.new_cache(args.batch_size)?;
     let slots: Vec<u32> = (0..args.batch_size as u32).collect();
@@ -293,7 +299,7 @@ fn sample(args: &Args, model: &CausalLm) -> Result<(f64, f64)> {
         min_p: 0.0,
     };
     let mut written = 0.0;
-    for _ in 0..args.new_tokens {
+    for _ in 0..new_tokens {
         written += timed(model.device(), || {
             let logits = model.decode(&mut cache, &slots, &next)?;
             if ops::sample(&logits, &draw_of_all, &us)?.is_none() {
@@ -306,7 +312,7 @@ fn sample(args: &Args, model: &CausalLm) -> Result<(f64, f64)> {
     let num = |n: usize| (args.batch_size * n) as f64;
     Ok((
         num(args.prompt_length) / read,
-        num(args.new_tokens) / written,
+        num(new_tokens) / written,
     ))
 }
 

@@ -404,7 +404,13 @@ impl CausalLm {
         let dx = if all {
             d_picked
         } else {
-            x.zeros_like()?.index_add(&index, &d_picked, 0)?
+            // each row from where its gradient is, the others from a row of zeros: one read of everything on any device
+            let mut from = vec![rows.len() as u32; x.dim(0)?];
+            for (place, &row) in rows.iter().enumerate() {
+                from[row as usize] = place as u32;
+            }
+            let from = Tensor::new(from, &self.device)?;
+            d_picked.pad_with_zeros(0, 0, 1)?.index_select(&from, 0)?
         };
         Ok((found, dx))
     }

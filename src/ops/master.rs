@@ -50,6 +50,14 @@ impl Master {
         }
     }
 
+    /// The same, to be replaced.
+    pub fn stored_mut(&mut self) -> (&'static str, &mut Tensor) {
+        match self {
+            Self::Whole(t) => ("master", t),
+            Self::Rest(t) => ("master_rest", t),
+        }
+    }
+
     /// The weights in f32, on the CPU.
     ///
     /// # Errors

@@ -191,7 +191,7 @@ impl AdamW {
         })
     }
 
-    /// Takes the states back from a file of [`AdamW::save`], in place.
+    /// Takes the states back from a file of [`AdamW::save`].
     ///
     /// # Errors
     /// A file of other parameters, shapes or dtypes.
@@ -201,9 +201,10 @@ impl AdamW {
         };
         // SAFETY: the file is mapped for the duration of this call; a checkpoint is never written in place
         let file = unsafe { MmapedSafetensors::new(path) }.map_err(damaged)?;
-        for slot in &self.slots {
-            for (part, tensor) in slot.states() {
-                let name = format!("{part}.{}", slot.name);
+        for slot in &mut self.slots {
+            let of = slot.name.clone();
+            for (part, tensor) in slot.states_mut() {
+                let name = format!("{part}.{of}");
                 let saved = file.load(&name, tensor.device()).map_err(|e| {
                     damaged(e).with_hint(
                         "a checkpoint of another version, or of another kind of device: `--fresh` starts anew",
@@ -219,7 +220,8 @@ impl AdamW {
                         tensor.dims()
                     )));
                 }
-                tensor.slice_set(&saved, 0, 0).map_err(damaged)?;
+                // not copied into the old one: candle has no copy of 16-bit integers on a CUDA device
+                *tensor = saved;
             }
         }
         let step = file
@@ -310,6 +312,21 @@ impl Slot {
             ],
         };
         of.into_iter().chain(self.master.iter().map(Master::stored))
+    }
+
+    /// The same, to be replaced.
+    fn states_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Tensor)> {
+        let of = match &mut self.states {
+            States::F32 { m, v } => vec![("m", m), ("v", v)],
+            States::Bits8(s) => vec![
+                ("m", &mut s.m),
+                ("m_absmax", &mut s.m_absmax),
+                ("v", &mut s.v),
+                ("v_absmax", &mut s.v_absmax),
+            ],
+        };
+        let master = self.master.iter_mut().map(Master::stored_mut);
+        of.into_iter().chain(master)
     }
 }
 

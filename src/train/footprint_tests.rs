@@ -166,7 +166,7 @@ fn a_policy_holds_a_reference_and_what_it_samples() {
     )
     .peak();
     assert_eq!(
-        changes_to_fit(&model(), &many, fits),
+        changes_to_fit(&model(), &many, true, fits),
         Some(vec![Change::Slots(512)])
     );
     // a model that scores has no logits

@@ -133,6 +133,11 @@ pub fn tolerance(dtype: DType) -> f64 {
 
 /// Largest difference relative to the largest value of `want`.
 pub fn off(got: &Tensor, want: &Tensor) -> f64 {
+    off_above(got, want, 1e-30)
+}
+
+/// The same where nothing smaller than `least` counts as the largest value.
+pub fn off_above(got: &Tensor, want: &Tensor, least: f64) -> f64 {
     assert_eq!(got.dims(), want.dims());
     let flat = |t: &Tensor| -> Vec<f64> {
         let t = t.to_device(&Device::Cpu).unwrap();
@@ -140,7 +145,7 @@ pub fn off(got: &Tensor, want: &Tensor) -> f64 {
         t.to_vec1().unwrap()
     };
     let (got, want) = (flat(got), flat(want));
-    let largest = want.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
+    let largest = want.iter().fold(least, |m, v| m.max(v.abs()));
     let gap = got.iter().zip(&want).map(|(g, w)| (g - w).abs());
     // a NaN counts as far off
     gap.fold(0.0, |m: f64, d| if d <= m { m } else { d }) / largest
