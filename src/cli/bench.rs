@@ -310,10 +310,7 @@ fn sampled(args: &Args, model: &CausalLm, new_tokens: usize) -> Result<(f64, f64
         })?;
     }
     let num = |n: usize| (args.batch_size * n) as f64;
-    Ok((
-        num(args.prompt_length) / read,
-        num(new_tokens) / written,
-    ))
+    Ok((num(args.prompt_length) / read, num(new_tokens) / written))
 }
 
 /// Floating-point operations a second of the largest of three products, each the best of three.
