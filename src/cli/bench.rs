@@ -5,12 +5,14 @@ use super::{Session, stdout};
 use crate::model::{AdapterConfig, Batch, CausalLm, ModelConfig, family};
 use crate::ops::{self, PackedAs};
 use crate::optim::{AdamW, AdamWConfig};
-use crate::pipeline::open;
+use crate::pipeline::{fit, open};
 use crate::progress::Reporter;
+use crate::recipe::plan::PROJECTIONS;
 use crate::recipe::{self, Dtype, Optimizer};
 use crate::train::flops::step_flops;
+use crate::train::footprint::{Footprint, Load};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
@@ -68,6 +70,9 @@ pub struct Args {
     /// How often training is measured, after one to warm up; the median counts
     #[arg(long, default_value_t = 3)]
     steps: usize,
+    /// Run what takes more memory than there is
+    #[arg(long)]
+    force: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -114,7 +119,9 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
             ));
         }
     };
-    let longest = args.length.max(args.prompt_length + args.new_tokens);
+    let longest = args
+        .length
+        .max(args.prompt_length.saturating_add(args.new_tokens));
     if longest > config.max_position_embeddings {
         return Err(Error::input(format!(
             "sequences of {longest} tokens are longer than the {} positions of the shape",
@@ -124,29 +131,24 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     }
     let device = open::device(&args.device)?;
     let dtype = open::dtype(args.dtype);
+    let adapters = args.lora.map(|rank| AdapterConfig {
+        rank,
+        alpha: 2.0 * rank as f64,
+        rslora: false,
+        dora: false,
+        targets: PROJECTIONS.map(str::to_string).to_vec(),
+    });
+    if let Some(adapters) = &adapters {
+        adapters.check_rank(&config)?;
+    }
+    check_memory(args, &config, &device, adapters.as_ref())?;
     reporter.note("random weights");
     let mut model = CausalLm::random(config, 0, &device, dtype)?;
     let num_base = model.config().num_parameters();
     if let Some(quant) = args.quant {
         model = model.into_packed(quant)?;
     }
-    if let Some(rank) = args.lora {
-        let targets = [
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ];
-        let adapters = AdapterConfig {
-            rank,
-            alpha: 2.0 * rank as f64,
-            rslora: false,
-            dora: false,
-            targets: targets.map(str::to_string).to_vec(),
-        };
+    if let Some(adapters) = adapters {
         model = model.with_adapters(adapters, 0)?;
     }
     reporter.note("training");
@@ -169,7 +171,11 @@ pub fn run(args: &Args, session: &Session) -> Result<()> {
     let num_trained = count(model.trained().1);
     let measured = Measured {
         shape: args.shape.clone(),
-        device: args.device.clone(),
+        device: match device.location() {
+            DeviceLocation::Cpu => "cpu".to_string(),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            DeviceLocation::Metal { .. } => "metal".to_string(),
+        },
         dtype: dtype.as_str(),
         num_parameters: match args.lora {
             None => num_base,
@@ -213,6 +219,70 @@ fn check(args: &Args) -> Result<()> {
         ))),
     }
 }
+
+/// That the weights, which are made whole before they are quantised, and what training and sampling hold besides, are less
+/// than what is free.
+fn check_memory(
+    args: &Args,
+    config: &ModelConfig,
+    device: &Device,
+    adapters: Option<&AdapterConfig>,
+) -> Result<()> {
+    let room = fit::free_memory(&args.device).filter(|_| !args.force);
+    let num_tokens = args.length.checked_mul(args.num_sequences);
+    let is_sane = num_tokens.is_some_and(|n| n < MOST) && args.batch_size < MOST;
+    let Some(room) = room.filter(|_| is_sane) else {
+        return match is_sane {
+            true => Ok(()),
+            false => Err(Error::input("more tokens than any memory holds")
+                .with_hint("lower `--num-sequences` or `--batch-size`")),
+        };
+    };
+    let is_16_bit = args.dtype != Dtype::F32;
+    let load = Load {
+        dtype: args.dtype,
+        recompute: args.recompute,
+        num_adapter_weights: adapters.map(|a| a.num_parameters(config) as u64),
+        quant: args.quant,
+        stream: false,
+        dora: false,
+        optimizer: args.optimizer,
+        at_once: args.at_once,
+        pack_length: num_tokens.unwrap_or(MOST),
+        max_length: args.length,
+        on_host: device.is_cpu(),
+        fast_cpu: device.is_cpu() && args.dtype != Dtype::F16,
+        fast_gpu: device.is_cuda()
+            && args.dtype == Dtype::Bf16
+            && matches!(config.head_dim, 64 | 128),
+        num_slots: 0,
+        slot_length: 0,
+        rollouts: None,
+    };
+    let sampling = Load {
+        num_slots: args.batch_size,
+        slot_length: args.prompt_length + args.new_tokens,
+        ..load
+    };
+    let whole = config.num_parameters() as u64 * if is_16_bit { 2 } else { 4 };
+    let peak = Footprint::new(config, &load)
+        .peak()
+        .max(Footprint::sampling(config, &sampling).peak())
+        .max(whole);
+    if peak <= room {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "`{}` takes {} here, and {} of memory are free",
+        args.shape,
+        show_size(peak),
+        show_size(room)
+    ))
+    .with_hint("take `--dtype bf16`, `--recompute`, `--lora`, shorter sequences or fewer of them; or run it anyway with `--force`"))
+}
+
+/// More tokens or sequences than are measured.
+const MOST: usize = 1 << 24;
 
 /// Medians of the forward alone, forward and backward, and the update, which is 0 where the backward pass updates.
 fn train(args: &Args, model: &CausalLm) -> Result<[f64; 3]> {

@@ -64,28 +64,6 @@ pub fn packed_as(text: &str) -> std::result::Result<PackedAs, String> {
     named.ok_or_else(|| "formats: nf4, q8_0, q4_k".into())
 }
 
-/// Bytes of `24GiB`, `80GB`, `512MiB` or a plain number.
-pub fn bytes(text: &str) -> std::result::Result<u64, String> {
-    const UNITS: [(&str, f64); 6] = [
-        ("GiB", 1_073_741_824.0),
-        ("MiB", 1_048_576.0),
-        ("GB", 1e9),
-        ("MB", 1e6),
-        ("G", 1_073_741_824.0),
-        ("", 1.0),
-    ];
-    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = &text[number.len()..];
-    let factor = UNITS
-        .iter()
-        .find(|(name, _)| *name == unit)
-        .map(|(_, f)| *f);
-    match (number.parse::<f64>(), factor) {
-        (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as u64),
-        _ => Err("no size, such as `24GiB`".into()),
-    }
-}
-
 /// An optimiser by its name.
 pub fn optimizer(text: &str) -> std::result::Result<Optimizer, String> {
     match text {
@@ -158,7 +136,7 @@ impl SamplingArgs {
     }
 }
 
-/// Reads `24GiB`, `24 GB`, `24G` (binary) or a number of bytes.
+/// Bytes of `24GiB`, `24 GB` or `24G` (binary). A number alone is none: `24` is not meant to be 24 bytes.
 pub fn size(text: &str) -> std::result::Result<u64, String> {
     let text = text.trim();
     let split = text
@@ -166,7 +144,12 @@ pub fn size(text: &str) -> std::result::Result<u64, String> {
         .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
+        "" => {
+            return Err(format!(
+                "`{number}` of what? a size has a unit, such as {number}GiB"
+            ));
+        }
+        "b" => 1.0,
         "k" | "kib" => 1024.0,
         "m" | "mib" => 1024f64.powi(2),
         "g" | "gib" => 1024f64.powi(3),
@@ -218,18 +201,24 @@ mod tests {
         assert_eq!(size("24GiB"), Ok(24 << 30));
         assert_eq!(size("24 GB"), Ok(24_000_000_000));
         assert_eq!(size("1.5g"), Ok(3 << 29));
-        assert_eq!(size("100"), Ok(100));
-        for bad in ["", "GiB", "24 apples", "-3GiB", "1.2.3GiB", "0"] {
+        assert_eq!(size("80GB"), Ok(80_000_000_000));
+        assert_eq!(size("100b"), Ok(100));
+        for bad in [
+            "",
+            "GiB",
+            "24",
+            "24TiB?",
+            "24 apples",
+            "-3GiB",
+            "1.2.3GiB",
+            "0",
+        ] {
             assert!(size(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn sizes_and_counts_are_shown() {
-        assert_eq!(bytes("24GiB"), Ok(24 << 30));
-        assert_eq!(bytes("80GB"), Ok(80_000_000_000));
-        assert_eq!(bytes("1.5MiB"), Ok(1_572_864));
-        assert!(bytes("much").is_err() && bytes("-1GiB").is_err() && bytes("24TiB?").is_err());
         assert_eq!(show_size(12), "12 B");
         assert_eq!(show_size(1536), "1.5 KiB");
         assert_eq!(show_size(24 << 30), "24.0 GiB");

@@ -1,6 +1,6 @@
 //! `distill plan`: what a run would take, and what to change when it does not fit.
 
-use super::options::{RecipeArgs, bytes, show_count};
+use super::options::{RecipeArgs, show_count, size};
 use super::run_stages::sampler;
 use super::{Session, stdout};
 use crate::Result;
@@ -19,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Memory of the device, such as 24GiB; what is free here where none is given
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
     device_memory: Option<u64>,
     /// Print the plan as JSON
     #[arg(long)]
@@ -140,7 +140,11 @@ fn show(plan: &Plan, e: &Estimate) -> String {
     }
     line(
         "memory",
-        &format!("{} at the peak of training", gib(e.peak_memory)),
+        &format!(
+            "{} at the peak of {}",
+            gib(e.peak_memory),
+            e.memory.moment()
+        ),
     );
     for (label, size) in e.memory.parts() {
         line("", &format!("{label:<26}{:>12}", gib(size)));

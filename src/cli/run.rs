@@ -1,6 +1,6 @@
 //! `distill --recipe R`: runs a recipe, or shows what it would run.
 
-use super::options::{RecipeArgs, bytes, show_count};
+use super::options::{RecipeArgs, show_count, size};
 use super::run_stages;
 use super::{Session, push, stdout};
 use crate::Result;
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "STAGE")]
     pub rerun: Vec<String>,
     /// Memory that the run may take, such as 24GiB [default: what is free on the device]
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
     pub device_memory: Option<u64>,
     /// Run even where the plan says that it takes more memory than there is
     #[arg(long)]

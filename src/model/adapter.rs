@@ -39,6 +39,27 @@ impl AdapterConfig {
         self.alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
+    /// That no rank is asked for that a model has no room for.
+    ///
+    /// # Errors
+    /// More than the rows and columns of every target.
+    pub fn check_rank(&self, model: &ModelConfig) -> Result<()> {
+        let sides = |(name, shape): (String, Vec<usize>)| {
+            let (_, layer) = module_of(&name)?;
+            let is_target = self.targets.iter().any(|target| target == layer);
+            shape.into_iter().max().filter(|_| is_target)
+        };
+        let most = model.weight_shapes().into_iter().filter_map(sides).max();
+        match most.filter(|most| self.rank > *most) {
+            None => Ok(()),
+            Some(most) => Err(Error::input(format!(
+                "adapters of rank {}, where no projection has more than {most} rows or columns",
+                self.rank
+            ))
+            .with_hint("an adapter of that rank holds more than the weight it stands beside: the rank is usually 4 to 128")),
+        }
+    }
+
     /// Number of weights in the adapters of a model.
     pub fn num_parameters(&self, model: &ModelConfig) -> usize {
         let shapes = model.weight_shapes();
@@ -230,6 +251,7 @@ impl CausalLm {
                 .with_hint("the rank is `r` of PEFT, usually 4 to 128"));
         }
         self.check_targets(&config)?;
+        config.check_rank(&self.config)?;
         self.num_frozen = self.parameters.len();
         let shapes = self.config.weight_shapes();
         let mut of_weight = BTreeMap::new();

@@ -5,7 +5,7 @@
 //! input h by T does that, and the gradient with respect to h is divided by T once more.
 
 use super::{Batch, CausalLm, Recompute, in_place, weights};
-use crate::ops::{self, Gradients};
+use crate::ops::{self, Gradients, tensor_file};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::path::Path;
@@ -58,10 +58,7 @@ impl CausalLm {
     pub fn save_file(&self, path: &Path) -> Result<()> {
         let named = self.trained().1.iter();
         let named: Vec<_> = named.map(|p| (p.name.clone(), p.value.clone())).collect();
-        safetensors::serialize_to_file(named, None, path).map_err(|e| match e {
-            safetensors::SafeTensorError::IoError(source) => Error::io("writing", path, source),
-            other => Error::input(format!("writing `{}`: {other}", path.display())),
-        })
+        tensor_file::write(path, &named, &[])
     }
 
     /// `log pi_T` and entropy of each target whose weight is not 0, without a gradient.

@@ -2,6 +2,7 @@
 
 use super::{ModelConfig, Parameter};
 use crate::ops::staging::HostBytes;
+use crate::ops::tensor_file;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, WithDType};
 use memmap2::Mmap;
@@ -50,11 +51,9 @@ pub(super) fn load_each(
 ) -> Result<Vec<Tensor>> {
     with_stored(folder, config, |all| {
         let kept = |(place, stored): (usize, &Stored<'_>)| {
-            let tensor = convert(&stored.view, stored.view.shape(), dtype);
-            let kept = tensor.and_then(|tensor| keep(place, tensor, stored));
-            let kept = kept.map_err(|e| e.at(stored.place()))?;
-            stored.forget();
-            Ok(kept)
+            convert(&stored.view, dtype, &|bytes| forget(stored.mmap, bytes))
+                .and_then(|tensor| keep(place, tensor, stored))
+                .map_err(|e| e.at(stored.place()))
         };
         all.iter().enumerate().map(kept).collect()
     })
@@ -320,10 +319,9 @@ pub(super) fn read_all(path: &Path, device: &Device) -> Result<HashMap<String, T
     let file = SafeTensors::deserialize(&mmap).map_err(|e| not_whole(path, &e))?;
     let tensor = |(name, view): (String, TensorView<'_>)| {
         let value = stored_dtype(&view)
-            .and_then(|dtype| convert(&view, view.shape(), dtype))
+            .and_then(|dtype| convert(&view, dtype, &|bytes| forget(&mmap, bytes)))
             .and_then(|tensor| Ok(tensor.to_device(device)?))
             .map_err(|e| e.at(format!("`{}`: tensor `{name}`", path.display())))?;
-        forget(&mmap, view.data());
         Ok((name, value))
     };
     file.tensors().into_iter().map(tensor).collect()
@@ -423,31 +421,40 @@ fn stored_dtype(view: &TensorView<'_>) -> Result<DType> {
     }
 }
 
-fn convert(view: &TensorView<'_>, shape: &[usize], dtype: DType) -> Result<Tensor> {
+/// Values that are converted at a time: those in the file, and what is made on the way, are never in memory whole.
+const PIECE: usize = 1 << 20;
+
+/// The values of `view` in `dtype`; `forget` is told of bytes that have been read.
+fn convert(view: &TensorView<'_>, dtype: DType, forget: &dyn Fn(&[u8])) -> Result<Tensor> {
     let stored = stored_dtype(view)?;
-    let tensor = Tensor::from_raw_buffer(view.data(), stored, shape, &Device::Cpu)?;
-    let num_bad = non_finite(&tensor)?;
-    if num_bad > 0 {
-        return Err(Error::input(format!(
-            "{num_bad} of {} values are not finite",
-            tensor.elem_count()
-        ))
-        .with_hint("the checkpoint is damaged or training it had diverged"));
+    let num_all: usize = view.shape().iter().product();
+    let all = Tensor::zeros(num_all, dtype, &Device::Cpu)?;
+    let (mut num_bad, mut num_too_large) = (0, 0);
+    let size = stored.size_in_bytes();
+    for (i, bytes) in view.data().chunks(PIECE * size).enumerate() {
+        let piece = Tensor::from_raw_buffer(bytes, stored, &[bytes.len() / size], &Device::Cpu)?;
+        num_bad += non_finite(&piece)?;
+        let converted = piece.to_dtype(dtype)?;
+        if stored != dtype {
+            num_too_large += non_finite(&converted)?;
+        }
+        all.slice_set(&converted, 0, i * PIECE)?;
+        forget(bytes);
     }
-    if stored == dtype {
-        return Ok(tensor);
-    }
-    let converted = tensor.to_dtype(dtype)?;
-    let num_bad = non_finite(&converted)?;
     if num_bad > 0 {
+        return Err(
+            Error::input(format!("{num_bad} of {num_all} values are not finite"))
+                .with_hint("the checkpoint is damaged or training it had diverged"),
+        );
+    }
+    if num_too_large > 0 {
         return Err(Error::input(format!(
-            "{num_bad} of {} values are too large for {}",
-            tensor.elem_count(),
+            "{num_too_large} of {num_all} values are too large for {}",
             dtype.as_str()
         ))
         .with_hint("use a dtype of a wider range, such as bf16 or f32"));
     }
-    Ok(converted)
+    Ok(all.reshape(view.shape())?)
 }
 
 /// Number of values that are NaN or infinite.
@@ -500,7 +507,7 @@ pub fn save(
             1 => SINGLE.to_string(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", n + 1),
         };
-        // one after the other to the host: what is made for this has no room beside all others
+        // one after the other to the host, where merged weights are made: they have no room beside all others
         let tensors: Vec<(&str, Tensor)> = shard
             .iter()
             .map(|&i| Ok((names[i].as_str(), get(i)?.to_device(&Device::Cpu)?)))
@@ -567,15 +574,8 @@ pub(super) fn write_shard(
     facts: &[(&str, &str)],
 ) -> Result<()> {
     let beside = path.with_extension("partial");
-    let metadata: HashMap<String, String> = [("format", "pt")]
-        .iter()
-        .chain(facts)
-        .map(|(key, value)| (key.to_string(), value.to_string()))
-        .collect();
-    safetensors::serialize_to_file(tensors, Some(metadata), &beside).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(e) => Error::io("writing", &beside, e),
-        e => Error::input(format!("writing `{}`: {e}", beside.display())),
-    })?;
+    let facts = [&[("format", "pt")], facts].concat();
+    tensor_file::write(&beside, &tensors, &facts)?;
     publish(&beside, path)
 }
 

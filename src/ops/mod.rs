@@ -40,6 +40,7 @@ mod rows_gpu;
 mod sample_gpu;
 pub mod seq_lens;
 pub mod staging;
+pub mod tensor_file;
 pub mod update;
 pub(crate) mod vector;
 

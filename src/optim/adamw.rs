@@ -1,7 +1,7 @@
 //! AdamW with decoupled weight decay: states, master copies, and what is decayed. The numbers of one update are in
 //! [`ops::adamw_inplace`], those of one with states in 8 bits in [`ops::adamw8_inplace`].
 
-use crate::ops::{self, Adam8State, AdamWStep, Gradients, Master, ParamId};
+use crate::ops::{self, Adam8State, AdamWStep, Gradients, Master, ParamId, tensor_file};
 use crate::{Error, Result};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
@@ -185,10 +185,7 @@ impl AdamW {
         }
         let step = Tensor::new(&[self.step as i64], &Device::Cpu)?;
         tensors.push(("step".to_string(), step));
-        safetensors::serialize_to_file(tensors, None, path).map_err(|e| match e {
-            safetensors::SafeTensorError::IoError(source) => Error::io("writing", path, source),
-            other => Error::input(format!("writing `{}`: {other}", path.display())),
-        })
+        tensor_file::write(path, &tensors, &[])
     }
 
     /// Takes the states back from a file of [`AdamW::save`].

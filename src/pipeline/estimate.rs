@@ -3,6 +3,7 @@
 //! Shapes come from the card's family, so that no network is needed; how many rows and tokens there are is known where
 //! the traces are local, and else only bounded.
 
+use super::advice::advice;
 use super::folder::ScratchDir;
 use super::stages::{build_options, trace_sources};
 use super::student::{Student, adapter_config, check_positions, planned_config};
@@ -19,7 +20,7 @@ use crate::recipe::{Dtype, Optimizer, Recompute};
 use crate::train::SftSettings;
 use crate::train::flops::step_flops;
 use crate::train::footprint::{Footprint, Load, Rollouts};
-use crate::train::shrink::{self, Change, changes_to_fit};
+use crate::train::shrink;
 use serde::Serialize;
 use std::path::Path;
 
@@ -478,51 +479,6 @@ fn has_kernels(device: &str, student: &StudentPlan, config: &ModelConfig) -> boo
     let is_cuda = device.starts_with("cuda")
         || (device == "auto" && cfg!(feature = "cuda") && !is_cpu(device));
     is_cuda && student.dtype == Dtype::Bf16 && matches!(config.head_dim, 64 | 128)
-}
-
-fn advice(
-    config: &ModelConfig,
-    load: &Load,
-    bytes: u64,
-    (table, in_files): (&str, bool),
-) -> Vec<String> {
-    match changes_to_fit(config, load, in_files, bytes) {
-        Some(changes) => changes
-            .iter()
-            .map(|change| match change {
-                Change::Recompute(level) => format!("`{table}.recompute = \"auto\"`, or \"{}\": {}, the same numbers", level.name(), costs(*level)),
-                Change::Adam8bit => format!("`{table}.optimizer = \"adamw_8bit\"`: optimiser states in a quarter of the memory, rounded to 8 bits"),
-                Change::Stream => "`student.lora.stream = true`: frozen weights wait on the host and come for each use, slower, the same numbers".to_string(),
-                Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
-                Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),
-                Change::MaxLength(n) => format!("`{table}.max_length = {n}`: longer rows are dropped, so it changes what is learned"),
-                Change::Slots(n) => format!("`{}.batch_size = {n}`: fewer sequences side by side, the same numbers", if load.rollouts.is_some() { table } else { "eval" }),
-            })
-            .collect(),
-        None => vec![format!(
-            "weights, gradients and optimiser states alone do not fit: {}take a smaller student or a larger device",
-            match (load.num_adapter_weights, load.quant) {
-                // it is trained whole
-                _ if table == "reward_model" => "",
-                (None, _) => "train adapters (`student.method = \"lora\"`), or ",
-                (Some(_), None) => "keep the frozen weights in 4 bits (`student.method = \"qlora\"`), or ",
-                (Some(_), Some(PackedAs::Q8_0)) => "keep the frozen weights in 4 bits (`student.lora.quant = \"q4_k\"`), or ",
-                (Some(_), Some(_)) => "",
-            }
-        )],
-    }
-}
-
-/// What a level of recomputation is paid with.
-fn costs(level: Recompute) -> &'static str {
-    match level {
-        Recompute::None => "nothing is computed twice",
-        Recompute::KeepAttention => "a fifth more work",
-        Recompute::Block | Recompute::Auto => "a quarter to a third more work",
-        Recompute::Offload => {
-            "blocks are computed again from inputs that wait in the memory of the host"
-        }
-    }
 }
 
 /// Rows and steps where all traces and the tokenizer are on this machine.

@@ -9,6 +9,7 @@
 //! `execute`.
 
 use super::commits::Commits;
+use super::estimate::of_stage;
 use super::fit;
 use super::folder::{RunFolder, key_of, write_atomic, write_json};
 use super::open::contents_with_chat;
@@ -22,7 +23,7 @@ use super::{
     stage_sft,
 };
 use crate::model::{CausalLm, ModelConfig};
-use crate::progress::{Reporter, Stop};
+use crate::progress::{Reporter, Silent, Stop};
 use crate::recipe::Recompute;
 use crate::recipe::graph::{Job, PipelinePlan, StagePlan};
 use crate::recipe::load::Loaded;
@@ -244,11 +245,17 @@ pub fn run(
         is_checked[i] |= config.is_some();
         Ok(())
     };
-    if options.fresh {
-        // before anything is thrown away
-        for (i, stage) in plan.stages.iter().enumerate() {
-            check(i, stage.student().and_then(planned_config).ok().as_ref())?;
+    // before anything is fetched or thrown away, where the shape is known; what else is wrong is told where it is met
+    for (i, stage) in plan.stages.iter().enumerate() {
+        let is_done = !options.fresh && root.join(&stage.name).join("done.json").exists();
+        if let Ok(config) = stage.student().and_then(planned_config)
+            && !is_done
+            && of_stage(plan, stage, &config, None, &Silent).is_ok()
+        {
+            check(i, Some(&config))?;
         }
+    }
+    if options.fresh {
         let mut names: Vec<String> = plan.stages.iter().map(|s| s.name.clone()).collect();
         names.extend(folder.earlier_stages()?);
         folder.clear(&names)?;

@@ -7,10 +7,11 @@ use super::estimate::of_sft;
 use super::fit;
 use super::folder::{RunFolder, key_of, read_json, write_atomic, write_json};
 use super::stages::{self, Context};
-use super::student::Student;
+use super::student::{Student, planned_config};
 use super::suites;
 use crate::data::Store;
 use crate::eval::Problem;
+use crate::model::ModelConfig;
 use crate::progress::{Reporter, Stop};
 use crate::recipe::Recompute;
 use crate::recipe::load::Loaded;
@@ -68,14 +69,22 @@ pub fn run(
         );
     }
     let folder = RunFolder::open(&root)?;
-    let student = Student::open(plan, reporter)?;
     let mut plan = plan.clone();
     let is_there = |name: &str| root.join("sft").join(name).exists();
-    if options.fresh || !is_there("done.json") || !is_there("model/config.json") {
-        let estimate = |room| Ok(Some(of_sft(&plan, student.config(), room)));
-        let fitting = fit::check("the run", &plan.device, options, estimate, reporter)?;
-        plan.sft.recompute = fitting.unwrap_or(plan.sft.recompute);
-    } else if plan.sft.recompute == Recompute::Auto {
+    let trains = options.fresh || !is_there("done.json") || !is_there("model/config.json");
+    let check = |plan: &Plan, config: &ModelConfig| {
+        let estimate = |room| Ok(Some(of_sft(plan, config, room)));
+        fit::check("the run", &plan.device, options, estimate, reporter)
+    };
+    // before anything is fetched, where the shape is known
+    let planned = planned_config(&plan.student).ok().filter(|_| trains);
+    if let Some(config) = &planned {
+        plan.sft.recompute = check(&plan, config)?.unwrap_or(plan.sft.recompute);
+    }
+    let student = Student::open(&plan, reporter)?;
+    if trains && planned.is_none() {
+        plan.sft.recompute = check(&plan, student.config())?.unwrap_or(plan.sft.recompute);
+    } else if !trains && plan.sft.recompute == Recompute::Auto {
         plan.sft.recompute = fit::recomputed(&root, None).unwrap_or_default();
     }
     let plan = &plan;

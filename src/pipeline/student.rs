@@ -113,9 +113,7 @@ impl Student {
                     .with_hint("give the folder in which that one is merged, `model/` of its stage, or set `student.method = \"full\"`"),
             );
         }
-        if let Some(quant) = student.adapter.as_ref().and_then(AdapterPlan::packed_as) {
-            formats(&config, quant)?;
-        }
+        check_adapter(&config, student)?;
         let identity = json!({
             "weights": identity,
             "dtype": student.dtype,
@@ -375,10 +373,20 @@ pub fn planned_config(student: &StudentPlan) -> Result<ModelConfig> {
             })?,
     };
     apply_rope(&mut config, student);
-    if let Some(quant) = student.adapter.as_ref().and_then(AdapterPlan::packed_as) {
-        formats(&config, quant)?;
-    }
+    check_adapter(&config, student)?;
     Ok(config)
+}
+
+/// That the model has what the adapters stand beside, in a format that divides it.
+fn check_adapter(config: &ModelConfig, student: &StudentPlan) -> Result<()> {
+    let Some(adapter) = &student.adapter else {
+        return Ok(());
+    };
+    adapter_config(adapter).check_rank(config)?;
+    match adapter.packed_as() {
+        Some(quant) => formats(config, quant).map(|_| ()),
+        None => Ok(()),
+    }
 }
 
 fn apply_rope(config: &mut ModelConfig, student: &StudentPlan) {

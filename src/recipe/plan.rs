@@ -344,7 +344,7 @@ pub(super) fn resolve_student(
 }
 
 /// Every projection of a block.
-const PROJECTIONS: [&str; 7] = [
+pub const PROJECTIONS: [&str; 7] = [
     "q_proj",
     "k_proj",
     "v_proj",

@@ -332,6 +332,14 @@ impl Footprint {
             ("temporaries", self.temporaries),
             ("program and allocator", self.process),
             ("KV cache of sampling", self.kv_cache),
+            (
+                "merged weights, evaluated",
+                // where they are others than those above
+                match !self.samples_between && self.weights_after > self.weights {
+                    true => self.weights_after,
+                    false => 0,
+                },
+            ),
         ];
         all.into_iter().filter(|(_, size)| *size > 0).collect()
     }
@@ -351,6 +359,20 @@ impl Footprint {
     /// The most that is held at once: training, or weights and cache of an evaluation; where samples are drawn between
     /// updates, the cache besides what training holds.
     pub fn peak(&self) -> u64 {
+        let moments = self.moments().into_iter();
+        moments.map(|(_, bytes)| bytes).max().unwrap_or(0) + self.process
+    }
+
+    /// When that is, as people call it.
+    pub fn moment(&self) -> &'static str {
+        let peak = self.peak();
+        let at_peak = |(_, bytes): &(&str, u64)| bytes + self.process == peak;
+        let first = self.moments().into_iter().find(at_peak);
+        first.map_or("training", |(name, _)| name)
+    }
+
+    /// What is held when, but for the program.
+    fn moments(&self) -> [(&'static str, u64); 4] {
         let held = self.weights + self.master + self.optimizer + self.rollout;
         // the loss is over before the first block's backward begins
         let moving = (self.block + self.attention).max(self.loss);
@@ -367,7 +389,16 @@ impl Footprint {
         let asked = held + self.reference + moving;
         let saving = self.weights + self.merged;
         let sampling = beside_cache + self.kv_cache;
-        training.max(sampling).max(asked).max(saving) + self.process
+        let sampled = match self.samples_between {
+            true => "sampling",
+            false => "the evaluation",
+        };
+        [
+            ("training", training),
+            (sampled, sampling),
+            ("a pass of the reference", asked),
+            ("saving", saving),
+        ]
     }
 }
 
