@@ -4,8 +4,7 @@ use super::Examples;
 use super::micro_batch::MicroBatch;
 use crate::Error;
 use crate::model::{CausalLm, Recompute};
-use crate::ops::Gradients;
-use candle_core::{DType, Tensor};
+use crate::ops::{Gradients, gradients};
 
 /// Names listed in a message; the rest is counted.
 const NUM_NAMED: usize = 5;
@@ -151,24 +150,10 @@ fn weights_error(step: usize, weights: &[String]) -> Error {
 }
 
 fn broken_weights(model: &CausalLm) -> Vec<String> {
-    let finite = |t: &Tensor| -> candle_core::Result<bool> {
-        let sum = t
-            .to_dtype(DType::F32)?
-            .abs()?
-            .max_all()?
-            .to_scalar::<f32>()?;
-        // a maximum passes over NaN, a sum does not
-        let nan = t
-            .to_dtype(DType::F32)?
-            .mean_all()?
-            .to_scalar::<f32>()?
-            .is_nan();
-        Ok(sum.is_finite() && !nan)
-    };
     let (_, trained) = model.trained();
     trained
         .iter()
-        .filter(|p| !finite(&p.value).unwrap_or(false))
+        .filter(|p| !gradients::is_finite(&p.value).unwrap_or(false))
         .map(|p| format!("`{}`", p.name))
         .collect()
 }
