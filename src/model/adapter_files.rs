@@ -1,9 +1,11 @@
 //! Adapters in and out, in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`; with the `config.json` of the
 //! model as it was trained.
 
-use super::weights::{self, write_json, write_shard};
-use super::{AdapterConfig, CausalLm};
+use super::weights;
+use super::weights_save::{write_config, write_json, write_shard};
+use super::{AdapterConfig, CausalLm, Parameter};
 use crate::ops::PackedAs;
+use crate::ops::tensor_file::Entry;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -115,19 +117,20 @@ impl CausalLm {
         };
         let (config, (base, revision)) = (&adapters.config, &adapters.base);
         fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
-        let trained = self.trained().1.iter();
-        let tensors = trained
-            .map(|p| {
-                Ok((
-                    p.name.as_str(),
-                    p.value.to_device(&candle_core::Device::Cpu)?,
-                ))
-            })
-            .collect::<Result<_>>()?;
+        let trained = self.trained().1;
+        fn entry(p: &Parameter) -> Entry<'_> {
+            Entry {
+                name: &p.name,
+                dtype: p.value.dtype(),
+                shape: p.value.dims(),
+            }
+        }
+        let entries: Vec<Entry> = trained.iter().map(entry).collect();
         // `adapter_config.json` has no place for it: PEFT warns of keys that it does not know
         let quant = self.frozen.quant().map(PackedAs::name);
         let facts = quant.map(|name| ("base_quantization", name));
-        write_shard(&folder.join(WEIGHTS), tensors, facts.as_slice())?;
+        let get = |i: usize| Ok(trained[i].value.clone());
+        write_shard(&folder.join(WEIGHTS), &entries, facts.as_slice(), &get)?;
         let json = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -154,7 +157,7 @@ impl CausalLm {
             "alpha_pattern": {},
         });
         // what it was trained with, which may be another RoPE than the base says
-        weights::write_config(folder, &self.config, self.dtype)?;
+        write_config(folder, &self.config, self.dtype)?;
         write_json(&folder.join(CONFIG), &json)
     }
 

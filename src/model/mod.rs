@@ -4,7 +4,7 @@
 //! Letters: T tokens of all sequences end to end, C model width, H query heads, K key/value heads, D head dim, V
 //! vocabulary, B sequences that are decoded side by side.
 //!
-//! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`]: safetensors;
+//! - [`config`]: `config.json`; [`family`]: shapes of known models by name; [`weights`], `weights_save`: safetensors;
 //! - `block`: one transformer block, `linear`: a projection of it; [`adapter`]: LoRA, rsLoRA and DoRA beside frozen weights,
 //!   [`adapter_files`]: theirs;
 //! - [`frozen`]: weights beside adapters, quantised or in their files; [`cache`], `pages`: keys and values of sequences being
@@ -30,6 +30,7 @@ pub mod policy;
 pub mod reward;
 mod rope;
 pub mod weights;
+mod weights_save;
 mod window;
 
 pub use adapter::AdapterConfig;
@@ -245,7 +246,7 @@ impl CausalLm {
         let names: Vec<String> = base.iter().map(|p| p.name.clone()).collect();
         let get = |i: usize| self.merged_weight(ParamId(i));
         let (config, dtype) = (&self.config, self.dtype);
-        weights::save(folder, config, dtype, &names, &get, max_shard_bytes)
+        weights_save::save(folder, config, dtype, &names, &get, max_shard_bytes)
     }
 
     /// The shape.

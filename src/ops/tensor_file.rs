@@ -13,21 +13,51 @@ use std::path::Path;
 /// Values that are brought to the host at a time.
 const PIECE: usize = 1 << 20;
 
-/// Writes `tensors` to `path`, those of the widest numbers first and then by name, with `facts` as its metadata; what was
-/// there before is written over.
+/// What a file says of a tensor.
+pub struct Entry<'a> {
+    pub name: &'a str,
+    pub dtype: DType,
+    pub shape: &'a [usize],
+}
+
+/// Writes `tensors` to `path`; see [`write_each`].
 ///
 /// # Errors
-/// The disk refuses; a dtype that the format does not have.
+/// As there.
 pub fn write<S: AsRef<str>>(
     path: &Path,
     tensors: &[(S, Tensor)],
     facts: &[(&str, &str)],
 ) -> Result<()> {
-    let mut sorted: Vec<(&str, &Tensor, Dtype)> = tensors
+    fn entry<S: AsRef<str>>((name, tensor): &(S, Tensor)) -> Entry<'_> {
+        Entry {
+            name: name.as_ref(),
+            dtype: tensor.dtype(),
+            shape: tensor.dims(),
+        }
+    }
+    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    write_each(path, &entries, facts, &|i| Ok(tensors[i].1.clone()))
+}
+
+/// Writes a tensor for each of `entries` to `path`, those of the widest numbers first and then by name, with `facts` as its
+/// metadata; what was there before is written over. `get` is asked for one after the other, and each is let go before the
+/// next.
+///
+/// # Errors
+/// The disk refuses; a dtype that the format does not have; a tensor that is not as its entry says; those of `get`.
+pub fn write_each(
+    path: &Path,
+    entries: &[Entry],
+    facts: &[(&str, &str)],
+    get: &dyn Fn(usize) -> Result<Tensor>,
+) -> Result<()> {
+    let mut sorted: Vec<(usize, Dtype)> = entries
         .iter()
-        .map(|(name, tensor)| Ok((name.as_ref(), tensor, stored(tensor.dtype())?)))
+        .enumerate()
+        .map(|(i, entry)| Ok((i, stored(entry.dtype)?)))
         .collect::<Result<_>>()?;
-    sorted.sort_by(|a, b| b.2.cmp(&a.2).then(a.0.cmp(b.0)));
+    sorted.sort_by(|a, b| b.1.cmp(&a.1).then(entries[a.0].name.cmp(entries[b.0].name)));
     let mut header = Map::new();
     if !facts.is_empty() {
         let mut facts = facts.to_vec();
@@ -39,10 +69,11 @@ pub fn write<S: AsRef<str>>(
         header.insert("__metadata__".to_string(), Value::Object(facts));
     }
     let mut end = 0;
-    for (name, tensor, dtype) in &sorted {
+    for (i, dtype) in &sorted {
+        let Entry { name, shape, .. } = &entries[*i];
         let start = end;
-        end += tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let place = json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [start, end]});
+        end += shape.iter().product::<usize>() * entries[*i].dtype.size_in_bytes();
+        let place = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
         header.insert(name.to_string(), place);
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -53,9 +84,21 @@ pub fn write<S: AsRef<str>>(
     file.write_all(&(header.len() as u64).to_le_bytes())
         .and_then(|()| file.write_all(&header))
         .map_err(failed)?;
-    for (name, tensor, _) in sorted {
-        write_values(tensor, &mut |bytes| file.write_all(bytes))
-            .map_err(|e| e.at(format!("tensor `{name}`")))?
+    for (i, _) in sorted {
+        let entry = &entries[i];
+        let at = |e: Error| e.at(format!("tensor `{}`", entry.name));
+        let tensor = get(i).map_err(at)?;
+        if (tensor.dtype(), tensor.dims()) != (entry.dtype, entry.shape) {
+            return Err(at(Error::input(format!(
+                "{:?} {:?} in place of {:?} {:?}",
+                tensor.dtype(),
+                tensor.dims(),
+                entry.dtype,
+                entry.shape
+            ))));
+        }
+        write_values(&tensor, &mut |bytes| file.write_all(bytes))
+            .map_err(at)?
             .map_err(failed)?;
     }
     file.flush().map_err(failed)

@@ -115,7 +115,7 @@ pub struct Footprint {
     /// Of the model that is evaluated afterwards: adapters are in its weights, none quantised; streamed where training is.
     #[serde(skip)]
     weights_after: u64,
-    /// Weights of one file of the result.
+    /// The largest weight while an adapter is merged into it.
     #[serde(skip)]
     merged: u64,
     /// Frozen weights while they are used.
@@ -255,10 +255,10 @@ impl Footprint {
                 (_, true) => (base - projections) * element + from_files,
             },
             dequantised,
-            // adapters are merged a file at a time, on the CPU beside the weights
-            merged: match (load.num_adapter_weights, load.fast_cpu) {
-                (Some(_), true) => (base * element).min(SHARD),
-                _ => 0,
+            // adapters are merged a weight at a time: the weight, what is added and their sum in f32, what is stored
+            merged: match load.num_adapter_weights {
+                Some(_) => c * f * (4 * F32 + element),
+                None => 0,
             },
         };
         match load.fast_cpu {
