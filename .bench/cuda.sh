@@ -37,6 +37,7 @@ for part in $parts; do
       python3 .bench/cuda_peer.py qwen2.5-7b 32768 1 --lora 16
       ;;
     sanitizer) # every access of the kernels
+      command -v compute-sanitizer > /dev/null || { echo "no compute-sanitizer here"; continue; }
       for tests in cuda_kernels cuda_attention; do
         compute-sanitizer --error-exitcode 9 "$bin/$tests" --test-threads=1 2>&1 | tail -3
       done

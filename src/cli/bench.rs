@@ -267,7 +267,7 @@ fn check_memory(
     let whole = config.num_parameters() as u64 * if is_16_bit { 2 } else { 4 };
     let peak = Footprint::new(config, &load)
         .peak()
-        .max(Footprint::sampling(config, &sampling).peak())
+        .max(Footprint::drawing(config, &sampling))
         .max(whole);
     if peak <= room {
         return Ok(());

@@ -144,7 +144,7 @@ pub fn size(text: &str) -> std::result::Result<u64, String> {
         .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" => {
+        "" if !number.is_empty() => {
             return Err(format!(
                 "`{number}` of what? a size has a unit, such as {number}GiB"
             ));

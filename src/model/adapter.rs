@@ -215,6 +215,7 @@ impl CausalLm {
     /// # Errors
     /// A target that the model does not have; a model that has adapters already.
     pub fn with_adapters(self, config: AdapterConfig, seed: u64) -> Result<Self> {
+        config.check_rank(&self.config)?;
         let mut stream = 0;
         self.with_adapters_from(config, |name, shape| {
             stream += 1;
@@ -251,7 +252,6 @@ impl CausalLm {
                 .with_hint("the rank is `r` of PEFT, usually 4 to 128"));
         }
         self.check_targets(&config)?;
-        config.check_rank(&self.config)?;
         self.num_frozen = self.parameters.len();
         let shapes = self.config.weight_shapes();
         let mut of_weight = BTreeMap::new();

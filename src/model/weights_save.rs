@@ -11,8 +11,8 @@ use std::fs::{self, File};
 use std::path::Path;
 
 /// Writes weights and `config.json` to `folder`, one file or several of at most `max_shard_bytes`; `get` gives the weight of
-/// each of `names`, one after the other. Weights of an earlier save that are not written over are
-/// removed: readers differ in which of two checkpoints they take.
+/// each of `names`, one after the other. Weights of an earlier save that are not written over are removed: readers differ
+/// in which of two checkpoints they take.
 ///
 /// # Errors
 /// The folder cannot be written; as `get`.
@@ -125,7 +125,11 @@ pub(super) fn write_shard(
 ) -> Result<()> {
     let beside = path.with_extension("partial");
     let facts = [&[("format", "pt")], facts].concat();
-    tensor_file::write_each(&beside, entries, &facts, get)?;
+    if let Err(e) = tensor_file::write_each(&beside, entries, &facts, get) {
+        // that it stays is told by the error
+        let _ = fs::remove_file(&beside);
+        return Err(e);
+    }
     publish(&beside, path)
 }
 

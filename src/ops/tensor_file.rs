@@ -1,5 +1,5 @@
-//! Tensors to a safetensors file (<https://github.com/huggingface/safetensors>), a piece at a time: no tensor is in memory
-//! twice, the same tensors give the same bytes, and the file can be read by whom the user lets.
+//! Tensors to a safetensors file (<https://github.com/huggingface/safetensors>): one at a time on the host, where none is
+//! there twice; the same tensors give the same bytes, and the file can be read by whom the user lets.
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, WithDType};
@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-/// Values that are brought to the host at a time.
+/// Values that are copied at a time.
 const PIECE: usize = 1 << 20;
 
 /// What a file says of a tensor.
@@ -41,7 +41,7 @@ pub fn write<S: AsRef<str>>(
 }
 
 /// Writes a tensor for each of `entries` to `path`, those of the widest numbers first and then by name, with `facts` as its
-/// metadata; what was there before is written over. `get` is asked for one after the other, and each is let go before the
+/// metadata; what was there before is written over in place. `get` is asked for one after the other, and each is let go before the
 /// next.
 ///
 /// # Errors
@@ -52,10 +52,14 @@ pub fn write_each(
     facts: &[(&str, &str)],
     get: &dyn Fn(usize) -> Result<Tensor>,
 ) -> Result<()> {
+    let at = |i: usize, e: Error| {
+        let name = entries[i].name;
+        e.at(format!("`{}`: tensor `{name}`", path.display()))
+    };
     let mut sorted: Vec<(usize, Dtype)> = entries
         .iter()
         .enumerate()
-        .map(|(i, entry)| Ok((i, stored(entry.dtype)?)))
+        .map(|(i, entry)| Ok((i, stored(entry.dtype).map_err(|e| at(i, e))?)))
         .collect::<Result<_>>()?;
     sorted.sort_by(|a, b| b.1.cmp(&a.1).then(entries[a.0].name.cmp(entries[b.0].name)));
     let mut header = Map::new();
@@ -86,7 +90,7 @@ pub fn write_each(
         .map_err(failed)?;
     for (i, _) in sorted {
         let entry = &entries[i];
-        let at = |e: Error| e.at(format!("tensor `{}`", entry.name));
+        let at = |e: Error| at(i, e);
         let tensor = get(i).map_err(at)?;
         if (tensor.dtype(), tensor.dims()) != (entry.dtype, entry.shape) {
             return Err(at(Error::input(format!(
@@ -129,7 +133,8 @@ fn write_values(
     tensor: &Tensor,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<io::Result<()>> {
-    let flat = tensor.flatten_all()?;
+    // whole: candle brings the whole of a view's storage to the host
+    let flat = tensor.flatten_all()?.to_device(&Device::Cpu)?;
     let len = flat.elem_count();
     for start in (0..len).step_by(PIECE) {
         let piece = flat.narrow(0, start, PIECE.min(len - start))?;
@@ -154,7 +159,7 @@ fn bytes_of<T: WithDType + bytemuck::Pod>(
     piece: &Tensor,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<io::Result<()>> {
-    let piece = piece.to_device(&Device::Cpu)?.to_vec1::<T>()?;
+    let piece = piece.to_vec1::<T>()?;
     // as the format has them on every machine that candle runs on: the lowest byte first
     Ok(take(bytemuck::cast_slice(&piece)))
 }

@@ -65,9 +65,19 @@ pub fn estimate(
     reporter: &dyn Reporter,
     stop: &Stop,
 ) -> Result<Estimate> {
+    estimated(plan, device_memory, false, reporter, stop)
+}
+
+fn estimated(
+    plan: &Plan,
+    device_memory: Option<u64>,
+    is_stage: bool,
+    reporter: &dyn Reporter,
+    stop: &Stop,
+) -> Result<Estimate> {
     let config = planned_config(&plan.student)?;
     check_positions(&config, plan)?;
-    let all = of_sft(plan, &config, device_memory);
+    let all = sft(plan, &config, device_memory, is_stage);
     let recompute = all.recompute.unwrap_or_default();
     Ok(Estimate {
         work: work(plan, &config, recompute, reporter, stop)?,
@@ -77,9 +87,15 @@ pub fn estimate(
 
 /// The same of a model of shape `config`, without looking at the traces.
 pub fn of_sft(plan: &Plan, config: &ModelConfig, device_memory: Option<u64>) -> Estimate {
+    sft(plan, config, device_memory, false)
+}
+
+/// `is_stage`: what it starts from is what another stage left.
+fn sft(plan: &Plan, config: &ModelConfig, device_memory: Option<u64>, is_stage: bool) -> Estimate {
     let load = load(plan, config);
     let full = vec![plan.sft.max_length; plan.sft.batch_size];
-    let of = (Footprint::new as Shape, "sft", in_files(&plan.student));
+    let in_files = is_stage || in_files(&plan.student);
+    let of = (Footprint::new as Shape, "sft", in_files);
     trained(config, load, of, device_memory, &full)
 }
 
@@ -104,7 +120,10 @@ pub fn estimate_stages(
 ) -> Result<Vec<StageEstimate>> {
     let of = |stage: &StagePlan| -> Result<StageEstimate> {
         let estimate = match &stage.job {
-            Job::Sft { .. } => Some(estimate(&plan.sft(stage)?, device_memory, reporter, stop)?),
+            Job::Sft { .. } => {
+                let (sft, is_stage) = (plan.sft(stage)?, stage.model.is_some());
+                Some(estimated(&sft, device_memory, is_stage, reporter, stop)?)
+            }
             Job::Select { .. } => None,
             _ => {
                 let config = planned_config(stage.student()?)?;
@@ -136,7 +155,12 @@ pub fn of_stage(
     reporter: &dyn Reporter,
 ) -> Result<Option<Estimate>> {
     Ok(match &stage.job {
-        Job::Sft { .. } => Some(of_sft(&plan.sft(stage)?, config, device_memory)),
+        Job::Sft { .. } => Some(sft(
+            &plan.sft(stage)?,
+            config,
+            device_memory,
+            stage.model.is_some(),
+        )),
         Job::Select { .. } => None,
         Job::RewardModel { table, .. } => {
             let training = table.training();
@@ -217,7 +241,8 @@ fn of_sampling(
     let stream = is_streamed(student);
     let of = |num_slots, stream| Footprint::sampling(config, &load(num_slots, stream));
     let memory = of(num_slots, stream);
-    let may_stream = !stream && student.adapter.is_some() && in_files(student);
+    let may_stream =
+        !stream && student.adapter.is_some() && (stage.model.is_some() || in_files(student));
     let mut advice = Vec::new();
     if let Some(bytes) = device_memory.filter(|bytes| memory.peak() > *bytes) {
         let streamed = largest_batch(num_slots, |n| may_stream && of(n, true).peak() <= bytes);

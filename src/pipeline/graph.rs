@@ -234,15 +234,16 @@ pub fn run(
     check_rerun(plan, &options.rerun)?;
     let folder = RunFolder::open(&root)?;
     let mut fitting = plan.clone();
-    let mut is_checked = vec![false; plan.stages.len()];
+    let mut checked: Vec<Option<ModelConfig>> = vec![None; plan.stages.len()];
     let mut check = |i: usize, config: Option<&ModelConfig>| -> Result<()> {
         let stage = &plan.stages[i];
-        if !is_checked[i]
+        let shapes = |config: &ModelConfig| config.weight_shapes();
+        if (checked[i].is_none() || checked[i].as_ref().map(shapes) != config.map(shapes))
             && let Some(recompute) = fit::check_stage(plan, stage, config, options, reporter)?
         {
             fitting.stages[i].job.set_recompute(recompute);
         }
-        is_checked[i] |= config.is_some();
+        checked[i] = config.cloned();
         Ok(())
     };
     // before anything is fetched or thrown away, where the shape is known; what else is wrong is told where it is met

@@ -9,7 +9,8 @@
 //! - [`publish`]: what of a run goes to the Hub; [`publish_card`], [`publish_data`]: what the cards say; [`publish_lineage`]:
 //!   where a model comes from, in its run; [`publish_chain`]: and before, with every licence; [`publish_license`]: what
 //!   licences want; [`publish_parquet`]: rows as parquet;
-//! - [`estimate`]: what a run would take; `advice`: what to change where that is too much; [`fit`]: whether there is so much; [`export`]: a model as a GGUF file;
+//! - [`estimate`]: what a run would take; `advice`: what to change where that is too much; [`fit`]: whether there is so much;
+//!   [`export`]: a model as a GGUF file;
 //! - [`preview`]: rows as the trainer will see them.
 
 mod advice;

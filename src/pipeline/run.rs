@@ -78,13 +78,17 @@ pub fn run(
     };
     // before anything is fetched, where the shape is known
     let planned = planned_config(&plan.student).ok().filter(|_| trains);
+    let mut fitting = None;
     if let Some(config) = &planned {
-        plan.sft.recompute = check(&plan, config)?.unwrap_or(plan.sft.recompute);
+        fitting = check(&plan, config)?;
     }
     let student = Student::open(&plan, reporter)?;
-    if trains && planned.is_none() {
-        plan.sft.recompute = check(&plan, student.config())?.unwrap_or(plan.sft.recompute);
-    } else if !trains && plan.sft.recompute == Recompute::Auto {
+    let shapes = |config: &ModelConfig| config.weight_shapes();
+    if trains && planned.as_ref().map(shapes) != Some(shapes(student.config())) {
+        fitting = check(&plan, student.config())?;
+    }
+    plan.sft.recompute = fitting.unwrap_or(plan.sft.recompute);
+    if !trains && plan.sft.recompute == Recompute::Auto {
         plan.sft.recompute = fit::recomputed(&root, None).unwrap_or_default();
     }
     let plan = &plan;

@@ -299,6 +299,16 @@ impl Footprint {
         }
     }
 
+    /// Bytes of sampling from a model as it is trained, none of it merged.
+    pub fn drawing(config: &ModelConfig, load: &Load) -> u64 {
+        let all = Self::new(config, load);
+        let held = all.weights + all.dequantised + all.kv_cache;
+        match load.fast_cpu {
+            true => PROCESS + held + held / PROCESS_SHARE,
+            false => held,
+        }
+    }
+
     /// The footprint of training a model that scores: no row of logits.
     pub fn scoring(config: &ModelConfig, load: &Load) -> Self {
         let mut scorer = config.clone();

@@ -20,7 +20,7 @@ pub fn rows_without_loss(micro: &MicroBatch, logprobs: &[f32]) -> Vec<usize> {
 
 /// Refuses to save weights that are not finite: the update of `step` may have overflowed.
 pub fn check_weights(step: usize, model: &CausalLm) -> crate::Result<()> {
-    match broken_weights(model) {
+    match broken_weights(model)? {
         weights if weights.is_empty() => Ok(()),
         weights => Err(weights_error(step, &weights)),
     }
@@ -28,7 +28,7 @@ pub fn check_weights(step: usize, model: &CausalLm) -> crate::Result<()> {
 
 /// The loss of `rows` is not finite in `step`.
 pub fn loss_error(step: usize, rows: &[usize], examples: &dyn Examples, model: &CausalLm) -> Error {
-    let weights = broken_weights(model);
+    let weights = broken_weights(model).unwrap_or_default();
     if !weights.is_empty() {
         return weights_error(step, &weights);
     }
@@ -95,7 +95,7 @@ pub fn update_error(
     alone: &mut dyn FnMut(usize, &mut Gradients) -> crate::Result<()>,
     gradients: &mut Gradients,
 ) -> Error {
-    let weights = broken_weights(model);
+    let weights = broken_weights(model).unwrap_or_default();
     if !weights.is_empty() {
         return weights_error(update.step, &weights);
     }
@@ -149,13 +149,14 @@ fn weights_error(step: usize, weights: &[String]) -> Error {
     }
 }
 
-fn broken_weights(model: &CausalLm) -> Vec<String> {
-    let (_, trained) = model.trained();
-    trained
-        .iter()
-        .filter(|p| !gradients::is_finite(&p.value).unwrap_or(false))
-        .map(|p| format!("`{}`", p.name))
-        .collect()
+fn broken_weights(model: &CausalLm) -> crate::Result<Vec<String>> {
+    let mut broken = Vec::new();
+    for p in model.trained().1 {
+        if !gradients::is_finite(&p.value)? {
+            broken.push(format!("`{}`", p.name));
+        }
+    }
+    Ok(broken)
 }
 
 fn row_names(rows: &[usize], examples: &dyn Examples) -> String {

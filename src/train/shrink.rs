@@ -74,6 +74,30 @@ pub fn changes_to_fit(
     if fits(&load) {
         return Some(changes);
     }
+    let may_stream = in_files && load.num_adapter_weights.is_some();
+    let streamed = |load: &Load| Load {
+        stream: true,
+        ..*load
+    };
+    // the merged weights that are evaluated do not fit beside a single sequence
+    let alone = Load {
+        num_slots: 1,
+        quant: None,
+        num_adapter_weights: None,
+        ..load
+    };
+    let evaluates = load.num_slots > 0 && load.rollouts.is_none();
+    if may_stream
+        && !load.stream
+        && evaluates
+        && Footprint::sampling(config, &alone).peak() > memory
+    {
+        load = streamed(&load);
+        changes.push(Change::Stream);
+        if fits(&load) {
+            return Some(changes);
+        }
+    }
     if load.num_slots > 1 {
         let without = Load {
             num_slots: 0,
@@ -98,17 +122,6 @@ pub fn changes_to_fit(
                 return Some(changes);
             }
         }
-    }
-    let may_stream = in_files && load.num_adapter_weights.is_some() && !load.stream;
-    let streamed = |load: &Load| Load {
-        stream: true,
-        ..*load
-    };
-    // what is left is the model that is evaluated, all of whose weights are held
-    let training = Footprint::new(config, &load).without_evaluation().peak();
-    if may_stream && training <= memory && fits(&streamed(&load)) {
-        changes.push(Change::Stream);
-        return Some(changes);
     }
     // packs longer than the longest row buy little speed
     if load.pack_length > load.max_length {
@@ -151,7 +164,7 @@ pub fn changes_to_fit(
         }
     }
     // on the host quantised weights are where they are streamed from
-    if may_stream && (load.quant.is_none() || !load.on_host) {
+    if may_stream && !load.stream && (load.quant.is_none() || !load.on_host) {
         load = streamed(&load);
         changes.push(Change::Stream);
         if fits(&load) {
