@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 0 | [`random`] | numbers of a seed, the same everywhere |
 //! | 1 | [`error`], [`progress`] | the error enum with its hints; the reporter trait (no terminal code) |
-//! | 1 | [`ops`] | operations with a backward, plain and fast |
+//! | 1 | [`ops`] | operations with a backward, plain and fast; tensors to the device and to files |
 //! | 1 | [`verify`] | text to verdict |
 //! | 2 | [`recipe`] | TOML to typed recipe to resolved plan; cards of students and suites |
 //! | 2 | [`hub`] | models and data sets from the Hugging Face Hub |

@@ -41,8 +41,8 @@ pub fn write<S: AsRef<str>>(
 }
 
 /// Writes a tensor for each of `entries` to `path`, those of the widest numbers first and then by name, with `facts` as its
-/// metadata; what was there before is written over in place. `get` is asked for one after the other, and each is let go before the
-/// next.
+/// metadata; what was there before is written over in place. `get` is asked for one after the other, and each is let go
+/// before the next.
 ///
 /// # Errors
 /// The disk refuses; a dtype that the format does not have; a tensor that is not as its entry says; those of `get`.

@@ -59,13 +59,13 @@ fn other_methods(config: &ModelConfig, load: &Load, adapters: bool) -> Vec<(&'st
 /// A change as people make it.
 fn say(change: &Change, load: &Load, table: &str) -> String {
     match change {
-                Change::Recompute(level) => format!("`{table}.recompute = \"auto\"`, or \"{}\": {}, the same numbers", level.name(), costs(*level)),
-                Change::Adam8bit => format!("`{table}.optimizer = \"adamw_8bit\"`: optimiser states in a quarter of the memory, rounded to 8 bits"),
-                Change::Stream => "`student.lora.stream = true`: frozen weights wait on the host and come for each use, slower, the same numbers".to_string(),
-                Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
-                Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),
-                Change::MaxLength(n) => format!("`{table}.max_length = {n}`: longer rows are dropped, so it changes what is learned"),
-                Change::Slots(n) => format!("`{}.batch_size = {n}`: fewer sequences side by side, the same numbers", if load.rollouts.is_some() { table } else { "eval" }),
+        Change::Recompute(level) => format!("`{table}.recompute = \"auto\"`, or \"{}\": {}, the same numbers", level.name(), costs(*level)),
+        Change::Adam8bit => format!("`{table}.optimizer = \"adamw_8bit\"`: optimiser states in a quarter of the memory, rounded to 8 bits"),
+        Change::Stream => "`student.lora.stream = true`: frozen weights wait on the host and come for each use, slower, the same numbers".to_string(),
+        Change::PackLength(n) => format!("`{table}.pack_length = {n}`: smaller packs, the same numbers"),
+        Change::MaxLength(n) if load.rollouts.is_some() => format!("prompts and completions of {n} tokens together, by `{table}.max_new_tokens`: longer ones are cut off, so it changes what is learned"),
+        Change::MaxLength(n) => format!("`{table}.max_length = {n}`: longer rows are dropped, so it changes what is learned"),
+        Change::Slots(n) => format!("`{}.batch_size = {n}`: fewer sequences side by side, the same numbers", if load.rollouts.is_some() { table } else { "eval" }),
     }
 }
 

@@ -23,7 +23,8 @@ pub const SHARD: u64 = 5_000_000_000;
 /// that the allocator keeps between sizes.
 const PROCESS: u64 = 96 << 20;
 const PROCESS_SHARE: u64 = 20;
-/// The same of a run that only trains, its data and files included: fitted to twelve of them (`.bench/memory.py`).
+/// The same of a run that only trains, its data and files included: fitted to 22 of them (`.bench/memory.py`, and ten with a
+/// large vocabulary).
 const TRAINING: u64 = 112 << 20;
 const TRAINING_SHARE: u64 = 7;
 /// The same where sampling and training ask for blocks of other sizes in turn.

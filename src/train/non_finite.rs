@@ -28,6 +28,7 @@ pub fn check_weights(step: usize, model: &CausalLm) -> crate::Result<()> {
 
 /// The loss of `rows` is not finite in `step`.
 pub fn loss_error(step: usize, rows: &[usize], examples: &dyn Examples, model: &CausalLm) -> Error {
+    // where they cannot be looked at, what is known is still told
     let weights = broken_weights(model).unwrap_or_default();
     if !weights.is_empty() {
         return weights_error(step, &weights);
@@ -95,6 +96,7 @@ pub fn update_error(
     alone: &mut dyn FnMut(usize, &mut Gradients) -> crate::Result<()>,
     gradients: &mut Gradients,
 ) -> Error {
+    // where they cannot be looked at, what is known is still told
     let weights = broken_weights(model).unwrap_or_default();
     if !weights.is_empty() {
         return weights_error(update.step, &weights);
